@@ -1,0 +1,30 @@
+# payment_sync: the core library here, each transport in a directory below
+# src/transport, all built by PGXS.  The control file holds the version.
+EXTENSION = payment_sync
+EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" payment_sync.control)
+DATA = payment_sync--1.0.sql
+MODULE_big = payment_sync
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/capture/*.c src/log/*.c \
+	src/sync/*.c src/deliver/*.c src/worker/*.c src/stats/*.c src/transport/*.c)))
+
+# Build fewer with "make TRANSPORTS=".
+TRANSPORTS ?= postgres
+SUBDIRS = $(addprefix src/transport/,$(TRANSPORTS))
+
+REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))
+REGRESS_OPTS = --inputdir=.
+ISOLATION = $(patsubst test/isolation/specs/%.spec,%,$(sort $(wildcard test/isolation/specs/*.spec)))
+ISOLATION_OPTS = --inputdir=test/isolation
+
+DEPFILES = $(OBJS:.o=.d)
+EXTRA_CLEAN = $(DEPFILES)
+PG_CPPFLAGS = -I$(CURDIR)/src -DPSYNC_VERSION='"$(EXTVERSION)"' -MMD -MP
+override with_llvm = no
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+$(call recurse,all install installdirs uninstall clean distclean)
+
+-include $(DEPFILES)
