@@ -1,0 +1,86 @@
+/*
+ * compat.h
+ *		Differences between PostgreSQL 14 and 18.  The only file that looks at
+ *		PG_VERSION_NUM.
+ */
+#ifndef PSYNC_COMPAT_H
+#define PSYNC_COMPAT_H
+
+#include "pg_config.h"
+
+#if PG_VERSION_NUM < 140000 || PG_VERSION_NUM >= 190000
+#error "payment_sync supports PostgreSQL 14 to 18"
+#endif
+
+/* ------------------------------------------------- background processes */
+
+#include "storage/proc.h"
+#include "utils/wait_event.h"
+
+/* Wait events of one's own came with 17; before, all share one name. */
+#if PG_VERSION_NUM >= 170000
+#define psync_wait_event_new(name)	WaitEventExtensionNew(name)
+#else
+#define psync_wait_event_new(name)	((void) (name), (uint32) PG_WAIT_EXTENSION)
+#endif
+
+/* A process's index into ProcGlobal->allProcs. */
+#if PG_VERSION_NUM >= 170000
+#define psync_my_proc_number()		((uint32) MyProcNumber)
+#else
+#define psync_my_proc_number()		((uint32) MyProc->pgprocno)
+#endif
+
+/* A random number in [0, 1), good enough for jitter. */
+#if PG_VERSION_NUM >= 150000
+#include "common/pg_prng.h"
+#define psync_random()	pg_prng_double(&pg_global_prng_state)
+#else
+#define psync_random()	((double) random() / ((double) PG_INT32_MAX + 1))
+#endif
+
+/* Shared memory is asked for in a hook since 15, from _PG_init before. */
+#if PG_VERSION_NUM >= 150000
+#define PSYNC_HAVE_SHMEM_REQUEST_HOOK
+#endif
+
+#if PG_VERSION_NUM < 150000
+#define MarkGUCPrefixReserved(prefix)	EmitWarningsOnPlaceholders(prefix)
+#endif
+
+/* Ownership checks have had one function for all classes since 16. */
+#include "utils/acl.h"
+#if PG_VERSION_NUM >= 160000
+#include "catalog/pg_database.h"
+#include "catalog/pg_extension.h"
+#define psync_owns_database(oid, user) \
+	object_ownercheck(DatabaseRelationId, (oid), (user))
+#define psync_owns_extension(oid, user) \
+	object_ownercheck(ExtensionRelationId, (oid), (user))
+#else
+#define psync_owns_database(oid, user)	pg_database_ownercheck((oid), (user))
+#define psync_owns_extension(oid, user) pg_extension_ownercheck((oid), (user))
+#endif
+
+/* Databases left half-dropped are marked by this connection limit. */
+#include "catalog/pg_database.h"
+#ifndef DATCONNLIMIT_INVALID_DB
+#define DATCONNLIMIT_INVALID_DB		(-2)
+#endif
+
+/* Virtual generated columns, never stored, came with 18. */
+#if PG_VERSION_NUM >= 180000
+#define psync_att_is_virtual(att) \
+	((att)->attgenerated == ATTRIBUTE_GENERATED_VIRTUAL)
+#else
+#define psync_att_is_virtual(att)	((void) (att), false)
+#endif
+
+/* A missing column may be tolerated since 16; here none is missing. */
+#if PG_VERSION_NUM >= 160000
+#define psync_attrmap_by_name(in, out) build_attrmap_by_name((in), (out), false)
+#else
+#define psync_attrmap_by_name(in, out) build_attrmap_by_name((in), (out))
+#endif
+
+#endif							/* PSYNC_COMPAT_H */

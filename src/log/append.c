@@ -1,0 +1,547 @@
+/*
+ * append.c
+ *		Appending changes to the change log, on the writer's path.
+ *
+ * Changes of a transaction are packed into chunks in memory and written with
+ * heap_insert(): no executor, no index, no TOAST.  A chunk is written when it
+ * is full, and before the commit (or prepare) of its transaction; so the log
+ * holds a change if and only if its transaction committed (P1).
+ *
+ * Subtransactions.  Pending chunks form a stack, one entry per nesting level
+ * that has logged something.  A chunk that fills up is written under the id
+ * of the level that made it, so a later rollback to a savepoint kills it; an
+ * entry is joined with its parent's when its level commits and dropped when
+ * it aborts.  Only the top entry ever grows, hence only it is ever written
+ * before the commit.
+ *
+ * Positions.  A change gets the larger of "previous position of this writer +
+ * 1" and the end of the last WAL record that this transaction wrote.  Let
+ * transaction 2 change a row that transaction 1 has changed.  It can do so
+ * only after 1 has committed, so its own record of the row change ends behind
+ * 1's commit record; and 1's positions all lie before its commit record,
+ * because "+ 1" counts slower than the WAL that holds the changes grows.
+ * ensure_wal_beyond() makes sure of the latter even where a table skips WAL.
+ * No sequence, no shared counter is touched (P10).  TRUNCATE logs before it
+ * writes WAL of its own, so it takes the server's insert position instead.
+ *
+ * Where chunks go.  Readers remember up to which block they have read, so a
+ * chunk must never land before the last block.  psync_append_tuple() chooses
+ * the last page and inserts under one short lock: a lightweight lock when
+ * the library is preloaded, else a heavyweight one.
+ */
+#include "postgres.h"
+
+#include "access/heapam.h"
+#include "access/hio.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xloginsert.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_control.h"
+#include "common/hashfn.h"
+#include "miscadmin.h"
+#include "port/pg_bswap.h"
+#include "storage/ipc.h"
+#include "storage/lmgr.h"
+#include "storage/lwlock.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/xid8.h"
+
+#include "compat.h"
+#include "log/log.h"
+#include "log/log_internal.h"
+
+/* Locks are shared by all databases; a few keep them out of each other's way. */
+#define PSYNC_APPEND_LOCKS		16
+#define PSYNC_APPEND_TRANCHE	"payment_sync append"
+
+/* objsubid of the heavyweight append lock, so that it meets no other user. */
+#define PSYNC_APPEND_OBJSUBID	17
+
+/* The open chunk of one nesting level. */
+typedef struct PsyncPending
+{
+	int			nest_level;
+	int			changes;		/* 0: the entry is empty */
+	uint64		base;			/* position to which the changes' deltas relate */
+	char		origin[NAMEDATALEN];	/* "" for local changes */
+	StringInfoData data;
+} PsyncPending;
+
+char	   *psync_origin = NULL;
+void		(*psync_log_commit_hook) (void) = NULL;
+
+static MemoryContext pending_context = NULL;
+static PsyncPending *pending = NULL;
+static int	pending_count = 0;	/* entries in use; the last is the top */
+static int	pending_capacity = 0;
+
+/* Of the current top-level transaction. */
+static uint64 last_position = 0;
+static bool logged = false;
+
+/* The change between psync_log_begin() and psync_log_end(). */
+static PsyncPending *current = NULL;
+static int	current_start = 0;	/* its offset in current->data */
+static int	current_old = 0;	/* offset of its old part's size, 0: none yet */
+
+static LWLockPadded *append_locks = NULL;
+
+static void
+put_uint32(char *at, uint32 value)
+{
+	value = pg_hton32(value);
+	memcpy(at, &value, sizeof(value));
+}
+
+/*
+ * The lock that orders appends to a log table.  All processes agree on its
+ * kind: shared memory exists for all or for none.
+ */
+static void
+append_lock(Oid relid)
+{
+	if (append_locks != NULL)
+	{
+		uint32		h = murmurhash32(MyDatabaseId ^ murmurhash32(relid));
+
+		LWLockAcquire(&append_locks[h % PSYNC_APPEND_LOCKS].lock, LW_EXCLUSIVE);
+	}
+	else
+		LockDatabaseObject(RelationRelationId, relid, PSYNC_APPEND_OBJSUBID,
+						   ExclusiveLock);
+}
+
+static void
+append_unlock(Oid relid)
+{
+	if (append_locks != NULL)
+	{
+		uint32		h = murmurhash32(MyDatabaseId ^ murmurhash32(relid));
+
+		LWLockRelease(&append_locks[h % PSYNC_APPEND_LOCKS].lock);
+	}
+	else
+		UnlockDatabaseObject(RelationRelationId, relid, PSYNC_APPEND_OBJSUBID,
+							 ExclusiveLock);
+}
+
+/*
+ * Insert one tuple at the end of the log table.  With no target block and no
+ * free space map, heap_insert() tries the last page and then extends.
+ */
+static void
+append_tuple(Relation rel, HeapTuple tuple)
+{
+	Assert(MAXALIGN(tuple->t_len) <= MaxHeapTupleSize);
+
+	append_lock(RelationGetRelid(rel));
+	RelationSetTargetBlock(rel, InvalidBlockNumber);
+	heap_insert(rel, tuple, GetCurrentCommandId(true), HEAP_INSERT_SKIP_FSM,
+				NULL);
+	append_unlock(RelationGetRelid(rel));
+}
+
+/*
+ * Write the entry's chunk under the current (sub)transaction's id, in as many
+ * tuples as it takes, and empty the entry.
+ */
+static void
+write_chunk(PsyncPending *entry)
+{
+	Relation	rel;
+	Datum		values[PSYNC_LOG_NATTS];
+	bool		nulls[PSYNC_LOG_NATTS] = {false};
+	NameData	origin;
+	int			offset = 0;
+
+	Assert(entry->changes > 0);
+	Assert(entry->nest_level == GetCurrentTransactionNestLevel());
+
+	rel = table_open(psync_log_relid(psync_log_active()), RowExclusiveLock);
+
+	values[0] = FullTransactionIdGetDatum(GetTopFullTransactionId());
+	values[1] = Int64GetDatum((int64) entry->base);
+	values[2] = TimestampTzGetDatum(GetCurrentTimestamp());
+	values[3] = Int32GetDatum(entry->changes);
+	namestrcpy(&origin, entry->origin);
+	values[4] = NameGetDatum(&origin);
+	nulls[4] = entry->origin[0] == '\0';
+
+	while (offset < entry->data.len)
+	{
+		int			size = Min(entry->data.len - offset, PSYNC_CHUNK_BYTES_MAX);
+		bytea	   *data = (bytea *) palloc(VARHDRSZ + size);
+		HeapTuple	tuple;
+
+		SET_VARSIZE(data, VARHDRSZ + size);
+		memcpy(VARDATA(data), entry->data.data + offset, size);
+		values[5] = PointerGetDatum(data);
+		tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+		append_tuple(rel, tuple);
+		heap_freetuple(tuple);
+		pfree(data);
+
+		offset += size;
+		values[3] = Int32GetDatum(0);	/* the rest continues this one */
+	}
+
+	/* the lock stays until the end of the transaction, as for any writer */
+	table_close(rel, NoLock);
+
+	entry->changes = 0;
+	if (entry->data.maxlen > 16 * PSYNC_CHUNK_BYTES_MAX)
+	{
+		pfree(entry->data.data);
+		initStringInfo(&entry->data);
+	}
+	else
+		resetStringInfo(&entry->data);
+}
+
+/*
+ * The entry of the current nesting level, made if need be.  A new level's
+ * chunk relates to the same base as its parent's, so that the two can be
+ * joined by appending.
+ */
+static PsyncPending *
+pending_entry(void)
+{
+	int			level = GetCurrentTransactionNestLevel();
+	PsyncPending *entry;
+
+	if (pending_count > 0 && pending[pending_count - 1].nest_level == level)
+		return &pending[pending_count - 1];
+
+	Assert(pending_count == 0 ||
+		   pending[pending_count - 1].nest_level < level);
+
+	if (pending_count == pending_capacity)
+	{
+		int			capacity = Max(4, pending_capacity * 2);
+		MemoryContext old = MemoryContextSwitchTo(pending_context);
+
+		if (pending == NULL)
+			pending = palloc(capacity * sizeof(PsyncPending));
+		else
+			pending = repalloc(pending, capacity * sizeof(PsyncPending));
+		for (int i = pending_capacity; i < capacity; i++)
+			initStringInfo(&pending[i].data);
+		pending_capacity = capacity;
+		MemoryContextSwitchTo(old);
+	}
+
+	entry = &pending[pending_count++];
+	entry->nest_level = level;
+	entry->changes = 0;
+	entry->base = 0;
+	entry->origin[0] = '\0';
+	resetStringInfo(&entry->data);
+	return entry;
+}
+
+/* Give the entry the base and origin for a first change at this position. */
+static void
+start_chunk(PsyncPending *entry, uint64 position, const char *origin)
+{
+	PsyncPending *parent = entry > pending ? entry - 1 : NULL;
+
+	Assert(entry->changes == 0 && entry->data.len == 0);
+
+	strlcpy(entry->origin, origin, NAMEDATALEN);
+	entry->base = position;
+	if (parent != NULL && parent->changes > 0 &&
+		position - parent->base <= PG_UINT32_MAX &&
+		strcmp(parent->origin, origin) == 0)
+		entry->base = parent->base;
+}
+
+static uint64
+next_position(PsyncOperation op)
+{
+	uint64		wal = XactLastRecEnd;
+
+	/* TRUNCATE's own WAL is yet to come: see the header comment */
+	if (op == PSYNC_TRUNCATE || XLogRecPtrIsInvalid(wal))
+		wal = GetXLogInsertRecPtr();
+
+	return Max(last_position + 1, wal);
+}
+
+void
+psync_log_advance(void)
+{
+	last_position = Max(last_position, GetXLogInsertRecPtr());
+}
+
+/*
+ * Begin a change; the caller appends the new image to the returned buffer.
+ */
+StringInfo
+psync_log_begin(PsyncOperation op, uint32 shape_id)
+{
+	const char *origin = psync_origin != NULL ? psync_origin : "";
+	uint64		position = next_position(op);
+	PsyncPending *entry = pending_entry();
+	char	   *header;
+
+	if (entry->changes > 0 &&
+		(strcmp(entry->origin, origin) != 0 ||
+		 position - entry->base > PG_UINT32_MAX))
+		write_chunk(entry);
+	if (entry->changes == 0)
+	{
+		/* a change begun and then given up leaves bytes but no change */
+		resetStringInfo(&entry->data);
+		start_chunk(entry, position, origin);
+	}
+
+	current = entry;
+	current_start = entry->data.len;
+	current_old = 0;
+
+	enlargeStringInfo(&entry->data, PSYNC_CHANGE_HEADER_SIZE);
+	header = entry->data.data + entry->data.len;
+	header[0] = (char) op;
+	header[1] = 0;
+	put_uint32(header + 2, (uint32) (position - entry->base));
+	put_uint32(header + 6, shape_id);
+	entry->data.len += PSYNC_CHANGE_HEADER_SIZE;
+
+	last_position = position;
+	return &entry->data;
+}
+
+/* The new image is complete, the old part follows. */
+void
+psync_log_old(void)
+{
+	Assert(current != NULL && current_old == 0);
+
+	current_old = current->data.len;
+	put_uint32(current->data.data + current_start + 10,
+			   current_old - current_start - PSYNC_CHANGE_HEADER_SIZE);
+	enlargeStringInfo(&current->data, sizeof(uint32));
+	current->data.len += sizeof(uint32);
+}
+
+/*
+ * The change is complete.  If the chunk has outgrown a page by it, the chunk
+ * is written without it, and it begins the next one.
+ */
+void
+psync_log_end(uint8 flags)
+{
+	PsyncPending *entry = current;
+
+	if (current_old == 0)
+		psync_log_old();
+	put_uint32(entry->data.data + current_old,
+			   entry->data.len - current_old - sizeof(uint32));
+	entry->data.data[current_start + 1] = (char) flags;
+	current = NULL;
+	logged = true;
+
+	if (entry->data.len > PSYNC_CHUNK_BYTES_MAX && entry->changes > 0)
+	{
+		int			size = entry->data.len - current_start;
+		char	   *last = palloc(size);
+		uint64		delta;
+
+		memcpy(last, entry->data.data + current_start, size);
+		entry->data.len = current_start;
+		write_chunk(entry);
+
+		/* its position is the last one given out */
+		start_chunk(entry, last_position, psync_origin ? psync_origin : "");
+		delta = last_position - entry->base;
+		Assert(delta <= PG_UINT32_MAX);
+		put_uint32(last + 2, (uint32) delta);
+		appendBinaryStringInfo(&entry->data, last, size);
+		pfree(last);
+	}
+	entry->changes++;
+
+	/* one that fills a page by itself need not wait for company */
+	if (entry->data.len > PSYNC_CHUNK_BYTES_MAX)
+		write_chunk(entry);
+}
+
+/*
+ * Before commit: positions must lie before the end of the WAL that this
+ * transaction has written.  They do, except when a table skipped WAL
+ * (wal_level = minimal) or a savepoint was rolled back just now; then pad.
+ */
+static void
+ensure_wal_beyond(uint64 position)
+{
+	static char padding[4096];
+
+	while (XactLastRecEnd <= position)
+	{
+		XLogBeginInsert();
+		XLogRegisterData(padding, sizeof(padding));
+		(void) XLogInsert(RM_XLOG_ID, XLOG_NOOP);
+	}
+}
+
+static void
+forget_pending(void)
+{
+	pending_count = 0;
+	last_position = 0;
+	logged = false;
+	current = NULL;
+}
+
+static void
+xact_callback(XactEvent event, void *arg)
+{
+	switch (event)
+	{
+		case XACT_EVENT_PRE_COMMIT:
+		case XACT_EVENT_PRE_PREPARE:
+			if (!logged)
+				break;
+			Assert(pending_count <= 1);
+			if (pending_count > 0 && pending[0].changes > 0)
+				write_chunk(&pending[0]);
+			ensure_wal_beyond(last_position);
+			break;
+		case XACT_EVENT_COMMIT:
+			if (logged && psync_log_commit_hook != NULL)
+				psync_log_commit_hook();
+			forget_pending();
+			break;
+		case XACT_EVENT_PREPARE:
+		case XACT_EVENT_ABORT:
+			forget_pending();
+			break;
+		default:
+			break;
+	}
+}
+
+/* May the child's chunk be appended to its parent's? */
+static bool
+can_join(const PsyncPending *parent, const PsyncPending *child)
+{
+	return parent->changes == 0 ||
+		(parent->base == child->base &&
+		 strcmp(parent->origin, child->origin) == 0 &&
+		 parent->data.len + child->data.len <= PSYNC_CHUNK_BYTES_MAX);
+}
+
+static void
+join_parent(void)
+{
+	PsyncPending *child = &pending[pending_count - 1];
+	PsyncPending *parent = &pending[pending_count - 2];
+
+	Assert(can_join(parent, child));
+	if (child->changes > 0)
+	{
+		if (parent->changes == 0)
+		{
+			StringInfoData spare = parent->data;
+
+			parent->data = child->data;
+			child->data = spare;
+			parent->base = child->base;
+			strlcpy(parent->origin, child->origin, NAMEDATALEN);
+		}
+		else
+			appendBinaryStringInfo(&parent->data, child->data.data,
+								   child->data.len);
+		parent->changes += child->changes;
+	}
+	pending_count--;
+}
+
+static void
+subxact_callback(SubXactEvent event, SubTransactionId mySubid,
+				 SubTransactionId parentSubid, void *arg)
+{
+	int			level = GetCurrentTransactionNestLevel();
+	PsyncPending *top;
+
+	if (pending_count == 0)
+		return;
+	top = &pending[pending_count - 1];
+	if (top->nest_level < level)
+		return;
+	Assert(top->nest_level == level || event == SUBXACT_EVENT_ABORT_SUB);
+
+	switch (event)
+	{
+		case SUBXACT_EVENT_PRE_COMMIT_SUB:
+			/* the last moment to write under this level's id */
+			if (top->changes > 0 && pending_count > 1 &&
+				top[-1].nest_level == level - 1 && !can_join(&top[-1], top))
+				write_chunk(top);
+			break;
+		case SUBXACT_EVENT_COMMIT_SUB:
+			if (pending_count > 1 && top[-1].nest_level == level - 1)
+			{
+				if (top->changes == 0)
+					pending_count--;
+				else
+					join_parent();
+			}
+			else
+				top->nest_level = level - 1;
+			break;
+		case SUBXACT_EVENT_ABORT_SUB:
+			while (pending_count > 0 &&
+				   pending[pending_count - 1].nest_level >= level)
+				pending_count--;
+			current = NULL;
+			break;
+		default:
+			break;
+	}
+}
+
+static bool
+check_origin(char **newval, void **extra, GucSource source)
+{
+	if (*newval != NULL && strlen(*newval) >= NAMEDATALEN)
+	{
+		GUC_check_errdetail("An origin is at most %d bytes long.",
+							NAMEDATALEN - 1);
+		return false;
+	}
+	return true;
+}
+
+void
+psync_append_shmem_request(void)
+{
+	RequestNamedLWLockTranche(PSYNC_APPEND_TRANCHE, PSYNC_APPEND_LOCKS);
+}
+
+void
+psync_append_shmem_startup(void)
+{
+	append_locks = GetNamedLWLockTranche(PSYNC_APPEND_TRANCHE);
+}
+
+void
+psync_append_init(void)
+{
+	pending_context = AllocSetContextCreate(TopMemoryContext,
+											"payment_sync pending changes",
+											ALLOCSET_DEFAULT_SIZES);
+	DefineCustomStringVariable("payment_sync.origin",
+							   "Names the origin of changes made in this session.",
+							   "Set by a transport that applies another database's changes; "
+							   "empty for changes made here.",
+							   &psync_origin, "", PGC_USERSET, 0,
+							   check_origin, NULL, NULL);
+	RegisterXactCallback(xact_callback, NULL);
+	RegisterSubXactCallback(subxact_callback, NULL);
+}

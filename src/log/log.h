@@ -1,0 +1,198 @@
+/*
+ * log.h
+ *		The change log: how changes are appended, read in windows, rotated.
+ *
+ * Stored form.  The log is three heaps, payment_sync.log_0 … log_2, of which
+ * one is active.  A heap tuple is a chunk: many changes of one transaction
+ * (and subtransaction and origin), packed:
+ *
+ *	column		type		meaning
+ *	xid			xid8		top-level transaction
+ *	position	int8		of the chunk's first change, or a little less
+ *	at			timestamptz	when the chunk was written
+ *	changes		int4		their number; 0: this tuple continues the data of
+ *							the previous one with the same xid and position
+ *	origin		name		NULL: made here; else who applied them
+ *	data		bytea		the changes, below
+ *
+ * A change that is too large for a page is a chunk of its own, cut into a
+ * first tuple and continuations; the tuples' order in the heap is theirs.
+ *
+ * A change within data (integers big-endian, unaligned):
+ *
+ *	offset	size	meaning
+ *	0		1		operation: I, U, D, T
+ *	1		1		flags: PSYNC_CHANGE_…
+ *	2		4		position, less the chunk's
+ *	6		4		shape id (T: oid of the relation)
+ *	10		4		size of the new image, n (0: none)
+ *	14		n		new image
+ *	14+n	4		size of the old part, o (0: none)
+ *	18+n	o		old part
+ *
+ * Order.  A change's position is the larger of "the writer's previous
+ * position + 1" and the end of its last WAL record; since a transaction that
+ * changes a row again must first see the earlier transaction's end, positions
+ * of one key ascend in the order of its changes (P4).  psync_log_append()'s
+ * comment has the details.  Positions say nothing about commit order: readers
+ * never skip by them, they read windows (P2).
+ *
+ * A window is: chunks visible under snapshot B whose xid is not visible under
+ * snapshot A.
+ */
+#ifndef PSYNC_LOG_H
+#define PSYNC_LOG_H
+
+#include "lib/stringinfo.h"
+#include "storage/block.h"
+#include "storage/itemptr.h"
+#include "utils/timestamp.h"
+
+#include "transport/payment_sync_transport.h"
+
+#define PSYNC_SCHEMA			"payment_sync"
+#define PSYNC_LOG_TABLES		3
+
+#define PSYNC_CHANGE_KEY_CHANGED	0x01
+
+#define PSYNC_CHANGE_HEADER_SIZE	14
+/* A chunk is closed before it grows beyond this many bytes of data. */
+#define PSYNC_CHUNK_BYTES_MAX		7900
+
+/* ---------------------------------------------------------- append.c */
+
+/* Set by payment_sync.origin; NULL or "" for local changes. */
+extern char *psync_origin;
+
+/* Called after a commit that has logged changes; set by the worker layer. */
+extern void (*psync_log_commit_hook) (void);
+
+extern void psync_log_init(void);
+
+/*
+ * Begin and end one change.  Between the two the caller appends to the
+ * returned buffer the new image, calls psync_log_old(), and appends the old
+ * part.  Nothing else may be logged in between; an error in between leaves
+ * the log as it was before.
+ */
+extern StringInfo psync_log_begin(PsyncOperation op, uint32 shape_id);
+extern void psync_log_old(void);
+extern void psync_log_end(uint8 flags);
+
+/*
+ * Let the positions to come lie behind all WAL written so far, by anyone; for
+ * changes that are logged without having written WAL of their own before.
+ */
+extern void psync_log_advance(void);
+
+/* ---------------------------------------------------------- snapshot.c */
+
+/*
+ * A snapshot as pg_snapshot prints it ("xmin:xmax:xip,…"), over top-level
+ * transaction ids with epoch.
+ */
+typedef struct PsyncSnapshot
+{
+	uint64		xmin;
+	uint64		xmax;
+	int			nxip;
+	uint64		xip[FLEXIBLE_ARRAY_MEMBER]; /* ascending */
+} PsyncSnapshot;
+
+extern PsyncSnapshot *psync_snapshot_current(void); /* of the active snapshot */
+extern PsyncSnapshot *psync_snapshot_parse(const char *text);
+extern char *psync_snapshot_text(const PsyncSnapshot *snapshot);
+extern bool psync_snapshot_sees(const PsyncSnapshot *snapshot, uint64 xid);
+/* Does b see everything that a sees? */
+extern bool psync_snapshot_covers(const PsyncSnapshot *b,
+								  const PsyncSnapshot *a);
+
+/* ------------------------------------------------------------ window.c */
+
+/*
+ * Where reading starts: per log table the file it is about (a truncated table
+ * has a new one) and the first block that may hold unread chunks.
+ */
+typedef struct PsyncReadHint
+{
+	Oid			filenode[PSYNC_LOG_TABLES];
+	BlockNumber block[PSYNC_LOG_TABLES];
+} PsyncReadHint;
+
+typedef struct PsyncReader PsyncReader;
+
+/* What the reader found to be in the window. */
+typedef struct PsyncWindowSize
+{
+	uint64		chunks;
+	uint64		changes;
+	uint64		bytes;
+	TimestampTz oldest;			/* earliest "at"; 0 if empty */
+} PsyncWindowSize;
+
+/*
+ * A reader belongs to one sync: it starts after snapshot "after", and
+ * remembers between windows where to go on.  Allocated in a context of its
+ * own below "parent".
+ */
+extern PsyncReader *psync_reader_create(MemoryContext parent,
+										const PsyncSnapshot *after,
+										const PsyncReadHint *hint);
+extern void psync_reader_free(PsyncReader *reader);
+
+/*
+ * Look for the next window: takes a snapshot B, finds its chunks, releases
+ * the snapshot, and flushes WAL up to here (P3).  Needs a transaction without
+ * an active snapshot and leaves it so.  False if the window is empty (the
+ * reader then has moved on all the same).  The snapshot under which B was
+ * taken is handed to "under_snapshot" (may be NULL) while it is still active,
+ * so that a batch can read its chunk under it.
+ */
+extern bool psync_reader_open(PsyncReader *reader, PsyncWindowSize *size,
+							  void (*under_snapshot) (void *arg), void *arg);
+
+/*
+ * The next change of the window, in order of position; false at its end.  The
+ * change is valid until the next call.  shape and table are left NULL:
+ * shape_id names the shape (of T: the relation).  Holds no snapshot between
+ * calls, so the transaction may be ended and begun anew between calls.
+ */
+extern bool psync_reader_next(PsyncReader *reader, PsyncChange *change,
+							  uint32 *shape_id);
+
+/* The window is done: A becomes B.  Or is to be read again from its start. */
+extern void psync_reader_done(PsyncReader *reader);
+extern void psync_reader_rewind(PsyncReader *reader);
+
+extern const PsyncSnapshot *psync_reader_after(PsyncReader *reader);	/* A */
+extern const PsyncSnapshot *psync_reader_upto(PsyncReader *reader); /* B */
+extern void psync_reader_hint(PsyncReader *reader, PsyncReadHint *hint);
+
+extern void psync_log_flush_wal(void);
+
+/* Decode the change at *offset of a chunk's data, advancing it. */
+extern void psync_change_decode(const char *data, uint32 size, uint32 *offset,
+								uint64 first_position, PsyncChange *change,
+								uint32 *shape_id);
+
+/* ------------------------------------------------------------ rotate.c */
+
+extern Oid	psync_log_relid(int n); /* oid of log_n; error if missing */
+extern int	psync_log_active(void); /* number of the active table, cached */
+extern int64 psync_log_size(void);	/* bytes of all log tables */
+
+/* GUCs */
+extern int	psync_log_segment_size; /* MB */
+extern int	psync_log_size_max; /* payment_sync.max_log_size, MB; 0: none */
+
+/*
+ * Switch the active table if it is large and the next one is empty, and
+ * truncate inactive ones that every sync is done with.  positions() lists the
+ * syncs' snapshots A (PsyncSnapshot *); it is called once the locks are held
+ * that keep new syncs out.  Cheap if there is nothing to do.  Runs in its
+ * caller's transaction, which should end soon.  True if a later call may
+ * find more to do although nothing was logged meanwhile.
+ */
+extern bool psync_log_rotate(List *(*positions) (void));
+
+#endif							/* PSYNC_LOG_H */

@@ -1,0 +1,280 @@
+/*
+ * merge.c
+ *		The changes of a window in order of position.
+ *
+ * A chunk's position is at most that of its first change, and references are
+ * sorted by it; so once the next reference lies behind the top of the heap,
+ * the top is the window's next change.  Chunks of one transaction follow each
+ * other without overlap, so the heap holds about as many chunks as there were
+ * transactions at one time.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "miscadmin.h"
+#include "storage/bufmgr.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+
+#include "compat.h"
+#include "log/log.h"
+#include "log/log_internal.h"
+#include "log/reader.h"
+
+/* ------------------------------------------------------------- the heap */
+
+static bool
+before(const PsyncOpenChunk *a, const PsyncOpenChunk *b)
+{
+	if (a->change.position != b->change.position)
+		return a->change.position < b->change.position;
+	return a->change.xid < b->change.xid;
+}
+
+static void
+sift_down(PsyncReader *reader, int i)
+{
+	PsyncOpenChunk **heap = reader->heap;
+	PsyncOpenChunk *chunk = heap[i];
+
+	for (;;)
+	{
+		int			child = 2 * i + 1;
+
+		if (child >= reader->nheap)
+			break;
+		if (child + 1 < reader->nheap && before(heap[child + 1], heap[child]))
+			child++;
+		if (!before(heap[child], chunk))
+			break;
+		heap[i] = heap[child];
+		i = child;
+	}
+	heap[i] = chunk;
+}
+
+static void
+push(PsyncReader *reader, PsyncOpenChunk *chunk)
+{
+	int			i;
+
+	if (reader->nheap == reader->heap_capacity)
+	{
+		int			capacity = Max(16, reader->heap_capacity * 2);
+
+		if (reader->heap == NULL)
+			reader->heap = MemoryContextAlloc(reader->context,
+											  capacity * sizeof(PsyncOpenChunk *));
+		else
+			reader->heap = repalloc(reader->heap,
+									capacity * sizeof(PsyncOpenChunk *));
+		reader->heap_capacity = capacity;
+	}
+	i = reader->nheap++;
+	while (i > 0 && before(chunk, reader->heap[(i - 1) / 2]))
+	{
+		reader->heap[i] = reader->heap[(i - 1) / 2];
+		i = (i - 1) / 2;
+	}
+	reader->heap[i] = chunk;
+}
+
+/* ------------------------------------------------------------ the chunks */
+
+static PsyncOpenChunk *
+get_chunk(PsyncReader *reader)
+{
+	PsyncOpenChunk *chunk;
+
+	if (reader->spare != NIL)
+	{
+		chunk = llast(reader->spare);
+		reader->spare = list_delete_last(reader->spare);
+	}
+	else
+	{
+		chunk = MemoryContextAllocZero(reader->context, sizeof(PsyncOpenChunk));
+		chunk->capacity = PSYNC_CHUNK_BYTES_MAX;
+		chunk->data = MemoryContextAlloc(reader->context, chunk->capacity);
+	}
+	chunk->size = 0;
+	chunk->offset = 0;
+	return chunk;
+}
+
+static void
+put_chunk(PsyncReader *reader, PsyncOpenChunk *chunk)
+{
+	MemoryContext old = MemoryContextSwitchTo(reader->context);
+
+	/* a huge row's buffer is not kept */
+	if (chunk->capacity > 16 * PSYNC_CHUNK_BYTES_MAX)
+	{
+		pfree(chunk->data);
+		chunk->capacity = PSYNC_CHUNK_BYTES_MAX;
+		chunk->data = palloc(chunk->capacity);
+	}
+	reader->spare = lappend(reader->spare, chunk);
+	MemoryContextSwitchTo(old);
+}
+
+static void
+append_data(PsyncOpenChunk *chunk, const char *data, uint32 size)
+{
+	if (chunk->size + size > chunk->capacity)
+	{
+		Size		capacity = Max((Size) chunk->capacity * 2,
+								   (Size) chunk->size + size);
+
+		chunk->data = repalloc_huge(chunk->data, capacity);
+		chunk->capacity = capacity;
+	}
+	memcpy(chunk->data + chunk->size, data, size);
+	chunk->size += size;
+}
+
+/*
+ * Append a tuple's data to the chunk; the first one also says whose it is.
+ * No snapshot is needed: the tuple was found visible, and a log table is not
+ * truncated while a sync has not passed it.
+ */
+static void
+read_tuple(Relation rel, const PsyncChunkRef *ref, PsyncOpenChunk *chunk)
+{
+	Buffer		buffer;
+	Page		page;
+	ItemId		item;
+	HeapTupleData tuple;
+	const PsyncLogTuple *head;
+	bytea	   *data;
+	bool		isnull;
+
+	if (ref->block >= RelationGetNumberOfBlocks(rel))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("change log table \"%s\" was truncated while it was read",
+						RelationGetRelationName(rel))));
+
+	buffer = ReadBuffer(rel, ref->block);
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	page = BufferGetPage(buffer);
+	item = PageGetItemId(page, ref->offset);
+	Assert(ItemIdIsNormal(item));
+
+	tuple.t_tableOid = RelationGetRelid(rel);
+	tuple.t_data = (HeapTupleHeader) PageGetItem(page, item);
+	tuple.t_len = ItemIdGetLength(item);
+	ItemPointerSet(&tuple.t_self, ref->block, ref->offset);
+	head = PSYNC_LOG_TUPLE(&tuple);
+	Assert(head->xid == ref->xid);
+
+	if (ref->head)
+	{
+		Datum		origin = heap_getattr(&tuple, 5, RelationGetDescr(rel),
+										  &isnull);
+
+		chunk->base = (uint64) head->position;
+		chunk->change.xid = head->xid;
+		chunk->change.at = head->at;
+		chunk->origin[0] = '\0';
+		if (!isnull)
+			strlcpy(chunk->origin, NameStr(*DatumGetName(origin)), NAMEDATALEN);
+		chunk->change.origin = isnull ? NULL : chunk->origin;
+	}
+	data = (bytea *) DatumGetPointer(heap_getattr(&tuple, 6,
+												  RelationGetDescr(rel), &isnull));
+	append_data(chunk, VARDATA_ANY(data), VARSIZE_ANY_EXHDR(data));
+	UnlockReleaseBuffer(buffer);
+}
+
+static void
+decode_next(PsyncOpenChunk *chunk)
+{
+	psync_change_decode(chunk->data, chunk->size, &chunk->offset, chunk->base,
+						&chunk->change, &chunk->shape_id);
+}
+
+/* Open the next chunk: its first tuple and those that continue it. */
+static void
+open_chunk(PsyncReader *reader)
+{
+	PsyncChunkRef *ref = &reader->refs[reader->next_ref++];
+	PsyncOpenChunk *chunk = get_chunk(reader);
+	Relation	rel = table_open(psync_log_relid(ref->table), AccessShareLock);
+
+	Assert(ref->head);
+	read_tuple(rel, ref, chunk);
+	while (reader->next_ref < reader->nrefs)
+	{
+		PsyncChunkRef *more = &reader->refs[reader->next_ref];
+
+		if (more->head || more->xid != ref->xid || more->table != ref->table)
+			break;
+		CHECK_FOR_INTERRUPTS();
+		read_tuple(rel, more, chunk);
+		reader->next_ref++;
+	}
+	/* keep the lock to the end of the transaction: many chunks follow */
+	table_close(rel, NoLock);
+
+	decode_next(chunk);
+	push(reader, chunk);
+}
+
+/* The change handed out last is done with. */
+static void
+consume_top(PsyncReader *reader)
+{
+	PsyncOpenChunk *top = reader->heap[0];
+
+	reader->top_consumed = false;
+	if (top->offset < top->size)
+		decode_next(top);
+	else
+	{
+		reader->heap[0] = reader->heap[--reader->nheap];
+		put_chunk(reader, top);
+		if (reader->nheap == 0)
+			return;
+	}
+	sift_down(reader, 0);
+}
+
+bool
+psync_reader_next(PsyncReader *reader, PsyncChange *change, uint32 *shape_id)
+{
+	Assert(reader->upto != NULL);
+
+	if (reader->top_consumed)
+		consume_top(reader);
+	if (reader->next_ref == reader->nrefs &&
+		reader->pass_upto != PG_UINT64_MAX)
+	{
+		/*
+		 * The heap may still hold changes, but those of the next pass may
+		 * come before them.
+		 */
+		psync_reader_collect_more(reader);
+	}
+	while (reader->next_ref < reader->nrefs &&
+		   (reader->nheap == 0 ||
+			reader->refs[reader->next_ref].position <=
+			reader->heap[0]->change.position))
+		open_chunk(reader);
+
+	if (reader->nheap == 0)
+		return false;
+	*change = reader->heap[0]->change;
+	*shape_id = reader->heap[0]->shape_id;
+	reader->top_consumed = true;
+	return true;
+}
+
+void
+psync_reader_close_chunks(PsyncReader *reader)
+{
+	while (reader->nheap > 0)
+		put_chunk(reader, reader->heap[--reader->nheap]);
+	reader->top_consumed = false;
+}

@@ -1,0 +1,110 @@
+/*
+ * reader.h
+ *		The reader's state, shared by window.c (which chunks) and merge.c
+ *		(their changes in order).
+ */
+#ifndef PSYNC_READER_H
+#define PSYNC_READER_H
+
+#include "storage/bufmgr.h"
+#include "utils/rel.h"
+#include "utils/snapshot.h"
+
+#include "log/log.h"
+
+/* References kept in memory at a time; 32 bytes each, twice that at peak. */
+#define PSYNC_REFS_MAX			(192 * 1024)
+/* More held-out ranges than this are exchanged for walking blocks again. */
+#define PSYNC_HOLDOUTS_MAX		4096
+/* How many of the newest ranges to look at for one to extend. */
+#define PSYNC_HOLDOUT_LOOKBACK	16
+/* Blocks of others that a range may include. */
+#define PSYNC_HOLDOUT_GAP		8
+
+/* A tuple of the window. */
+typedef struct PsyncChunkRef
+{
+	uint64		position;
+	uint64		xid;
+	BlockNumber block;
+	OffsetNumber offset;
+	int8		table;
+	bool		head;			/* false: continues the one before it */
+} PsyncChunkRef;
+
+/* Blocks with chunks of a transaction that B did not see. */
+typedef struct PsyncHoldout
+{
+	uint64		xid;
+	int			table;
+	BlockNumber first;
+	BlockNumber last;			/* inclusive */
+} PsyncHoldout;
+
+typedef struct PsyncBlockRange
+{
+	int			table;
+	BlockNumber first;
+	BlockNumber end;			/* exclusive */
+} PsyncBlockRange;
+
+/* A walk over blocks. */
+typedef struct PsyncScan
+{
+	int			table;
+	Relation	rel;
+	Snapshot	snapshot;
+	BufferAccessStrategy strategy;
+	bool		first_pass;		/* count, and note holdouts */
+} PsyncScan;
+
+/* A chunk being read: its data and the change it has come to. */
+typedef struct PsyncOpenChunk
+{
+	char	   *data;
+	uint32		size;
+	uint32		capacity;
+	uint32		offset;			/* of the change after "change" */
+	uint64		base;
+	uint32		shape_id;
+	char		origin[NAMEDATALEN];
+	PsyncChange change;			/* the next one to hand out */
+} PsyncOpenChunk;
+
+struct PsyncReader
+{
+	MemoryContext context;
+	PsyncSnapshot *after;		/* A */
+	PsyncSnapshot *upto;		/* B, NULL while no window is open */
+
+	/* where to look */
+	PsyncReadHint hint;			/* each table's file and tail */
+	BlockNumber nblocks[PSYNC_LOG_TABLES];	/* under B */
+	PsyncHoldout *holdouts;
+	int			nholdouts;
+	int			holdouts_capacity;
+	PsyncBlockRange *ranges;	/* walked for this window */
+	int			nranges;
+	int			ranges_capacity;
+
+	/* what was found */
+	PsyncWindowSize size;
+	PsyncChunkRef *refs;
+	int			nrefs;
+	int			next_ref;
+	int			refs_capacity;
+	uint64		pass_after;		/* refs have positions in (after, upto] */
+	uint64		pass_upto;		/* PG_UINT64_MAX: none are missing */
+
+	/* merging: a binary heap by position of the chunks' next changes */
+	PsyncOpenChunk **heap;
+	int			nheap;
+	int			heap_capacity;
+	bool		top_consumed;	/* the top's change was handed out */
+	List	   *spare;			/* closed PsyncOpenChunk, to be used again */
+};
+
+extern void psync_reader_collect_more(PsyncReader *reader);
+extern void psync_reader_close_chunks(PsyncReader *reader);
+
+#endif							/* PSYNC_READER_H */

@@ -1,0 +1,140 @@
+/*
+ * snapshot.c
+ *		Snapshots that outlive their transaction, as pg_snapshot prints them.
+ *
+ * A transaction id is "seen" by such a snapshot if it had ended when the
+ * snapshot was taken.  Whether it committed is not known here: that is what
+ * the tuple's own visibility is for.
+ */
+#include "postgres.h"
+
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+
+#include "log/log.h"
+
+static int
+compare_xid8(const void *a, const void *b)
+{
+	uint64		x = *(const uint64 *) a;
+	uint64		y = *(const uint64 *) b;
+
+	return (x > y) - (x < y);
+}
+
+/* The active snapshot's text is pg_snapshot's own business. */
+PsyncSnapshot *
+psync_snapshot_current(void)
+{
+	Datum		snapshot = DirectFunctionCall1(pg_current_snapshot, (Datum) 0);
+	char	   *text = DatumGetCString(DirectFunctionCall1(pg_snapshot_out,
+														   snapshot));
+	PsyncSnapshot *result = psync_snapshot_parse(text);
+
+	pfree(text);
+	pfree(DatumGetPointer(snapshot));
+	return result;
+}
+
+static void
+bad_snapshot(const char *text)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
+			 errmsg("invalid snapshot \"%.64s\"", text),
+			 errdetail("Expected \"xmin:xmax:xid,xid,…\", as pg_current_snapshot() returns it.")));
+}
+
+/*
+ * Parse; the text may come from a target and is not trusted.
+ */
+PsyncSnapshot *
+psync_snapshot_parse(const char *text)
+{
+	const char *at = text;
+	int			capacity = 1;
+	uint64		bounds[2];
+	PsyncSnapshot *result;
+
+	for (int i = 0; i < 2; i++)
+	{
+		char	   *end;
+
+		bounds[i] = strtou64(at, &end, 10);
+		if (end == at || *end != ':')
+			bad_snapshot(text);
+		at = end + 1;
+	}
+	for (const char *p = at; *p != '\0'; p++)
+		capacity += (*p == ',');
+
+	result = palloc(offsetof(PsyncSnapshot, xip) + capacity * sizeof(uint64));
+	result->xmin = bounds[0];
+	result->xmax = bounds[1];
+	result->nxip = 0;
+	while (*at != '\0')
+	{
+		char	   *end;
+		uint64		xid = strtou64(at, &end, 10);
+
+		if (end == at || (*end != ',' && *end != '\0') ||
+			(*end == ',' && end[1] == '\0') ||
+			xid < result->xmin || xid >= result->xmax)
+			bad_snapshot(text);
+		Assert(result->nxip < capacity);
+		result->xip[result->nxip++] = xid;
+		at = *end == ',' ? end + 1 : end;
+	}
+	if (result->xmin == 0 || result->xmin > result->xmax)
+		bad_snapshot(text);
+
+	qsort(result->xip, result->nxip, sizeof(uint64), compare_xid8);
+	return result;
+}
+
+char *
+psync_snapshot_text(const PsyncSnapshot *snapshot)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, UINT64_FORMAT ":" UINT64_FORMAT ":",
+					 snapshot->xmin, snapshot->xmax);
+	for (int i = 0; i < snapshot->nxip; i++)
+		appendStringInfo(&buf, "%s" UINT64_FORMAT, i > 0 ? "," : "",
+						 snapshot->xip[i]);
+	return buf.data;
+}
+
+bool
+psync_snapshot_sees(const PsyncSnapshot *snapshot, uint64 xid)
+{
+	Assert(xid != 0);
+
+	if (xid < snapshot->xmin)
+		return true;
+	if (xid >= snapshot->xmax)
+		return false;
+	return bsearch(&xid, snapshot->xip, snapshot->nxip, sizeof(uint64),
+				   compare_xid8) == NULL;
+}
+
+/*
+ * Does b see everything that a sees?  That is so if a sees nothing that b
+ * does not: neither b's running transactions nor anything from b's xmax on.
+ */
+bool
+psync_snapshot_covers(const PsyncSnapshot *b, const PsyncSnapshot *a)
+{
+	if (a->xmax > b->xmax)
+	{
+		/* a could still agree, if all of that were running for it: give up */
+		return false;
+	}
+	for (int i = 0; i < b->nxip; i++)
+	{
+		if (psync_snapshot_sees(a, b->xip[i]))
+			return false;
+	}
+	return true;
+}

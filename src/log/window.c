@@ -1,0 +1,528 @@
+/*
+ * window.c
+ *		Reading the change log in windows.
+ *
+ * Finding a window.  Under snapshot B the reader walks the blocks that may
+ * hold unread chunks and sorts what it finds there by the chunk's xid:
+ *
+ *		seen by A				done before
+ *		not seen by B			not yet: its block is held out
+ *		else, dead				rolled back
+ *		else					in the window
+ *
+ * What need not be walked again.  Chunks are only ever put on the last page
+ * or behind it (append.c), so with n blocks found under B, nothing new can
+ * appear before block n - 1, the tail.  Before the tail only the blocks of
+ * held-out transactions are of interest, and those not before their
+ * transaction has ended.  Hence a long transaction costs others nothing, and
+ * an idle sync costs three file-size lookups.
+ *
+ * Order and memory.  Of each chunk in the window only a reference is kept.
+ * References are sorted by position; while reading, chunks whose ranges of
+ * positions overlap (transactions that ran at the same time) are merged by a
+ * heap of open chunks.  If a window has more chunks than PSYNC_REFS_MAX, the
+ * references with the lowest positions are kept and the blocks are walked
+ * again for the rest later: whether a chunk belongs to the window depends on
+ * A, B and its own commit status only, all of which stay.
+ *
+ * Between two calls the reader holds neither snapshot, buffer nor memory of
+ * the transaction, so that its caller may end the transaction at any time.
+ */
+#include "postgres.h"
+
+#include "access/heapam.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/xlog.h"
+#include "access/xlog_internal.h"
+#include "miscadmin.h"
+#include "storage/bufmgr.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "compat.h"
+#include "log/log.h"
+#include "log/log_internal.h"
+#include "log/reader.h"
+
+/* ------------------------------------------------------ finding chunks */
+
+static void
+add_reference(PsyncReader *reader, int table, HeapTuple tuple)
+{
+	const PsyncLogTuple *chunk = PSYNC_LOG_TUPLE(tuple);
+	PsyncChunkRef *ref;
+
+	if (reader->nrefs == reader->refs_capacity)
+	{
+		int			capacity = Max(64, reader->refs_capacity * 2);
+
+		if (reader->refs == NULL)
+			reader->refs = MemoryContextAlloc(reader->context,
+											  capacity * sizeof(PsyncChunkRef));
+		else
+			reader->refs = repalloc(reader->refs,
+									capacity * sizeof(PsyncChunkRef));
+		reader->refs_capacity = capacity;
+	}
+	ref = &reader->refs[reader->nrefs++];
+	ref->position = (uint64) chunk->position;
+	ref->xid = chunk->xid;
+	ref->block = ItemPointerGetBlockNumber(&tuple->t_self);
+	ref->offset = ItemPointerGetOffsetNumber(&tuple->t_self);
+	ref->table = table;
+	ref->head = chunk->changes > 0;
+}
+
+static int
+compare_refs(const void *a, const void *b)
+{
+	const PsyncChunkRef *x = a;
+	const PsyncChunkRef *y = b;
+
+	if (x->position != y->position)
+		return x->position < y->position ? -1 : 1;
+	if (x->xid != y->xid)
+		return x->xid < y->xid ? -1 : 1;
+	if (x->table != y->table)
+		return x->table < y->table ? -1 : 1;
+	if (x->block != y->block)
+		return x->block < y->block ? -1 : 1;
+	return (int) x->offset - (int) y->offset;
+}
+
+/*
+ * Too many references: keep those with the lowest positions, remember that
+ * there are more behind.
+ */
+static void
+drop_high_references(PsyncReader *reader)
+{
+	int			keep = PSYNC_REFS_MAX;
+
+	qsort(reader->refs, reader->nrefs, sizeof(PsyncChunkRef), compare_refs);
+	while (keep < reader->nrefs &&
+		   reader->refs[keep].position == reader->refs[keep - 1].position)
+		keep++;
+	if (keep < reader->nrefs)
+	{
+		reader->pass_upto = reader->refs[keep - 1].position;
+		reader->nrefs = keep;
+	}
+}
+
+/* Remember that an unfinished transaction has a chunk in this block. */
+static void
+hold_out(PsyncReader *reader, int table, BlockNumber block, uint64 xid)
+{
+	PsyncHoldout *last;
+
+	/* transactions take turns within a page, so look back a little */
+	for (int i = reader->nholdouts - 1;
+		 i >= 0 && i >= reader->nholdouts - PSYNC_HOLDOUT_LOOKBACK; i--)
+	{
+		last = &reader->holdouts[i];
+		if (last->xid == xid && last->table == table &&
+			block >= last->first && block <= last->last + PSYNC_HOLDOUT_GAP)
+		{
+			last->last = Max(last->last, block);
+			return;
+		}
+	}
+	if (reader->nholdouts == reader->holdouts_capacity)
+	{
+		int			capacity = Max(16, reader->holdouts_capacity * 2);
+
+		if (reader->holdouts == NULL)
+			reader->holdouts = MemoryContextAlloc(reader->context,
+												  capacity * sizeof(PsyncHoldout));
+		else
+			reader->holdouts = repalloc(reader->holdouts,
+										capacity * sizeof(PsyncHoldout));
+		reader->holdouts_capacity = capacity;
+	}
+	last = &reader->holdouts[reader->nholdouts++];
+	last->table = table;
+	last->xid = xid;
+	last->first = last->last = block;
+}
+
+/* Sort the chunks of one page into the classes of the header comment. */
+static void
+scan_page(PsyncReader *reader, PsyncScan *scan, BlockNumber block)
+{
+	Buffer		buffer;
+	Page		page;
+	HeapTupleData tuple;
+	OffsetNumber max;
+
+	buffer = ReadBufferExtended(scan->rel, MAIN_FORKNUM, block, RBM_NORMAL,
+								scan->strategy);
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	page = BufferGetPage(buffer);
+	max = PageIsNew(page) ? 0 : PageGetMaxOffsetNumber(page);
+
+	tuple.t_tableOid = RelationGetRelid(scan->rel);
+	for (OffsetNumber off = FirstOffsetNumber; off <= max; off++)
+	{
+		ItemId		item = PageGetItemId(page, off);
+		const PsyncLogTuple *chunk;
+
+		if (!ItemIdIsNormal(item))
+			continue;
+		tuple.t_data = (HeapTupleHeader) PageGetItem(page, item);
+		tuple.t_len = ItemIdGetLength(item);
+		ItemPointerSet(&tuple.t_self, block, off);
+		chunk = PSYNC_LOG_TUPLE(&tuple);
+
+		if (psync_snapshot_sees(reader->after, chunk->xid))
+			continue;
+		if (!psync_snapshot_sees(reader->upto, chunk->xid))
+		{
+			if (scan->first_pass)
+				hold_out(reader, scan->table, block, chunk->xid);
+			continue;
+		}
+		if (!HeapTupleSatisfiesVisibility(&tuple, scan->snapshot, buffer))
+			continue;
+		if (scan->first_pass)
+		{
+			reader->size.chunks += chunk->changes > 0;
+			reader->size.changes += chunk->changes;
+			reader->size.bytes += tuple.t_len;
+			if (reader->size.oldest == 0 || chunk->at < reader->size.oldest)
+				reader->size.oldest = chunk->at;
+		}
+		if ((uint64) chunk->position > reader->pass_after &&
+			(uint64) chunk->position <= reader->pass_upto)
+			add_reference(reader, scan->table, &tuple);
+	}
+	UnlockReleaseBuffer(buffer);
+}
+
+static int
+compare_ranges(const void *a, const void *b)
+{
+	const PsyncBlockRange *x = a;
+	const PsyncBlockRange *y = b;
+
+	if (x->table != y->table)
+		return x->table < y->table ? -1 : 1;
+	return (x->first > y->first) - (x->first < y->first);
+}
+
+static void
+add_range(PsyncReader *reader, int table, BlockNumber first, BlockNumber end)
+{
+	if (first >= end)
+		return;
+	if (reader->nranges == reader->ranges_capacity)
+	{
+		int			capacity = Max(16, reader->ranges_capacity * 2);
+
+		if (reader->ranges == NULL)
+			reader->ranges = MemoryContextAlloc(reader->context,
+												capacity * sizeof(PsyncBlockRange));
+		else
+			reader->ranges = repalloc(reader->ranges,
+									  capacity * sizeof(PsyncBlockRange));
+		reader->ranges_capacity = capacity;
+	}
+	reader->ranges[reader->nranges].table = table;
+	reader->ranges[reader->nranges].first = first;
+	reader->ranges[reader->nranges].end = end;
+	reader->nranges++;
+}
+
+/*
+ * Which blocks to walk for the window up to B: from each table's tail to its
+ * end, and what was held out for transactions that have ended by now.
+ * Overlaps are joined, lest a chunk be found twice.
+ */
+static void
+choose_ranges(PsyncReader *reader)
+{
+	int			kept = 0;
+	int			n = 0;
+
+	reader->nranges = 0;
+	for (int i = 0; i < reader->nholdouts; i++)
+	{
+		PsyncHoldout *holdout = &reader->holdouts[i];
+
+		if (psync_snapshot_sees(reader->upto, holdout->xid))
+			add_range(reader, holdout->table, holdout->first,
+					  Min(holdout->last + 1, reader->nblocks[holdout->table]));
+		else
+			reader->holdouts[kept++] = *holdout;
+	}
+	reader->nholdouts = kept;
+	for (int t = 0; t < PSYNC_LOG_TABLES; t++)
+		add_range(reader, t, reader->hint.block[t], reader->nblocks[t]);
+
+	if (reader->nranges == 0)
+		return;
+	qsort(reader->ranges, reader->nranges, sizeof(PsyncBlockRange),
+		  compare_ranges);
+	for (int i = 1; i < reader->nranges; i++)
+	{
+		PsyncBlockRange *last = &reader->ranges[n];
+		PsyncBlockRange *next = &reader->ranges[i];
+
+		if (next->table == last->table && next->first <= last->end)
+			last->end = Max(last->end, next->end);
+		else
+			reader->ranges[++n] = *next;
+	}
+	reader->nranges = n + 1;
+}
+
+/*
+ * Note each log table's file and size under B.  A table that has another file
+ * than remembered was truncated since: all of it is new.
+ */
+static void
+measure_tables(PsyncReader *reader)
+{
+	for (int t = 0; t < PSYNC_LOG_TABLES; t++)
+	{
+		Relation	rel = table_open(psync_log_relid(t), AccessShareLock);
+		Oid			filenode = rel->rd_rel->relfilenode;
+
+		if (reader->hint.filenode[t] != filenode)
+		{
+			int			kept = 0;
+
+			for (int i = 0; i < reader->nholdouts; i++)
+				if (reader->holdouts[i].table != t)
+					reader->holdouts[kept++] = reader->holdouts[i];
+			reader->nholdouts = kept;
+			reader->hint.filenode[t] = filenode;
+			reader->hint.block[t] = 0;
+		}
+		reader->nblocks[t] = RelationGetNumberOfBlocks(rel);
+		table_close(rel, NoLock);
+	}
+}
+
+/* Walk the chosen blocks and collect references, sorted. */
+static void
+collect(PsyncReader *reader, Snapshot snapshot, bool first_pass)
+{
+	PsyncScan	scan = {0};
+
+	reader->nrefs = 0;
+	reader->next_ref = 0;
+	reader->pass_upto = PG_UINT64_MAX;
+	scan.snapshot = snapshot;
+	scan.first_pass = first_pass;
+
+	for (int i = 0; i < reader->nranges; i++)
+	{
+		PsyncBlockRange *range = &reader->ranges[i];
+
+		scan.table = range->table;
+		scan.rel = table_open(psync_log_relid(range->table), AccessShareLock);
+		scan.strategy = NULL;
+		if (range->end - range->first > (BlockNumber) NBuffers / 4)
+			scan.strategy = GetAccessStrategy(BAS_BULKREAD);
+		for (BlockNumber b = range->first; b < range->end; b++)
+		{
+			CHECK_FOR_INTERRUPTS();
+			scan_page(reader, &scan, b);
+			if (reader->nrefs > 2 * PSYNC_REFS_MAX)
+				drop_high_references(reader);
+		}
+		if (scan.strategy != NULL)
+			FreeAccessStrategy(scan.strategy);
+		table_close(scan.rel, NoLock);
+	}
+	qsort(reader->refs, reader->nrefs, sizeof(PsyncChunkRef), compare_refs);
+}
+
+/* A later pass: the references that did not fit before. */
+void
+psync_reader_collect_more(PsyncReader *reader)
+{
+	Assert(reader->pass_upto != PG_UINT64_MAX);
+
+	reader->pass_after = reader->pass_upto;
+	PushActiveSnapshot(GetTransactionSnapshot());
+	collect(reader, GetActiveSnapshot(), false);
+	PopActiveSnapshot();
+}
+
+/* ------------------------------------------------------------ life cycle */
+
+PsyncReader *
+psync_reader_create(MemoryContext parent, const PsyncSnapshot *after,
+					const PsyncReadHint *hint)
+{
+	MemoryContext context = AllocSetContextCreate(parent, "payment_sync reader",
+												  ALLOCSET_DEFAULT_SIZES);
+	PsyncReader *reader = MemoryContextAllocZero(context, sizeof(PsyncReader));
+	Size		size = offsetof(PsyncSnapshot, xip) + after->nxip * sizeof(uint64);
+
+	reader->context = context;
+	reader->after = MemoryContextAlloc(context, size);
+	memcpy(reader->after, after, size);
+	if (hint != NULL)
+		reader->hint = *hint;
+	return reader;
+}
+
+void
+psync_reader_free(PsyncReader *reader)
+{
+	MemoryContextDelete(reader->context);
+}
+
+static void
+reset_window(PsyncReader *reader)
+{
+	psync_reader_close_chunks(reader);
+	reader->nrefs = reader->next_ref = 0;
+	reader->pass_after = 0;
+	reader->pass_upto = PG_UINT64_MAX;
+	memset(&reader->size, 0, sizeof(reader->size));
+}
+
+bool
+psync_reader_open(PsyncReader *reader, PsyncWindowSize *size,
+				  void (*under_snapshot) (void *arg), void *arg)
+{
+	MemoryContext old;
+
+	Assert(!ActiveSnapshotSet());
+
+	/* a window given up before is found anew, from the tail it began at */
+	psync_reader_rewind(reader);
+	reset_window(reader);
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	old = MemoryContextSwitchTo(reader->context);
+	reader->upto = psync_snapshot_current();
+	MemoryContextSwitchTo(old);
+	Assert(psync_snapshot_covers(reader->upto, reader->after));
+
+	measure_tables(reader);
+	choose_ranges(reader);
+	collect(reader, GetActiveSnapshot(), true);
+	if (under_snapshot != NULL)
+		under_snapshot(arg);
+	PopActiveSnapshot();
+	InvalidateCatalogSnapshot();
+
+	if (size != NULL)
+		*size = reader->size;
+	if (reader->nrefs == 0 && under_snapshot == NULL)
+	{
+		psync_reader_done(reader);
+		return false;
+	}
+	psync_log_flush_wal();
+	return reader->nrefs > 0;
+}
+
+/*
+ * The window is done.  The next one need not walk what lies before each
+ * table's last page, except what is held out.
+ */
+void
+psync_reader_done(PsyncReader *reader)
+{
+	Assert(reader->upto != NULL);
+
+	psync_reader_close_chunks(reader);
+	pfree(reader->after);
+	reader->after = reader->upto;
+	reader->upto = NULL;
+	for (int t = 0; t < PSYNC_LOG_TABLES; t++)
+		reader->hint.block[t] = reader->nblocks[t] > 0 ? reader->nblocks[t] - 1 : 0;
+
+	/* holdouts are a shortcut, not a duty: with too many, walk again instead */
+	if (reader->nholdouts > PSYNC_HOLDOUTS_MAX)
+	{
+		psync_reader_hint(reader, &reader->hint);
+		reader->nholdouts = 0;
+	}
+	if (reader->refs_capacity > 4096)
+	{
+		pfree(reader->refs);
+		reader->refs = NULL;
+		reader->refs_capacity = 0;
+	}
+	reader->nrefs = reader->next_ref = 0;
+}
+
+/* Give up the window: it will be found again, perhaps with more in it. */
+void
+psync_reader_rewind(PsyncReader *reader)
+{
+	if (reader->upto == NULL)
+		return;
+	psync_reader_close_chunks(reader);
+
+	/* what choose_ranges() took off the holdouts lies before the hint */
+	for (int i = 0; i < reader->nranges; i++)
+	{
+		PsyncBlockRange *range = &reader->ranges[i];
+
+		reader->hint.block[range->table] = Min(reader->hint.block[range->table],
+											   range->first);
+	}
+	psync_reader_hint(reader, &reader->hint);
+	reader->nholdouts = 0;
+	pfree(reader->upto);
+	reader->upto = NULL;
+}
+
+const PsyncSnapshot *
+psync_reader_after(PsyncReader *reader)
+{
+	return reader->after;
+}
+
+const PsyncSnapshot *
+psync_reader_upto(PsyncReader *reader)
+{
+	return reader->upto;
+}
+
+/* Where a reader that knows nothing of holdouts would have to start. */
+void
+psync_reader_hint(PsyncReader *reader, PsyncReadHint *hint)
+{
+	PsyncReadHint result = reader->hint;
+
+	for (int i = 0; i < reader->nholdouts; i++)
+	{
+		PsyncHoldout *holdout = &reader->holdouts[i];
+
+		result.block[holdout->table] = Min(result.block[holdout->table],
+										   holdout->first);
+	}
+	*hint = result;
+}
+
+/*
+ * Flush WAL up to here: whatever the snapshot just taken sees has its commit
+ * record before this point, also under synchronous_commit = off (P3).
+ */
+void
+psync_log_flush_wal(void)
+{
+	XLogRecPtr	upto = GetXLogInsertRecPtr();
+	uint32		in_page = upto % XLOG_BLCKSZ;
+
+	/*
+	 * At a page boundary the insert position lies behind the next page's
+	 * header, which no record has written yet.
+	 */
+	if (in_page == SizeOfXLogShortPHD || in_page == SizeOfXLogLongPHD)
+		upto -= in_page;
+	XLogFlush(upto);
+}

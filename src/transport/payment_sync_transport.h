@@ -1,0 +1,286 @@
+/*
+ * payment_sync_transport.h
+ *		The contract between the core of payment_sync and a transport.
+ *
+ * A transport is a shared library that talks one protocol to a target.  It is
+ * loaded only in the process that delivers, so that neither the core nor a
+ * writer ever maps a network library.  A foreign-data wrapper names its
+ * library with the option "library"; a third party may add one from an
+ * extension of its own by installing this header's counterpart.
+ *
+ * The library exports one function, payment_sync_transport_init(), which gets
+ * the core's services and returns a constant table of callbacks.  Libraries
+ * never link to each other: whatever a transport needs from the core comes
+ * through PsyncServices.
+ *
+ * Life of a target:
+ *
+ *		open -> read_position -> { begin_window -> change* / rows* ->
+ *		commit_window | abort_window }* -> close
+ *
+ * Every callback is called in the delivering process only, never inside a
+ * critical section, and always inside a local transaction that holds no
+ * snapshot.  Callbacks may raise errors with ereport(ERROR); the core then
+ * calls abort_window (if a window was begun) or close, and retries later with
+ * back-off.  They may wait, but only through services->wait(), which handles
+ * interrupts.  The current memory context during a callback is short-lived
+ * (reset after the window); what must last goes into target->context.
+ */
+#ifndef PAYMENT_SYNC_TRANSPORT_H
+#define PAYMENT_SYNC_TRANSPORT_H
+
+#include "access/attnum.h"
+#include "nodes/pg_list.h"
+#include "utils/timestamp.h"
+
+/*
+ * Changed whenever a struct in this file changes, so that a stale library is
+ * refused instead of crashing: "PS", then a counter.
+ */
+#define PSYNC_TRANSPORT_MAGIC	0x50530001
+
+#define PSYNC_TRANSPORT_INIT	"payment_sync_transport_init"
+
+/* ---------------------------------------------------------------- data */
+
+/*
+ * One column of a shape.  "textual" columns carry the type's text output
+ * instead of its binary form, because the binary form is missing or holds
+ * object ids that mean nothing on another server.
+ */
+typedef struct PsyncColumn
+{
+	AttrNumber	attnum;			/* in the captured table (its root, if
+								 * partitioned) */
+	bool		key;			/* part of the key */
+	bool		textual;
+	Oid			type;
+	int32		typmod;
+	const char *name;			/* name when the shape was recorded */
+	const char *current_name;	/* name now, or NULL if dropped since */
+	const char *type_name;		/* schema-qualified where not built in, with
+								 * typmod, as format_type gives it; NULL if
+								 * the type is gone */
+} PsyncColumn;
+
+/*
+ * A version of a captured table's column list.  Row images name their shape.
+ * Lives as long as the delivery; transports may hang plans on it by id.
+ */
+typedef struct PsyncShape
+{
+	uint32		id;
+	Oid			relid;
+	int			ncolumns;
+	PsyncColumn *columns;		/* in the order of the image's fields */
+	int			nkeys;
+	int		   *keys;			/* indexes into columns, in key order */
+	bool		fixed;			/* reserved for the core */
+} PsyncShape;
+
+/* A captured table as one sync sees it. */
+typedef struct PsyncTable
+{
+	Oid			relid;
+	const char *source_schema;	/* current names at the source */
+	const char *source_name;
+	const char *target_schema;	/* names at the target */
+	const char *target_name;
+} PsyncTable;
+
+typedef enum PsyncOperation
+{
+	PSYNC_INSERT = 'I',
+	PSYNC_UPDATE = 'U',
+	PSYNC_DELETE = 'D',
+	PSYNC_TRUNCATE = 'T',
+	PSYNC_READ = 'R'			/* a row of a batch */
+} PsyncOperation;
+
+/*
+ * One change.  new_image is a COPY BINARY tuple of the shape's columns: int16
+ * count, then per column int32 length (-1: NULL) and bytes, all big-endian.
+ * old_part is sparse: int16 count, then per entry int16 index into the
+ * shape's columns, int32 length, bytes; indexes ascend.  It holds the key
+ * columns for D, and for U if key_changed (else the key is in the new image);
+ * the rest depends on the table's old_values.  Neither is aligned.
+ */
+typedef struct PsyncChange
+{
+	PsyncOperation op;
+	bool		key_changed;	/* U only: old_part's key differs from the new */
+	uint64		position;		/* commit-independent order, see log/log.h */
+	uint64		xid;			/* top-level transaction, epoch included */
+	TimestampTz at;				/* when the change was flushed to the log */
+	const char *origin;			/* NULL: changed locally */
+	const PsyncShape *shape;	/* NULL for T */
+	const PsyncTable *table;
+	const char *new_image;
+	uint32		new_size;		/* bytes; 0 if none */
+	const char *old_part;
+	uint32		old_size;		/* bytes; 0 if none */
+} PsyncChange;
+
+/*
+ * Rows of one chunk of a batch: a range of keys of one table as of the
+ * window's end.  The images have the same shape.  In mirror mode the target
+ * must also lose those rows of the range (after, upto] that are not sent; a
+ * NULL bound is open.  Bounds are sparse parts like old_part, keys only.
+ */
+typedef struct PsyncChunk
+{
+	const PsyncTable *table;
+	const PsyncShape *shape;
+	bool		mirror;
+	bool		first;			/* first chunk of the table's batch */
+	const char *after;			/* exclusive lower bound, or NULL */
+	uint32		after_size;
+	const char *upto;			/* inclusive upper bound, or NULL: last chunk */
+	uint32		upto_size;
+} PsyncChunk;
+
+/* What the core knows of the window before it sends it. */
+typedef struct PsyncWindowInfo
+{
+	uint64		changes;		/* an upper bound of the changes to come */
+	uint64		bytes;			/* of their log chunks */
+	bool		batch;			/* chunk rows will follow the changes */
+} PsyncWindowInfo;
+
+/* -------------------------------------------------------------- options */
+
+typedef enum PsyncOptionType
+{
+	PSYNC_OPT_STRING,
+	PSYNC_OPT_INT,				/* range min..max */
+	PSYNC_OPT_BOOL,
+	PSYNC_OPT_ENUM				/* one of "values" */
+} PsyncOptionType;
+
+#define PSYNC_ON_SERVER		0x01
+#define PSYNC_ON_USER		0x02
+#define PSYNC_ON_WRAPPER	0x04
+
+/*
+ * One option that a server or user mapping may bear.  Plain data, so that
+ * validators, docs and tests read it; array ends with a NULL keyword.
+ */
+typedef struct PsyncOption
+{
+	const char *keyword;
+	int			where;			/* PSYNC_ON_… */
+	PsyncOptionType type;
+	bool		secret;			/* never shown (P9) */
+	int64		min;
+	int64		max;
+	const char *values;			/* PSYNC_OPT_ENUM: "a|b|c" */
+	const char *meaning;		/* for the reference; with unit and default */
+} PsyncOption;
+
+/* ------------------------------------------------------------- services */
+
+/* A target as the core hands it to the transport. */
+typedef struct PsyncTarget
+{
+	const char *sync_name;
+	const char *sync_id;		/* uuid as text: key of the position row */
+	const char *log_id;			/* identity of this change log, as text */
+	const char *server_name;
+	List	   *server_options; /* of DefElem; values are strings */
+	List	   *user_options;
+	List	   *tables;			/* of PsyncTable *, the sync's tables */
+	MemoryContext context;		/* lives until close */
+	void	   *private_data;	/* the transport's own */
+} PsyncTarget;
+
+/*
+ * What the core offers.  All of it may raise errors.
+ */
+typedef struct PsyncServices
+{
+	uint32		magic;
+
+	/*
+	 * Wait for a socket (WL_SOCKET_READABLE and/or WL_SOCKET_WRITEABLE; fd
+	 * PGINVALID_SOCKET for none), the latch or a timeout in ms (-1: none).
+	 * Processes interrupts, so a cancel or shutdown raises an error from
+	 * here.  Returns the WL_ events that occurred.
+	 */
+	int			(*wait) (pgsocket fd, int events, long timeout_ms);
+
+	/*
+	 * The same value as its type's text output (allocated in the current
+	 * memory context); NULL for a NULL value.  "value" points to the
+	 * bytes of a field of an image, "size" is its length or -1.
+	 */
+	char	   *(*value_to_text) (const PsyncColumn *column, const char *value,
+								  int32 size);
+
+	/*
+	 * The key of a change as "(a, b)=(1, x)", for messages.  Values of
+	 * columns that are not part of the key never appear (P9).
+	 */
+	char	   *(*describe_key) (const PsyncChange *change);
+
+	/* Value of an option, or NULL; and with a default. */
+	const char *(*option) (const PsyncTarget *target, const char *keyword);
+} PsyncServices;
+
+/* ------------------------------------------------------------ callbacks */
+
+typedef struct PsyncTransport
+{
+	uint32		magic;			/* PSYNC_TRANSPORT_MAGIC */
+	const char *name;			/* for messages, e.g. "postgres" */
+
+	/*
+	 * Required.  Connect and check.  Called once before anything else; a
+	 * failure raises an error whose text holds no secret (P9).
+	 */
+	void		(*open) (PsyncTarget *target);
+
+	/*
+	 * Optional.  The position the target last recorded for this sync, as
+	 * given to commit_window, or NULL if it has none yet.  Raises an error
+	 * if it belongs to another change log.  Allocated in the current context.
+	 */
+	char	   *(*read_position) (PsyncTarget *target);
+
+	/* Required.  A window begins; nothing may be visible until it commits. */
+	void		(*begin_window) (PsyncTarget *target,
+								 const PsyncWindowInfo *info);
+
+	/*
+	 * Required.  One change, in order of position.  The change and all it
+	 * points to, except shape and table, is valid only during the call.
+	 */
+	void		(*change) (PsyncTarget *target, const PsyncChange *change);
+
+	/*
+	 * Optional (no batch without them).  A chunk's begin; its rows, as
+	 * images; its end.  They follow all changes of the window.
+	 */
+	void		(*begin_chunk) (PsyncTarget *target, const PsyncChunk *chunk);
+	void		(*chunk_row) (PsyncTarget *target, const char *image,
+							  uint32 size);
+	void		(*end_chunk) (PsyncTarget *target, const PsyncChunk *chunk);
+
+	/*
+	 * Required.  Make the window durable, together with "position" if the
+	 * target can store one.  Returns only when the target has confirmed.
+	 */
+	void		(*commit_window) (PsyncTarget *target, const char *position);
+
+	/*
+	 * Required.  Forget the window.  Called after an error; must not raise.
+	 * The core calls close next if this returns false.
+	 */
+	bool		(*abort_window) (PsyncTarget *target);
+
+	/* Required.  Disconnect and free.  Must not raise; may not wait long. */
+	void		(*close) (PsyncTarget *target);
+} PsyncTransport;
+
+typedef const PsyncTransport *(*PsyncTransportInit) (const PsyncServices *services);
+
+#endif							/* PAYMENT_SYNC_TRANSPORT_H */
