@@ -1,0 +1,97 @@
+/*
+ * capture.h
+ *		Encoding of captured rows, and the per-relation state of a writer.
+ *
+ * Includes point one way: capture uses log, log knows nothing of capture.
+ */
+#ifndef PSYNC_CAPTURE_H
+#define PSYNC_CAPTURE_H
+
+#include "executor/tuptable.h"
+#include "fmgr.h"
+#include "lib/stringinfo.h"
+#include "utils/rel.h"
+
+#include "capture/shape.h"
+
+typedef enum PsyncOldValues
+{
+	PSYNC_OLD_NONE,				/* the key, when it changed */
+	PSYNC_OLD_CHANGED,			/* the key and the columns that changed */
+	PSYNC_OLD_ALL				/* every captured column */
+} PsyncOldValues;
+
+/* How one column is put into an image without calling its send function. */
+typedef enum PsyncEncoding
+{
+	PSYNC_ENC_SEND,				/* call the send function */
+	PSYNC_ENC_TEXT,				/* call the output function */
+	PSYNC_ENC_INT2,
+	PSYNC_ENC_INT4,
+	PSYNC_ENC_INT8,
+	PSYNC_ENC_BOOL,
+	PSYNC_ENC_UUID,
+	PSYNC_ENC_VARLENA			/* the bytes as they are stored */
+} PsyncEncoding;
+
+typedef struct PsyncCaptureColumn
+{
+	AttrNumber	attnum;			/* in this relation (a leaf, if partitioned) */
+	PsyncEncoding encoding;
+	FmgrInfo	send;
+	bool		byval;
+	int16		len;
+	bool		key;
+} PsyncCaptureColumn;
+
+/*
+ * What a writer knows of one relation that fires capture triggers.  Dropped
+ * on relcache invalidation of the relation or of its root.
+ */
+typedef struct PsyncCaptureRel
+{
+	Oid			relid;			/* hash key: the relation that fires */
+	bool		valid;
+	bool		captured;		/* false: the root is not captured (any more) */
+	Oid			rootid;			/* the captured relation: itself, or the
+								 * partitioned table above it */
+	uint32		shape_id;		/* 0: not yet recorded in this transaction */
+	PsyncShape *shape;
+	PsyncOldValues old_values;
+	int			ncolumns;
+	PsyncCaptureColumn *columns;	/* in the shape's order */
+	AttrNumber	attnum_max;		/* of columns: none behind it is deformed */
+	bool		shape_new;		/* shape_id was recorded by the current
+								 * transaction and goes with it */
+	MemoryContext context;		/* of all that this struct points to */
+} PsyncCaptureRel;
+
+/* rel_cache.c */
+extern void psync_rel_cache_init(void);
+
+/*
+ * The state of a relation that fires a capture trigger.  Valid until the next
+ * call: an invalidation marks it, a later call rebuilds it.
+ */
+extern PsyncCaptureRel *psync_rel_cache_get(Relation rel);
+
+/* The id of its shape, recorded if need be. */
+extern uint32 psync_rel_cache_shape(PsyncCaptureRel *crel);
+
+/*
+ * An encoder for rows of a query that returns the captured columns in the
+ * shape's order.  Allocated in "context".
+ */
+extern PsyncCaptureRel *psync_capture_rel_for_query(Relation rel,
+													MemoryContext context);
+
+/* row_image.c */
+extern void psync_image_append(StringInfo buf, PsyncCaptureRel *crel,
+							   TupleTableSlot *slot);
+extern bool psync_image_changed(PsyncCaptureRel *crel, TupleTableSlot *oldslot,
+								TupleTableSlot *newslot, bool *changed,
+								bool *key_changed);
+extern void psync_old_part_append(StringInfo buf, PsyncCaptureRel *crel,
+								  TupleTableSlot *slot, const bool *include);
+
+#endif							/* PSYNC_CAPTURE_H */

@@ -1,0 +1,267 @@
+/*
+ * row_image.c
+ *		Encoding captured columns as COPY BINARY does.
+ *
+ * A new image is a COPY BINARY tuple: int16 number of fields, then for each
+ * its int32 length (-1: NULL) and bytes, in network order.  An old part is
+ * the same with holes: each field is preceded by its int16 index into the
+ * shape's columns.
+ *
+ * Most columns of payments are of a few types whose binary form is their
+ * stored form, byte-swapped at most; these are copied without a call.  The
+ * others go through their send functions (P10).  Send functions of textual
+ * types convert to the client's encoding, which has no business here; while
+ * one could do so, the client encoding is set to the database's.
+ */
+#include "postgres.h"
+
+#include "access/detoast.h"
+#include "mb/pg_wchar.h"
+#include "port/pg_bswap.h"
+#include "utils/datum.h"
+#include "utils/uuid.h"
+
+#include "capture/capture.h"
+#include "compat.h"
+#include "log/log.h"
+
+static inline void
+put_int16(StringInfo buf, int16 value)
+{
+	uint16		n = pg_hton16((uint16) value);
+
+	enlargeStringInfo(buf, sizeof(n));
+	memcpy(buf->data + buf->len, &n, sizeof(n));
+	buf->len += sizeof(n);
+}
+
+static inline void
+put_field32(StringInfo buf, uint32 value)
+{
+	uint32		n[2] = {pg_hton32(sizeof(uint32)), pg_hton32(value)};
+
+	enlargeStringInfo(buf, sizeof(n));
+	memcpy(buf->data + buf->len, n, sizeof(n));
+	buf->len += sizeof(n);
+}
+
+static inline void
+put_field64(StringInfo buf, uint64 value)
+{
+	uint32		size = pg_hton32(sizeof(uint64));
+	uint64		n = pg_hton64(value);
+
+	enlargeStringInfo(buf, sizeof(size) + sizeof(n));
+	memcpy(buf->data + buf->len, &size, sizeof(size));
+	memcpy(buf->data + buf->len + sizeof(size), &n, sizeof(n));
+	buf->len += sizeof(size) + sizeof(n);
+}
+
+static inline void
+put_field(StringInfo buf, const char *bytes, int32 size)
+{
+	uint32		n = pg_hton32((uint32) size);
+
+	enlargeStringInfo(buf, sizeof(n) + size);
+	memcpy(buf->data + buf->len, &n, sizeof(n));
+	memcpy(buf->data + buf->len + sizeof(n), bytes, size);
+	buf->len += sizeof(n) + size;
+}
+
+static void
+put_varlena(StringInfo buf, Datum value)
+{
+	struct varlena *datum = (struct varlena *) DatumGetPointer(value);
+	struct varlena *plain = datum;
+
+	if (VARATT_IS_EXTENDED(datum) && !VARATT_IS_SHORT(datum))
+		plain = detoast_attr(datum);
+	put_field(buf, VARDATA_ANY(plain), VARSIZE_ANY_EXHDR(plain));
+	if (plain != datum)
+		pfree(plain);
+}
+
+static void
+put_text(StringInfo buf, FmgrInfo *output, Datum value)
+{
+	char	   *text = OutputFunctionCall(output, value);
+
+	put_field(buf, text, strlen(text));
+	pfree(text);
+}
+
+static void
+put_sent(StringInfo buf, FmgrInfo *send, Datum value)
+{
+	bytea	   *bytes = SendFunctionCall(send, value);
+
+	put_field(buf, VARDATA(bytes), VARSIZE(bytes) - VARHDRSZ);
+	pfree(bytes);
+}
+
+static void
+put_value(StringInfo buf, PsyncCaptureColumn *column, Datum value, bool isnull)
+{
+	if (isnull)
+	{
+		uint32		n = pg_hton32((uint32) -1);
+
+		appendBinaryStringInfo(buf, (char *) &n, sizeof(n));
+		return;
+	}
+	switch (column->encoding)
+	{
+		case PSYNC_ENC_INT2:
+			{
+				uint16		n = pg_hton16((uint16) DatumGetInt16(value));
+
+				put_field(buf, (char *) &n, sizeof(n));
+			}
+			break;
+		case PSYNC_ENC_INT4:
+			put_field32(buf, (uint32) DatumGetInt32(value));
+			break;
+		case PSYNC_ENC_INT8:
+			put_field64(buf, (uint64) DatumGetInt64(value));
+			break;
+		case PSYNC_ENC_BOOL:
+			{
+				char		c = DatumGetBool(value) ? 1 : 0;
+
+				put_field(buf, &c, 1);
+			}
+			break;
+		case PSYNC_ENC_UUID:
+			put_field(buf, (char *) DatumGetPointer(value), UUID_LEN);
+			break;
+		case PSYNC_ENC_VARLENA:
+			put_varlena(buf, value);
+			break;
+		case PSYNC_ENC_TEXT:
+			put_text(buf, &column->send, value);
+			break;
+		case PSYNC_ENC_SEND:
+			put_sent(buf, &column->send, value);
+			break;
+	}
+}
+
+static void
+put_columns(StringInfo buf, PsyncCaptureRel *crel, TupleTableSlot *slot,
+			const bool *include)
+{
+	int			count = crel->ncolumns;
+
+	slot_getsomeattrs(slot, crel->attnum_max);
+	if (include != NULL)
+	{
+		count = 0;
+		for (int i = 0; i < crel->ncolumns; i++)
+			count += include[i];
+	}
+	put_int16(buf, count);
+	for (int i = 0; i < crel->ncolumns; i++)
+	{
+		PsyncCaptureColumn *column = &crel->columns[i];
+		int			a = column->attnum - 1;
+
+		if (include != NULL)
+		{
+			if (!include[i])
+				continue;
+			put_int16(buf, i);
+		}
+		put_value(buf, column, slot->tts_values[a], slot->tts_isnull[a]);
+	}
+}
+
+/*
+ * Encode under the database's own encoding.  The usual case, that client and
+ * database agree, must not pay for a PG_TRY.
+ */
+static void
+put_columns_unconverted(StringInfo buf, PsyncCaptureRel *crel,
+						TupleTableSlot *slot, const bool *include)
+{
+	int			client = pg_get_client_encoding();
+
+	if (client == GetDatabaseEncoding())
+	{
+		put_columns(buf, crel, slot, include);
+		return;
+	}
+	(void) SetClientEncoding(GetDatabaseEncoding());
+	PG_TRY();
+	{
+		put_columns(buf, crel, slot, include);
+	}
+	PG_FINALLY();
+	{
+		(void) SetClientEncoding(client);
+	}
+	PG_END_TRY();
+}
+
+void
+psync_image_append(StringInfo buf, PsyncCaptureRel *crel, TupleTableSlot *slot)
+{
+	put_columns_unconverted(buf, crel, slot, NULL);
+}
+
+void
+psync_old_part_append(StringInfo buf, PsyncCaptureRel *crel,
+					  TupleTableSlot *slot, const bool *include)
+{
+	put_columns_unconverted(buf, crel, slot, include);
+}
+
+/*
+ * Are the two stored values the same, byte for byte?  An unchanged TOASTed
+ * value keeps its pointer, so it need not be fetched.
+ */
+static bool
+same_value(const PsyncCaptureColumn *column, Datum a, Datum b)
+{
+	if (column->byval)
+		return a == b;
+	if (column->len == -1)
+	{
+		struct varlena *x = (struct varlena *) DatumGetPointer(a);
+		struct varlena *y = (struct varlena *) DatumGetPointer(b);
+
+		if (VARATT_IS_EXTERNAL_ONDISK(x) && VARATT_IS_EXTERNAL_ONDISK(y) &&
+			memcmp(x, y, TOAST_POINTER_SIZE) == 0)
+			return true;
+	}
+	return datum_image_eq(a, b, false, column->len);
+}
+
+/*
+ * Which captured columns differ?  changed[] has an entry per column.
+ */
+bool
+psync_image_changed(PsyncCaptureRel *crel, TupleTableSlot *oldslot,
+					TupleTableSlot *newslot, bool *changed, bool *key_changed)
+{
+	bool		any = false;
+
+	slot_getsomeattrs(oldslot, crel->attnum_max);
+	slot_getsomeattrs(newslot, crel->attnum_max);
+	*key_changed = false;
+	for (int i = 0; i < crel->ncolumns; i++)
+	{
+		PsyncCaptureColumn *column = &crel->columns[i];
+		int			a = column->attnum - 1;
+		bool		old_null = oldslot->tts_isnull[a];
+		bool		new_null = newslot->tts_isnull[a];
+
+		if (old_null || new_null)
+			changed[i] = old_null != new_null;
+		else
+			changed[i] = !same_value(column, oldslot->tts_values[a],
+									 newslot->tts_values[a]);
+		any |= changed[i];
+		*key_changed |= changed[i] && column->key;
+	}
+	return any;
+}

@@ -1,0 +1,233 @@
+/*
+ * trigger.c
+ *		The capture triggers.
+ *
+ * capture_change() fires AFTER each row, capture_truncate() BEFORE TRUNCATE
+ * (a table's rows can be read only before).  Both are ENABLE ALWAYS, so that
+ * changes applied under session_replication_role = replica are captured as
+ * well; payment_sync.origin tells them from local ones.
+ *
+ * TRUNCATE of a captured partitioned table is one change.  Its partitions'
+ * own triggers fire in the same command and stay silent then; but a partition
+ * that is truncated by itself has its rows logged as deletes, because the
+ * target knows the partitioned table only.
+ */
+#include "postgres.h"
+
+#include "access/heapam.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/partition.h"
+#include "catalog/pg_class.h"
+#include "commands/trigger.h"
+#include "executor/tuptable.h"
+#include "miscadmin.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "capture/capture.h"
+#include "compat.h"
+#include "log/log.h"
+
+PG_FUNCTION_INFO_V1(payment_sync_capture_change);
+PG_FUNCTION_INFO_V1(payment_sync_capture_truncate);
+
+/* Rows of up to this many columns need no allocation for the flags. */
+#define PSYNC_FLAGS_ON_STACK	64
+
+/* The command in which a captured table's truncation was logged last. */
+static Oid	truncated_root = InvalidOid;
+static CommandId truncated_command = InvalidCommandId;
+static SubTransactionId truncated_subxact = InvalidSubTransactionId;
+
+static void
+log_insert(PsyncCaptureRel *crel, TupleTableSlot *slot)
+{
+	uint32		shape_id = psync_rel_cache_shape(crel);
+	StringInfo	buf = psync_log_begin(PSYNC_INSERT, shape_id);
+
+	psync_image_append(buf, crel, slot);
+	psync_log_end(0);
+}
+
+static void
+log_delete(PsyncCaptureRel *crel, TupleTableSlot *slot)
+{
+	uint32		shape_id = psync_rel_cache_shape(crel);
+	bool		stack[PSYNC_FLAGS_ON_STACK];
+	bool	   *include = stack;
+	StringInfo	buf;
+
+	if (crel->ncolumns > PSYNC_FLAGS_ON_STACK)
+		include = palloc(crel->ncolumns * sizeof(bool));
+	for (int i = 0; i < crel->ncolumns; i++)
+		include[i] = crel->old_values != PSYNC_OLD_NONE || crel->columns[i].key;
+
+	buf = psync_log_begin(PSYNC_DELETE, shape_id);
+	psync_log_old();
+	psync_old_part_append(buf, crel, slot, include);
+	psync_log_end(0);
+	if (include != stack)
+		pfree(include);
+}
+
+static void
+log_update(PsyncCaptureRel *crel, TupleTableSlot *oldslot,
+		   TupleTableSlot *newslot)
+{
+	bool		stack[PSYNC_FLAGS_ON_STACK];
+	bool	   *include = stack;
+	bool		key_changed;
+
+	if (crel->ncolumns > PSYNC_FLAGS_ON_STACK)
+		include = palloc(crel->ncolumns * sizeof(bool));
+
+	if (psync_image_changed(crel, oldslot, newslot, include, &key_changed))
+	{
+		uint32		shape_id = psync_rel_cache_shape(crel);
+		StringInfo	buf;
+		bool		any = false;
+
+		/* include[] says what changed; make it say what to keep */
+		for (int i = 0; i < crel->ncolumns; i++)
+		{
+			if (crel->old_values == PSYNC_OLD_ALL)
+				include[i] = true;
+			else if (crel->columns[i].key)
+				include[i] = key_changed;
+			else if (crel->old_values == PSYNC_OLD_NONE)
+				include[i] = false;
+			any |= include[i];
+		}
+		buf = psync_log_begin(PSYNC_UPDATE, shape_id);
+		psync_image_append(buf, crel, newslot);
+		if (any)
+		{
+			psync_log_old();
+			psync_old_part_append(buf, crel, oldslot, include);
+		}
+		psync_log_end(key_changed ? PSYNC_CHANGE_KEY_CHANGED : 0);
+	}
+	if (include != stack)
+		pfree(include);
+}
+
+static TriggerData *
+check_trigger(FunctionCallInfo fcinfo, const char *name, bool expected)
+{
+	if (!CALLED_AS_TRIGGER(fcinfo) || !expected)
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
+				 errmsg("function \"%s\" must be called as payment_sync.capture_table() sets it up",
+						name)));
+	return (TriggerData *) fcinfo->context;
+}
+
+/*
+ * AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW
+ */
+Datum
+payment_sync_capture_change(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger;
+	PsyncCaptureRel *crel;
+
+	trigger = check_trigger(fcinfo, "capture_change",
+							CALLED_AS_TRIGGER(fcinfo) &&
+							TRIGGER_FIRED_AFTER(((TriggerData *) fcinfo->context)->tg_event) &&
+							TRIGGER_FIRED_FOR_ROW(((TriggerData *) fcinfo->context)->tg_event));
+	crel = psync_rel_cache_get(trigger->tg_relation);
+	if (!crel->captured)
+		return PointerGetDatum(NULL);
+
+	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
+		log_insert(crel, trigger->tg_trigslot);
+	else if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
+		log_delete(crel, trigger->tg_trigslot);
+	else
+		log_update(crel, trigger->tg_trigslot, trigger->tg_newslot);
+	return PointerGetDatum(NULL);
+}
+
+/* --------------------------------------------------------------- TRUNCATE */
+
+/*
+ * Was the truncation of this captured table, or of a partitioned table above
+ * the partition, logged by the current command?
+ */
+static bool
+truncation_logged(Oid rootid)
+{
+	return truncated_root == rootid &&
+		truncated_command == GetCurrentCommandId(false) &&
+		truncated_subxact == GetCurrentSubTransactionId();
+}
+
+static void
+log_truncate(PsyncCaptureRel *crel)
+{
+	(void) psync_log_begin(PSYNC_TRUNCATE, crel->rootid);
+	psync_log_end(0);
+	truncated_root = crel->rootid;
+	truncated_command = GetCurrentCommandId(false);
+	truncated_subxact = GetCurrentSubTransactionId();
+}
+
+/*
+ * A partition is truncated by itself: its rows go, its siblings' stay.  The
+ * table is locked exclusively, so the latest snapshot sees all of them.
+ */
+static void
+log_rows_as_deleted(PsyncCaptureRel *crel, Relation rel)
+{
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	TupleTableSlot *slot = table_slot_create(rel, NULL);
+	TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "payment_sync truncate",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+
+	/* others changed these rows before we got the lock: order after them */
+	psync_log_advance();
+	while (table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		CHECK_FOR_INTERRUPTS();
+		log_delete(crel, slot);
+		MemoryContextReset(context);
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+	table_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	UnregisterSnapshot(snapshot);
+}
+
+/*
+ * BEFORE TRUNCATE FOR EACH STATEMENT
+ */
+Datum
+payment_sync_capture_truncate(PG_FUNCTION_ARGS)
+{
+	TriggerData *trigger;
+	PsyncCaptureRel *crel;
+	Relation	rel;
+
+	trigger = check_trigger(fcinfo, "capture_truncate",
+							CALLED_AS_TRIGGER(fcinfo) &&
+							TRIGGER_FIRED_BEFORE(((TriggerData *) fcinfo->context)->tg_event) &&
+							TRIGGER_FIRED_BY_TRUNCATE(((TriggerData *) fcinfo->context)->tg_event));
+	rel = trigger->tg_relation;
+	crel = psync_rel_cache_get(rel);
+	if (!crel->captured)
+		return PointerGetDatum(NULL);
+
+	if (crel->rootid == RelationGetRelid(rel))
+		log_truncate(crel);
+	else if (!truncation_logged(crel->rootid) &&
+			 rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		log_rows_as_deleted(crel, rel);
+	return PointerGetDatum(NULL);
+}
