@@ -83,4 +83,27 @@
 #define psync_attrmap_by_name(in, out) build_attrmap_by_name((in), (out))
 #endif
 
+/* The same for tables, and for the privilege to use a server. */
+#include "catalog/pg_class.h"
+#include "catalog/pg_foreign_server.h"
+#if PG_VERSION_NUM >= 160000
+#define psync_owns_table(oid, user) \
+	object_ownercheck(RelationRelationId, (oid), (user))
+#define psync_server_aclcheck(oid, user, mode) \
+	object_aclcheck(ForeignServerRelationId, (oid), (user), (mode))
+#else
+#define psync_owns_table(oid, user)		pg_class_ownercheck((oid), (user))
+#define psync_server_aclcheck(oid, user, mode) \
+	pg_foreign_server_aclcheck((oid), (user), (mode))
+#endif
+
+/* Parsing a.b takes a place for soft errors since 16. */
+#include "utils/builtins.h"
+#include "utils/regproc.h"
+#if PG_VERSION_NUM >= 160000
+#define psync_qualified_name_list(name) stringToQualifiedNameList((name), NULL)
+#else
+#define psync_qualified_name_list(name) stringToQualifiedNameList(name)
+#endif
+
 #endif							/* PSYNC_COMPAT_H */

@@ -25,12 +25,20 @@
 #include "compat.h"
 #include "log/log.h"
 
+/* A sparse field of fixed size takes at most this: index, length, uuid. */
+#define PSYNC_FIXED_FIELD_MAX	(sizeof(uint16) + sizeof(uint32) + UUID_LEN)
+
+/*
+ * The put functions for fixed sizes do not check for room: put_columns() makes
+ * room for all columns' fixed parts, and put_field() makes that much again
+ * behind what it stores.
+ */
 static inline void
 put_int16(StringInfo buf, int16 value)
 {
 	uint16		n = pg_hton16((uint16) value);
 
-	enlargeStringInfo(buf, sizeof(n));
+	Assert(buf->len + sizeof(n) < buf->maxlen);
 	memcpy(buf->data + buf->len, &n, sizeof(n));
 	buf->len += sizeof(n);
 }
@@ -40,7 +48,7 @@ put_field32(StringInfo buf, uint32 value)
 {
 	uint32		n[2] = {pg_hton32(sizeof(uint32)), pg_hton32(value)};
 
-	enlargeStringInfo(buf, sizeof(n));
+	Assert(buf->len + sizeof(n) < buf->maxlen);
 	memcpy(buf->data + buf->len, n, sizeof(n));
 	buf->len += sizeof(n);
 }
@@ -51,62 +59,70 @@ put_field64(StringInfo buf, uint64 value)
 	uint32		size = pg_hton32(sizeof(uint64));
 	uint64		n = pg_hton64(value);
 
-	enlargeStringInfo(buf, sizeof(size) + sizeof(n));
+	Assert(buf->len + sizeof(size) + sizeof(n) < buf->maxlen);
 	memcpy(buf->data + buf->len, &size, sizeof(size));
 	memcpy(buf->data + buf->len + sizeof(size), &n, sizeof(n));
 	buf->len += sizeof(size) + sizeof(n);
 }
 
 static inline void
-put_field(StringInfo buf, const char *bytes, int32 size)
+put_bytes(StringInfo buf, const char *bytes, int32 size)
 {
 	uint32		n = pg_hton32((uint32) size);
 
-	enlargeStringInfo(buf, sizeof(n) + size);
+	Assert(buf->len + sizeof(n) + size < buf->maxlen);
 	memcpy(buf->data + buf->len, &n, sizeof(n));
 	memcpy(buf->data + buf->len + sizeof(n), bytes, size);
 	buf->len += sizeof(n) + size;
 }
 
+static inline void
+put_field(StringInfo buf, PsyncCaptureRel *crel, const char *bytes, int32 size)
+{
+	enlargeStringInfo(buf, sizeof(uint32) + size +
+					  crel->ncolumns * PSYNC_FIXED_FIELD_MAX);
+	put_bytes(buf, bytes, size);
+}
+
 static void
-put_varlena(StringInfo buf, Datum value)
+put_varlena(StringInfo buf, PsyncCaptureRel *crel, Datum value)
 {
 	struct varlena *datum = (struct varlena *) DatumGetPointer(value);
 	struct varlena *plain = datum;
 
 	if (VARATT_IS_EXTENDED(datum) && !VARATT_IS_SHORT(datum))
 		plain = detoast_attr(datum);
-	put_field(buf, VARDATA_ANY(plain), VARSIZE_ANY_EXHDR(plain));
+	put_field(buf, crel, VARDATA_ANY(plain), VARSIZE_ANY_EXHDR(plain));
 	if (plain != datum)
 		pfree(plain);
 }
 
 static void
-put_text(StringInfo buf, FmgrInfo *output, Datum value)
+put_text(StringInfo buf, PsyncCaptureRel *crel, FmgrInfo *output, Datum value)
 {
 	char	   *text = OutputFunctionCall(output, value);
 
-	put_field(buf, text, strlen(text));
+	put_field(buf, crel, text, strlen(text));
 	pfree(text);
 }
 
 static void
-put_sent(StringInfo buf, FmgrInfo *send, Datum value)
+put_sent(StringInfo buf, PsyncCaptureRel *crel, FmgrInfo *send, Datum value)
 {
 	bytea	   *bytes = SendFunctionCall(send, value);
 
-	put_field(buf, VARDATA(bytes), VARSIZE(bytes) - VARHDRSZ);
+	put_field(buf, crel, VARDATA(bytes), VARSIZE(bytes) - VARHDRSZ);
 	pfree(bytes);
 }
 
 static void
-put_value(StringInfo buf, PsyncCaptureColumn *column, Datum value, bool isnull)
+put_value(StringInfo buf, PsyncCaptureRel *crel, PsyncCaptureColumn *column,
+		  Datum value, bool isnull)
 {
 	if (isnull)
 	{
-		uint32		n = pg_hton32((uint32) -1);
-
-		appendBinaryStringInfo(buf, (char *) &n, sizeof(n));
+		memset(buf->data + buf->len, 0xff, sizeof(uint32)); /* -1 */
+		buf->len += sizeof(uint32);
 		return;
 	}
 	switch (column->encoding)
@@ -115,7 +131,7 @@ put_value(StringInfo buf, PsyncCaptureColumn *column, Datum value, bool isnull)
 			{
 				uint16		n = pg_hton16((uint16) DatumGetInt16(value));
 
-				put_field(buf, (char *) &n, sizeof(n));
+				put_bytes(buf, (char *) &n, sizeof(n));
 			}
 			break;
 		case PSYNC_ENC_INT4:
@@ -128,20 +144,20 @@ put_value(StringInfo buf, PsyncCaptureColumn *column, Datum value, bool isnull)
 			{
 				char		c = DatumGetBool(value) ? 1 : 0;
 
-				put_field(buf, &c, 1);
+				put_bytes(buf, &c, 1);
 			}
 			break;
 		case PSYNC_ENC_UUID:
-			put_field(buf, (char *) DatumGetPointer(value), UUID_LEN);
+			put_bytes(buf, (char *) DatumGetPointer(value), UUID_LEN);
 			break;
 		case PSYNC_ENC_VARLENA:
-			put_varlena(buf, value);
+			put_varlena(buf, crel, value);
 			break;
 		case PSYNC_ENC_TEXT:
-			put_text(buf, &column->send, value);
+			put_text(buf, crel, &column->send, value);
 			break;
 		case PSYNC_ENC_SEND:
-			put_sent(buf, &column->send, value);
+			put_sent(buf, crel, &column->send, value);
 			break;
 	}
 }
@@ -159,6 +175,8 @@ put_columns(StringInfo buf, PsyncCaptureRel *crel, TupleTableSlot *slot,
 		for (int i = 0; i < crel->ncolumns; i++)
 			count += include[i];
 	}
+	enlargeStringInfo(buf, sizeof(uint16) +
+					  crel->ncolumns * PSYNC_FIXED_FIELD_MAX);
 	put_int16(buf, count);
 	for (int i = 0; i < crel->ncolumns; i++)
 	{
@@ -171,7 +189,7 @@ put_columns(StringInfo buf, PsyncCaptureRel *crel, TupleTableSlot *slot,
 				continue;
 			put_int16(buf, i);
 		}
-		put_value(buf, column, slot->tts_values[a], slot->tts_isnull[a]);
+		put_value(buf, crel, column, slot->tts_values[a], slot->tts_isnull[a]);
 	}
 }
 

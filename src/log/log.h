@@ -142,14 +142,17 @@ extern void psync_reader_free(PsyncReader *reader);
 
 /*
  * Look for the next window: takes a snapshot B, finds its chunks, releases
- * the snapshot, and flushes WAL up to here (P3).  Needs a transaction without
- * an active snapshot and leaves it so.  False if the window is empty (the
+ * the snapshot, and flushes WAL up to here (P3).  False if the window is empty (the
  * reader then has moved on all the same).  The snapshot under which B was
  * taken is handed to "under_snapshot" (may be NULL) while it is still active,
  * so that a batch can read its chunk under it.
  */
 extern bool psync_reader_open(PsyncReader *reader, PsyncWindowSize *size,
 							  void (*under_snapshot) (void *arg), void *arg);
+
+/* The same up to a snapshot stored before (NULL: the current one). */
+extern bool psync_reader_open_upto(PsyncReader *reader,
+								   const PsyncSnapshot *upto);
 
 /*
  * The next change of the window, in order of position; false at its end.  The

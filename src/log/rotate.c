@@ -258,11 +258,13 @@ truncate_table(int n)
 	int			ret;
 
 	snprintf(command, sizeof(command), "TRUNCATE ONLY %s.log_%d", PSYNC_SCHEMA, n);
+	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
 	ret = SPI_execute(command, false, 0);
 	if (ret != SPI_OK_UTILITY)
 		elog(ERROR, "could not truncate log table: %s", SPI_result_code_string(ret));
 	SPI_finish();
+	PopActiveSnapshot();
 }
 
 /* Empty an inactive table if every sync is done with it and nobody minds. */

@@ -357,20 +357,31 @@ psync_reader_collect_more(PsyncReader *reader)
 
 /* ------------------------------------------------------------ life cycle */
 
+static PsyncSnapshot *
+copy_snapshot(const PsyncSnapshot *snapshot)
+{
+	Size		size = offsetof(PsyncSnapshot, xip) +
+		snapshot->nxip * sizeof(uint64);
+	PsyncSnapshot *copy = palloc(size);
+
+	memcpy(copy, snapshot, size);
+	return copy;
+}
+
 PsyncReader *
 psync_reader_create(MemoryContext parent, const PsyncSnapshot *after,
 					const PsyncReadHint *hint)
 {
 	MemoryContext context = AllocSetContextCreate(parent, "payment_sync reader",
 												  ALLOCSET_DEFAULT_SIZES);
-	PsyncReader *reader = MemoryContextAllocZero(context, sizeof(PsyncReader));
-	Size		size = offsetof(PsyncSnapshot, xip) + after->nxip * sizeof(uint64);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	PsyncReader *reader = palloc0(sizeof(PsyncReader));
 
 	reader->context = context;
-	reader->after = MemoryContextAlloc(context, size);
-	memcpy(reader->after, after, size);
+	reader->after = copy_snapshot(after);
 	if (hint != NULL)
 		reader->hint = *hint;
+	MemoryContextSwitchTo(old);
 	return reader;
 }
 
@@ -390,13 +401,11 @@ reset_window(PsyncReader *reader)
 	memset(&reader->size, 0, sizeof(reader->size));
 }
 
-bool
-psync_reader_open(PsyncReader *reader, PsyncWindowSize *size,
-				  void (*under_snapshot) (void *arg), void *arg)
+static bool
+open_window(PsyncReader *reader, const PsyncSnapshot *upto, PsyncWindowSize *size,
+			void (*under_snapshot) (void *arg), void *arg)
 {
 	MemoryContext old;
-
-	Assert(!ActiveSnapshotSet());
 
 	/* a window given up before is found anew, from the tail it began at */
 	psync_reader_rewind(reader);
@@ -404,7 +413,7 @@ psync_reader_open(PsyncReader *reader, PsyncWindowSize *size,
 
 	PushActiveSnapshot(GetTransactionSnapshot());
 	old = MemoryContextSwitchTo(reader->context);
-	reader->upto = psync_snapshot_current();
+	reader->upto = upto != NULL ? copy_snapshot(upto) : psync_snapshot_current();
 	MemoryContextSwitchTo(old);
 	Assert(psync_snapshot_covers(reader->upto, reader->after));
 
@@ -425,6 +434,19 @@ psync_reader_open(PsyncReader *reader, PsyncWindowSize *size,
 	}
 	psync_log_flush_wal();
 	return reader->nrefs > 0;
+}
+
+bool
+psync_reader_open(PsyncReader *reader, PsyncWindowSize *size,
+				  void (*under_snapshot) (void *arg), void *arg)
+{
+	return open_window(reader, NULL, size, under_snapshot, arg);
+}
+
+bool
+psync_reader_open_upto(PsyncReader *reader, const PsyncSnapshot *upto)
+{
+	return open_window(reader, upto, NULL, NULL, NULL);
 }
 
 /*

@@ -160,6 +160,7 @@ typedef enum PsyncOptionType
 #define PSYNC_ON_SERVER		0x01
 #define PSYNC_ON_USER		0x02
 #define PSYNC_ON_WRAPPER	0x04
+#define PSYNC_BY_SUPERUSER	0x08	/* only a superuser may set it */
 
 /*
  * One option that a server or user mapping may bear.  Plain data, so that
@@ -188,6 +189,11 @@ typedef struct PsyncTarget
 	const char *server_name;
 	List	   *server_options; /* of DefElem; values are strings */
 	List	   *user_options;
+	bool		owner_is_superuser; /* else only the mapping's own credentials
+									 * may be used, never the server's */
+	bool		restart;		/* the sync was told to start anew: a position
+								 * recorded before, for this sync or by another
+								 * change log, is to be replaced, not refused */
 	List	   *tables;			/* of PsyncTable *, the sync's tables */
 	MemoryContext context;		/* lives until close */
 	void	   *private_data;	/* the transport's own */

@@ -1,0 +1,497 @@
+\echo Use "CREATE EXTENSION payment_sync" to load this file. \quit
+
+-- Everything below is qualified, except what is PostgreSQL's own.
+SET LOCAL search_path TO pg_catalog, pg_temp;
+
+-- ======================================================================
+-- The change log
+-- ======================================================================
+
+-- One heap tuple is a chunk of many changes; src/log/log.h has the format.
+-- Writers only append, readers never delete: a table that every sync is done
+-- with is truncated.  Hence no index, no autovacuum (nothing to clean), no
+-- truncation by vacuum, and no TOAST table (a change too large for one page
+-- is continued in further tuples).
+CREATE TABLE payment_sync.log_0 (
+	xid xid8 NOT NULL,
+	position bigint NOT NULL,
+	at timestamptz NOT NULL,
+	changes integer NOT NULL,
+	origin name,
+	data bytea NOT NULL
+) USING heap WITH (autovacuum_enabled = off, vacuum_truncate = off);
+ALTER TABLE payment_sync.log_0 ALTER COLUMN data SET STORAGE PLAIN;
+CREATE TABLE payment_sync.log_1 (
+	xid xid8 NOT NULL,
+	position bigint NOT NULL,
+	at timestamptz NOT NULL,
+	changes integer NOT NULL,
+	origin name,
+	data bytea NOT NULL
+) USING heap WITH (autovacuum_enabled = off, vacuum_truncate = off);
+ALTER TABLE payment_sync.log_1 ALTER COLUMN data SET STORAGE PLAIN;
+CREATE TABLE payment_sync.log_2 (
+	xid xid8 NOT NULL,
+	position bigint NOT NULL,
+	at timestamptz NOT NULL,
+	changes integer NOT NULL,
+	origin name,
+	data bytea NOT NULL
+) USING heap WITH (autovacuum_enabled = off, vacuum_truncate = off);
+ALTER TABLE payment_sync.log_2 ALTER COLUMN data SET STORAGE PLAIN;
+
+COMMENT ON TABLE payment_sync.log_0 IS 'change log, first of three rotating tables: chunks of packed changes';
+COMMENT ON TABLE payment_sync.log_1 IS 'change log, second of three rotating tables: chunks of packed changes';
+COMMENT ON TABLE payment_sync.log_2 IS 'change log, third of three rotating tables: chunks of packed changes';
+
+CREATE TABLE payment_sync.log_rotation (
+	active smallint NOT NULL CHECK (active BETWEEN 0 AND 2),
+	rotated_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	identity uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid()
+);
+INSERT INTO payment_sync.log_rotation (active) VALUES (0);
+COMMENT ON TABLE payment_sync.log_rotation IS 'one row: which log table is active, and the identity of this change log';
+
+-- Shapes: versions of captured tables' column lists.  Not dumped: they speak
+-- of attribute numbers and type oids of this database.
+CREATE SEQUENCE payment_sync.shape_id AS integer;
+CREATE TABLE payment_sync.shape (
+	id integer PRIMARY KEY,
+	relid oid NOT NULL,
+	attnums smallint[] NOT NULL,
+	names name[] NOT NULL,
+	types oid[] NOT NULL,
+	typmods integer[] NOT NULL,
+	textual boolean[] NOT NULL,
+	keys smallint[] NOT NULL
+);
+CREATE INDEX shape_relid_idx ON payment_sync.shape (relid, id);
+COMMENT ON TABLE payment_sync.shape IS 'versions of captured tables'' column lists, which row images name by id';
+COMMENT ON SEQUENCE payment_sync.shape_id IS 'ids of shapes';
+
+-- ======================================================================
+-- Configuration, kept by pg_dump
+-- ======================================================================
+
+CREATE TABLE payment_sync.captured (
+	relid regclass PRIMARY KEY,
+	columns name[],
+	key name[] NOT NULL,
+	old_values text NOT NULL DEFAULT 'changed'
+		CHECK (old_values IN ('none', 'changed', 'all'))
+);
+COMMENT ON TABLE payment_sync.captured IS 'captured tables: definition';
+
+CREATE TABLE payment_sync.sync (
+	id uuid PRIMARY KEY DEFAULT pg_catalog.gen_random_uuid(),
+	name name NOT NULL UNIQUE,
+	server name,
+	owner regrole NOT NULL,
+	enabled boolean NOT NULL DEFAULT true,
+	exclude_origins text[] NOT NULL DEFAULT '{}',
+	max_log_size bigint CHECK (max_log_size > 0),
+	on_log_full text NOT NULL DEFAULT 'warn' CHECK (on_log_full IN ('warn', 'disable')),
+	created timestamptz NOT NULL DEFAULT pg_catalog.now()
+);
+COMMENT ON TABLE payment_sync.sync IS 'syncs: definition';
+
+CREATE TABLE payment_sync.sync_table (
+	sync uuid NOT NULL REFERENCES payment_sync.sync ON DELETE CASCADE,
+	relid regclass NOT NULL,
+	target_schema name,
+	target_table name,
+	PRIMARY KEY (sync, relid)
+);
+COMMENT ON TABLE payment_sync.sync_table IS 'tables of each sync and their names at the target';
+
+SELECT pg_catalog.pg_extension_config_dump('payment_sync.captured', '');
+SELECT pg_catalog.pg_extension_config_dump('payment_sync.sync', '');
+SELECT pg_catalog.pg_extension_config_dump('payment_sync.sync_table', '');
+
+-- ======================================================================
+-- State, not kept by pg_dump: it would be stale after a restore
+-- ======================================================================
+
+CREATE TABLE payment_sync.sync_state (
+	sync uuid PRIMARY KEY REFERENCES payment_sync.sync ON DELETE CASCADE,
+	position pg_snapshot NOT NULL,
+	target_position text,
+	released boolean NOT NULL DEFAULT false,
+	restart boolean NOT NULL DEFAULT false,
+	hint_filenode oid[] NOT NULL DEFAULT '{0,0,0}',
+	hint_block bigint[] NOT NULL DEFAULT '{0,0,0}',
+	windows bigint NOT NULL DEFAULT 0,
+	changes bigint NOT NULL DEFAULT 0,
+	rows_read bigint NOT NULL DEFAULT 0,
+	bytes bigint NOT NULL DEFAULT 0,
+	errors bigint NOT NULL DEFAULT 0,
+	failures integer NOT NULL DEFAULT 0,
+	started timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	saved timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	changes_per_second double precision NOT NULL DEFAULT 0,
+	last_success timestamptz,
+	lag_at timestamptz,
+	last_error text,
+	last_error_detail text,
+	last_error_state text,
+	last_error_at timestamptz,
+	retry_at timestamptz,
+	disabled_reason text,
+	pull_window bigint NOT NULL DEFAULT 1,
+	pull_upto pg_snapshot,
+	pull_position bigint NOT NULL DEFAULT 0,
+	pull_xid xid8 NOT NULL DEFAULT '0'
+) WITH (fillfactor = 50);
+COMMENT ON TABLE payment_sync.sync_state IS 'where each sync stands; a sync without a row here does not run';
+
+CREATE TABLE payment_sync.batch (
+	sync uuid NOT NULL REFERENCES payment_sync.sync ON DELETE CASCADE,
+	relid oid NOT NULL,
+	mirror boolean NOT NULL DEFAULT false,
+	state text NOT NULL DEFAULT 'pending'
+		CHECK (state IN ('pending', 'running', 'done', 'cancelled')),
+	shape integer,
+	cursor bytea,
+	chunks bigint NOT NULL DEFAULT 0,
+	rows bigint NOT NULL DEFAULT 0,
+	rows_estimated bigint,
+	requested timestamptz NOT NULL DEFAULT pg_catalog.now(),
+	started timestamptz,
+	finished timestamptz,
+	PRIMARY KEY (sync, relid)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE payment_sync.batch IS 'batches asked for, under way and done; cursor is the last key copied';
+
+-- ======================================================================
+-- Record: which tables are captured
+-- ======================================================================
+
+-- Trigger functions.  Users may execute them, or they could not make triggers
+-- of their own tables; on a table that is not captured they do nothing.
+CREATE FUNCTION payment_sync.capture_change() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'payment_sync_capture_change'
+	LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.capture_change() IS 'logs each changed row of a captured table';
+
+CREATE FUNCTION payment_sync.capture_truncate() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'payment_sync_capture_truncate'
+	LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.capture_truncate() IS 'logs TRUNCATE of a captured table';
+
+CREATE FUNCTION payment_sync.capture_table(
+	rel regclass,
+	columns name[] DEFAULT NULL,
+	key name[] DEFAULT NULL,
+	old_values text DEFAULT 'changed') RETURNS void
+	AS 'MODULE_PATHNAME', 'payment_sync_capture_table'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.capture_table(regclass, name[], name[], text) IS
+	'records changes of a table from now on; called again, it changes what is recorded';
+
+CREATE FUNCTION payment_sync.release_table(rel regclass) RETURNS void
+	AS 'MODULE_PATHNAME', 'payment_sync_release_table'
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.release_table(regclass) IS 'ends the recording of a table''s changes';
+
+-- Names of tables and columns are no secret, as in the system catalogs.
+CREATE VIEW payment_sync.captured_tables AS
+	SELECT c.relid AS "table", c.columns, c.key, c.old_values,
+		ARRAY(SELECT s.name
+			  FROM payment_sync.sync_table t
+			  JOIN payment_sync.sync s ON s.id = t.sync
+			  WHERE t.relid = c.relid
+			  ORDER BY s.name) AS syncs
+	FROM payment_sync.captured c
+	JOIN pg_class r ON r.oid = c.relid;
+COMMENT ON VIEW payment_sync.captured_tables IS 'captured tables; columns is null if all are captured, also those added later';
+COMMENT ON COLUMN payment_sync.captured_tables.syncs IS 'syncs that deliver the table''s changes';
+
+-- ======================================================================
+-- Where: wrappers of the transports
+-- ======================================================================
+
+CREATE FUNCTION payment_sync.payment_sync_postgres_validator(options text[], catalog oid)
+RETURNS void
+LANGUAGE C STRICT VOLATILE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'payment_sync_postgres_validator';
+COMMENT ON FUNCTION payment_sync.payment_sync_postgres_validator(text[], oid) IS
+	'checks options of payment_sync_postgres, its servers and user mappings';
+
+CREATE FOREIGN DATA WRAPPER payment_sync_postgres
+	NO HANDLER
+	VALIDATOR payment_sync.payment_sync_postgres_validator
+	OPTIONS (library 'payment_sync_postgres');
+COMMENT ON FOREIGN DATA WRAPPER payment_sync_postgres IS
+	'targets that are PostgreSQL databases';
+
+-- ======================================================================
+-- Tie: which tables go where
+-- ======================================================================
+
+CREATE FUNCTION payment_sync.create_sync(
+	name name,
+	tables regclass[],
+	server name DEFAULT NULL,
+	batch boolean DEFAULT false,
+	targets text[] DEFAULT NULL,
+	target_schema name DEFAULT NULL,
+	exclude_origins text[] DEFAULT '{}',
+	max_log_size text DEFAULT NULL,
+	on_log_full text DEFAULT 'warn',
+	enabled boolean DEFAULT true,
+	mirror boolean DEFAULT false) RETURNS void
+	AS 'MODULE_PATHNAME', 'payment_sync_create_sync'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.create_sync(name, regclass[], name, boolean, text[], name, text[], text, text, boolean, boolean) IS
+	'ties captured tables to a target; without a server, changes are fetched';
+
+CREATE FUNCTION payment_sync.alter_sync(
+	name name,
+	new_name name DEFAULT NULL,
+	server name DEFAULT NULL,
+	add_tables regclass[] DEFAULT NULL,
+	drop_tables regclass[] DEFAULT NULL,
+	targets text[] DEFAULT NULL,
+	batch boolean DEFAULT false,
+	exclude_origins text[] DEFAULT NULL,
+	max_log_size text DEFAULT NULL,
+	on_log_full text DEFAULT NULL) RETURNS void
+	AS 'MODULE_PATHNAME', 'payment_sync_alter_sync'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.alter_sync(name, name, name, regclass[], regclass[], text[], boolean, text[], text, text) IS
+	'changes what is given and leaves the rest; targets and batch are about add_tables';
+
+CREATE FUNCTION payment_sync.enable_sync(name name, start text DEFAULT NULL) RETURNS void
+	AS 'MODULE_PATHNAME', 'payment_sync_enable_sync'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.enable_sync(name, text) IS
+	'lets a sync run: from where it stopped, from ''now'', or with a new ''batch''';
+
+CREATE FUNCTION payment_sync.disable_sync(name name, reason text DEFAULT NULL) RETURNS void
+	AS 'MODULE_PATHNAME', 'payment_sync_disable_sync'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.disable_sync(name, text) IS
+	'stops a sync; the change log keeps what it has not delivered';
+
+CREATE FUNCTION payment_sync.drop_sync(name name) RETURNS void
+	AS 'MODULE_PATHNAME', 'payment_sync_drop_sync'
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.drop_sync(name) IS 'removes a sync; its tables stay captured';
+
+CREATE PROCEDURE payment_sync.incremental_sync(name name)
+	AS 'MODULE_PATHNAME', 'payment_sync_incremental_sync'
+	LANGUAGE C;
+COMMENT ON PROCEDURE payment_sync.incremental_sync(name) IS
+	'delivers what is pending now, in this session';
+
+CREATE PROCEDURE payment_sync.batch_sync(
+	name name,
+	rel regclass DEFAULT NULL,
+	mirror boolean DEFAULT false)
+	AS 'MODULE_PATHNAME', 'payment_sync_batch_sync'
+	LANGUAGE C;
+COMMENT ON PROCEDURE payment_sync.batch_sync(name, regclass, boolean) IS
+	'copies a sync''s tables, or one of them, in this session; mirror removes what the source lacks';
+
+CREATE FUNCTION payment_sync.cancel_batch(name name, rel regclass DEFAULT NULL) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'payment_sync_cancel_batch'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.cancel_batch(name, regclass) IS
+	'ends batches of a sync after the chunk at hand; true if there was one';
+
+-- ======================================================================
+-- Watch
+-- ======================================================================
+
+CREATE FUNCTION payment_sync.sync_lag(
+	sync uuid, OUT changes bigint, OUT bytes bigint, OUT oldest timestamptz)
+	AS 'MODULE_PATHNAME', 'payment_sync_sync_lag'
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.sync_lag(uuid) IS
+	'committed changes that a sync has not delivered, the size of their log chunks, and the time of the first';
+
+CREATE FUNCTION payment_sync.sync_held(
+	hint_filenode oid[], hint_block bigint[]) RETURNS bigint
+	AS 'MODULE_PATHNAME', 'payment_sync_sync_held'
+	LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION payment_sync.sync_held(oid[], bigint[]) IS
+	'bytes of the change log from a reader''s hint to its end';
+
+CREATE FUNCTION payment_sync.log_size_limit(max_log_size bigint) RETURNS bigint
+	AS 'MODULE_PATHNAME', 'payment_sync_log_size_limit'
+	LANGUAGE C STABLE CALLED ON NULL INPUT PARALLEL SAFE;
+COMMENT ON FUNCTION payment_sync.log_size_limit(bigint) IS
+	'the limit that holds for a sync: its own, else payment_sync.max_log_size; null: none';
+
+CREATE FUNCTION payment_sync.worker_pid(sync uuid) RETURNS integer
+	AS 'MODULE_PATHNAME', 'payment_sync_worker_pid'
+	LANGUAGE C VOLATILE STRICT PARALLEL RESTRICTED;
+COMMENT ON FUNCTION payment_sync.worker_pid(uuid) IS 'process that delivers for a sync at this moment, or null';
+
+-- Who may look: pg_monitor at all syncs, others at their own.
+CREATE VIEW payment_sync.syncs WITH (security_barrier = true) AS
+	SELECT s.name, s.server, s.owner, s.enabled,
+		ARRAY(SELECT t.relid
+			  FROM payment_sync.sync_table t
+			  JOIN pg_class c ON c.oid = t.relid
+			  WHERE t.sync = s.id ORDER BY t.relid::oid) AS tables,
+		ARRAY(SELECT format('%I.%I', COALESCE(t.target_schema, n.nspname),
+							COALESCE(t.target_table, c.relname))
+			  FROM payment_sync.sync_table t
+			  JOIN pg_class c ON c.oid = t.relid
+			  JOIN pg_namespace n ON n.oid = c.relnamespace
+			  WHERE t.sync = s.id ORDER BY t.relid::oid) AS targets,
+		s.exclude_origins, s.max_log_size, s.on_log_full, s.created
+	FROM payment_sync.sync s
+	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.owner, 'USAGE');
+COMMENT ON VIEW payment_sync.syncs IS 'syncs: definition';
+COMMENT ON COLUMN payment_sync.syncs.server IS 'null: changes are fetched';
+COMMENT ON COLUMN payment_sync.syncs.targets IS 'names of the tables at the target, in the order of tables';
+COMMENT ON COLUMN payment_sync.syncs.max_log_size IS 'bytes; null: payment_sync.max_log_size holds';
+
+CREATE VIEW payment_sync.stat_sync WITH (security_barrier = true) AS
+	SELECT s.name, s.server,
+		CASE
+			WHEN NOT s.enabled THEN 'disabled'
+			WHEN st.sync IS NULL OR st.released THEN 'stopped'
+			WHEN s.server IS NULL THEN 'pull'
+			WHEN w.pid IS NOT NULL THEN 'running'
+			WHEN st.retry_at > clock_timestamp() THEN 'waiting'
+			WHEN l.changes > 0 OR b.pending THEN 'pending'
+			ELSE 'idle'
+		END AS state,
+		l.changes AS lag_changes,
+		l.bytes AS lag_bytes,
+		CASE WHEN l.changes > 0 THEN GREATEST(clock_timestamp() - l.oldest, interval '0')
+			WHEN l.changes = 0 THEN interval '0'
+		END AS lag,
+		st.windows, st.changes, st.rows_read, st.bytes,
+		CASE WHEN st.saved > clock_timestamp() - interval '10 seconds'
+			THEN st.changes_per_second
+			ELSE 0
+		END AS changes_per_second,
+		st.started AS stats_since,
+		st.last_success, st.errors, st.failures,
+		st.last_error, st.last_error_detail, st.last_error_state, st.last_error_at,
+		st.retry_at AS next_retry,
+		w.pid AS worker_pid,
+		h.held AS log_held,
+		h.held > h.size_limit AS log_full,
+		st.disabled_reason
+	FROM payment_sync.sync s
+	LEFT JOIN payment_sync.sync_state st ON st.sync = s.id
+	CROSS JOIN LATERAL (SELECT payment_sync.worker_pid(s.id) AS pid) w
+	CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM payment_sync.batch
+									   WHERE sync = s.id AND batch.state IN ('pending', 'running')) AS pending) b
+	CROSS JOIN LATERAL (SELECT CASE WHEN NOT st.released
+									THEN payment_sync.sync_held(st.hint_filenode, st.hint_block) END AS held,
+							   payment_sync.log_size_limit(s.max_log_size) AS size_limit) h
+	LEFT JOIN LATERAL payment_sync.sync_lag(s.id) l ON true
+	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.owner, 'USAGE');
+COMMENT ON VIEW payment_sync.stat_sync IS 'syncs: what each is doing, what is pending, what went wrong';
+COMMENT ON COLUMN payment_sync.stat_sync.state IS 'running, idle, pending (its turn will come), waiting (for the next retry), pull, disabled, or stopped (has no position)';
+COMMENT ON COLUMN payment_sync.stat_sync.lag_changes IS 'committed changes not yet delivered; the position behind this is saved within a second or so';
+COMMENT ON COLUMN payment_sync.stat_sync.lag_bytes IS 'size of their chunks in the change log';
+COMMENT ON COLUMN payment_sync.stat_sync.lag IS 'age of the oldest of them';
+COMMENT ON COLUMN payment_sync.stat_sync.rows_read IS 'rows delivered by batches';
+COMMENT ON COLUMN payment_sync.stat_sync.stats_since IS 'when counting began; counters survive restarts and crashes';
+COMMENT ON COLUMN payment_sync.stat_sync.failures IS 'failures in a row, zero after a success';
+COMMENT ON COLUMN payment_sync.stat_sync.log_held IS 'bytes of the change log that cannot be truncated because of this sync, at most';
+COMMENT ON COLUMN payment_sync.stat_sync.log_full IS 'is that beyond the limit?  See max_log_size and on_log_full';
+
+CREATE VIEW payment_sync.progress_batch WITH (security_barrier = true) AS
+	SELECT s.name AS sync, b.relid::regclass AS "table", b.state, b.mirror,
+		b.chunks, b.rows, b.rows_estimated,
+		CASE
+			WHEN b.state = 'done' THEN 100.0
+			WHEN b.rows_estimated > 0 THEN round(LEAST(100.0 * b.rows / b.rows_estimated, 99.9), 1)
+		END AS percent,
+		b.requested, b.started, b.finished
+	FROM payment_sync.batch b
+	JOIN payment_sync.sync s ON s.id = b.sync
+	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.owner, 'USAGE');
+COMMENT ON VIEW payment_sync.progress_batch IS 'the latest batch of each table of each sync';
+COMMENT ON COLUMN payment_sync.progress_batch.percent IS 'by the planner''s estimate of the table''s rows; null if there is none';
+
+CREATE FUNCTION payment_sync.wake_workers() RETURNS void
+	AS 'MODULE_PATHNAME', 'payment_sync_wake_workers'
+	LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.wake_workers() IS 'makes workers look at this database''s definitions';
+
+-- ======================================================================
+-- The log, decoded
+-- ======================================================================
+
+CREATE FUNCTION payment_sync.read_changes(
+	OUT xid xid8, OUT "position" bigint, OUT at timestamptz, OUT operation text,
+	OUT "table" regclass, OUT key jsonb, OUT new jsonb, OUT old jsonb,
+	OUT origin text) RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'payment_sync_read_changes'
+	LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.read_changes() IS 'changes in the log, of tables that the caller may read';
+
+CREATE VIEW payment_sync.changes AS
+	SELECT xid, position, at, operation, "table", key, new, old, origin
+	FROM payment_sync.read_changes();
+COMMENT ON VIEW payment_sync.changes IS
+	'the change log, decoded, in order of position; only tables that the current user may read';
+COMMENT ON COLUMN payment_sync.changes.old IS 'what the table''s old_values keeps; of a delete also the key';
+
+-- ======================================================================
+-- Pull
+-- ======================================================================
+
+CREATE FUNCTION payment_sync.fetch_changes(
+	name name, max_changes integer DEFAULT 1000,
+	OUT xid xid8, OUT "position" bigint, OUT at timestamptz, OUT operation text,
+	OUT "table" regclass, OUT key jsonb, OUT new jsonb, OUT old jsonb,
+	OUT origin text) RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'payment_sync_fetch_changes'
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.fetch_changes(name, integer) IS
+	'next changes of a sync without server, the same ones until they are acknowledged';
+
+CREATE FUNCTION payment_sync.ack_changes(name name, "position" bigint) RETURNS void
+	AS 'MODULE_PATHNAME', 'payment_sync_ack_changes'
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.ack_changes(name, bigint) IS
+	'all fetched changes up to this position are dealt with, if this transaction commits';
+
+-- ======================================================================
+-- Keeping the definitions true when tables change
+-- ======================================================================
+
+CREATE FUNCTION payment_sync.on_ddl_command_end() RETURNS event_trigger
+	AS 'MODULE_PATHNAME', 'payment_sync_on_ddl_command_end'
+	LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.on_ddl_command_end() IS 'follows renames and partitions of captured tables';
+
+CREATE FUNCTION payment_sync.on_sql_drop() RETURNS event_trigger
+	AS 'MODULE_PATHNAME', 'payment_sync_on_sql_drop'
+	LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.on_sql_drop() IS 'forgets dropped tables, and keeps what captured tables need';
+
+CREATE EVENT TRIGGER payment_sync_ddl_command_end ON ddl_command_end
+	EXECUTE FUNCTION payment_sync.on_ddl_command_end();
+COMMENT ON EVENT TRIGGER payment_sync_ddl_command_end IS 'follows renames and partitions of captured tables';
+
+CREATE EVENT TRIGGER payment_sync_sql_drop ON sql_drop
+	EXECUTE FUNCTION payment_sync.on_sql_drop();
+COMMENT ON EVENT TRIGGER payment_sync_sql_drop IS 'forgets dropped tables, and keeps what captured tables need';
+
+-- ======================================================================
+-- Privileges
+-- ======================================================================
+
+-- Everybody may call the functions, which check what they are about: a table's
+-- owner may capture it; who also has USAGE on a server may create a sync with
+-- it; a sync belongs to who created it.  The tables are the extension's own.
+-- To keep capture to some roles: REVOKE EXECUTE ON FUNCTION
+-- payment_sync.capture_table FROM PUBLIC, and grant it to them.
+GRANT USAGE ON SCHEMA payment_sync TO PUBLIC;
+GRANT SELECT ON payment_sync.captured_tables, payment_sync.syncs,
+	payment_sync.stat_sync, payment_sync.progress_batch, payment_sync.changes
+	TO PUBLIC;
+
+-- The launcher need not wait for its next look at the databases.
+SELECT payment_sync.wake_workers();

@@ -1,0 +1,507 @@
+/*
+ * batch.c
+ *		Copying whole tables in chunks that ride on the incremental stream.
+ *
+ * Each chunk is a range of keys, read under the snapshot B that ends the
+ * current window and sent in the same target transaction, after the window's
+ * changes.  So the chunk is the source's state at B, and so is the rest of
+ * what the target has: no snapshot outlives the reading of a chunk, and the
+ * incremental stream never pauses.
+ *
+ * The last key copied is saved here after the target has committed the chunk.
+ * If we crash in between, the chunk is sent again; it is upserted, so that
+ * does no harm.
+ *
+ * Rows are read with the rights of the sync's owner and row_security = off:
+ * a policy that would hide rows raises an error instead (nothing is filtered
+ * silently).
+ *
+ * Order of keys.  A chunk's bounds only matter at the target in mirror mode,
+ * where rows between them that the source lacks are deleted.  Then keys of
+ * collatable types are compared in "C" order on both sides, since the servers'
+ * collations may differ; otherwise in the column's own order, for the index.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "port/pg_bswap.h"
+#include "tcop/dest.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/uuid.h"
+
+#include "compat.h"
+#include "deliver/delivery.h"
+
+/* ------------------------------------------------------- the batch's state */
+
+static const char load_command[] =
+	"SELECT relid, mirror, shape, cursor, chunks FROM payment_sync.batch"
+	" WHERE sync = $1 AND state IN ('pending', 'running')"
+	" ORDER BY (state = 'running') DESC, requested, relid"
+	" LIMIT 1";
+
+static const char save_command[] =
+	"UPDATE payment_sync.batch SET state = CASE WHEN $3 THEN 'done' ELSE 'running' END,"
+	" shape = $4, cursor = $5, chunks = chunks + 1,"
+	" rows = rows + $6,"
+	" started = COALESCE(started, clock_timestamp()),"
+	" finished = CASE WHEN $3 THEN clock_timestamp() END"
+	" WHERE sync = $1 AND relid = $2"
+	" AND state IN ('pending', 'running')";
+
+static const char forget_command[] =
+	"DELETE FROM payment_sync.batch"
+	" WHERE sync = $1 AND relid = $2";
+
+/* ------------------------------------------------------------- the queries */
+
+static void
+append_key_list(StringInfo buf, const PsyncBatch *batch, bool params)
+{
+	const PsyncShape *shape = batch->shape;
+
+	for (int i = 0; i < shape->nkeys; i++)
+	{
+		const PsyncColumn *column = &shape->columns[shape->keys[i]];
+
+		appendStringInfoString(buf, i > 0 ? ", " : "");
+		if (params)
+			appendStringInfo(buf, "$%d", i + 1);
+		else
+			appendStringInfoString(buf, quote_identifier(column->current_name));
+		if (batch->mirror && type_is_collatable(column->type))
+			appendStringInfoString(buf, " COLLATE pg_catalog.\"C\"");
+	}
+}
+
+/*
+ * SELECT captured columns of the next rows in key order.  The row comparison
+ * uses the types' default operators, found by the pinned search_path.
+ */
+static char *
+build_query(const PsyncBatch *batch, bool bounded)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	for (int i = 0; i < batch->shape->ncolumns; i++)
+		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : "",
+						 quote_identifier(batch->shape->columns[i].current_name));
+	appendStringInfo(&buf, " FROM %s%s", batch->plain ? "ONLY " : "",
+					 quote_qualified_identifier(batch->table->source_schema,
+												batch->table->source_name));
+	if (bounded)
+	{
+		appendStringInfoString(&buf, " WHERE (");
+		append_key_list(&buf, batch, false);
+		appendStringInfoString(&buf, ") > (");
+		append_key_list(&buf, batch, true);
+		appendStringInfoString(&buf, ")");
+	}
+	appendStringInfoString(&buf, " ORDER BY ");
+	append_key_list(&buf, batch, false);
+	appendStringInfo(&buf, " LIMIT %d", PSYNC_CHUNK_ROWS_MAX);
+	return buf.data;
+}
+
+/* ---------------------------------------------------------------- loading */
+
+/* The table as it is now: its shape, recorded, and how to encode its rows. */
+static bool
+prepare_table(PsyncDelivery *delivery, PsyncBatch *batch)
+{
+	Relation	rel = try_relation_open(batch->relid, AccessShareLock);
+	PsyncCaptureRel *crel;
+	uint32		shape_id;
+	ListCell   *lc;
+
+	if (rel == NULL)
+		return false;
+	foreach(lc, delivery->sync->tables)
+	{
+		if (((PsyncTable *) lfirst(lc))->relid == batch->relid)
+			batch->table = lfirst(lc);
+	}
+	crel = psync_rel_cache_get(rel);
+	if (batch->table == NULL || !crel->captured)
+	{
+		table_close(rel, AccessShareLock);
+		return false;
+	}
+	batch->plain = rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE;
+	batch->encoder = psync_capture_rel_for_query(rel, batch->context);
+	shape_id = psync_rel_cache_shape(crel);
+	CommandCounterIncrement();	/* it may just have been recorded */
+	batch->shape = psync_delivery_shape(delivery, shape_id);
+	table_close(rel, AccessShareLock);
+	return true;
+}
+
+/* Is the saved cursor's key made of the same columns as the table's now? */
+static bool
+cursor_fits(PsyncDelivery *delivery, uint32 shape_id, const PsyncShape *now)
+{
+	const PsyncShape *then = psync_delivery_shape(delivery, shape_id);
+
+	if (then->nkeys != now->nkeys)
+		return false;
+	for (int i = 0; i < now->nkeys; i++)
+	{
+		PsyncColumn *a = &then->columns[then->keys[i]];
+		PsyncColumn *b = &now->columns[now->keys[i]];
+
+		if (a->attnum != b->attnum || a->type != b->type ||
+			then->keys[i] != now->keys[i])
+			return false;
+	}
+	return true;
+}
+
+static PsyncBatch *
+batch_from_row(PsyncDelivery *delivery, HeapTuple tuple, TupleDesc desc,
+			   uint32 *shape_id)
+{
+	MemoryContext context = AllocSetContextCreate(delivery->context,
+												  "payment_sync batch",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	PsyncBatch *batch = palloc0(sizeof(PsyncBatch));
+	bool		isnull;
+	Datum		value;
+
+	batch->context = context;
+	batch->owner = delivery->sync->owner;
+	batch->relid = DatumGetObjectId(SPI_getbinval(tuple, desc, 1, &isnull));
+	batch->mirror = DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull));
+	value = SPI_getbinval(tuple, desc, 3, &isnull);
+	*shape_id = isnull ? 0 : (uint32) DatumGetInt32(value);
+	initStringInfo(&batch->after);
+	initStringInfo(&batch->upto);
+	initStringInfo(&batch->rows);
+	value = SPI_getbinval(tuple, desc, 4, &isnull);
+	if (!isnull)
+	{
+		bytea	   *bytes = DatumGetByteaPP(value);
+
+		appendBinaryStringInfo(&batch->after, VARDATA_ANY(bytes),
+							   VARSIZE_ANY_EXHDR(bytes));
+	}
+	batch->first = DatumGetInt64(SPI_getbinval(tuple, desc, 5, &isnull)) == 0;
+	MemoryContextSwitchTo(old);
+	return batch;
+}
+
+static PsyncBatch *
+load_one(PsyncDelivery *delivery, uint32 *shape_id)
+{
+	Oid			types[1] = {UUIDOID};
+	Datum		values[1];
+	PsyncBatch *batch = NULL;
+
+	values[0] = UUIDPGetDatum(&delivery->sync->id);
+	if (psync_owner_execute(load_command, 1, types, values, NULL) > 0)
+		batch = batch_from_row(delivery, SPI_tuptable->vals[0],
+							   SPI_tuptable->tupdesc, shape_id);
+	SPI_finish();
+	return batch;
+}
+
+static void
+forget(PsyncDelivery *delivery, Oid relid)
+{
+	Oid			types[2] = {UUIDOID, OIDOID};
+	Datum		values[2];
+
+	values[0] = UUIDPGetDatum(&delivery->sync->id);
+	values[1] = ObjectIdGetDatum(relid);
+	(void) psync_owner_execute(forget_command, 2, types, values, NULL);
+	SPI_finish();
+}
+
+/*
+ * The batch that is under way or asked for next; NULL if none.
+ */
+PsyncBatch *
+psync_batch_load(PsyncDelivery *delivery)
+{
+	PsyncBatch *batch;
+	uint32		shape_id = 0;
+	MemoryContext old;
+
+	while ((batch = load_one(delivery, &shape_id)) != NULL)
+	{
+		old = MemoryContextSwitchTo(batch->context);
+		if (prepare_table(delivery, batch))
+		{
+			if (batch->after.len > 0 &&
+				!cursor_fits(delivery, shape_id, batch->shape))
+				resetStringInfo(&batch->after);
+			batch->query_first = build_query(batch, false);
+			batch->query_next = build_query(batch, true);
+			MemoryContextSwitchTo(old);
+			break;
+		}
+		/* the table was dropped or released since */
+		MemoryContextSwitchTo(old);
+		forget(delivery, batch->relid);
+		psync_batch_free(batch);
+	}
+	if (batch == NULL)
+		delivery->sync->batch_pending = false;
+
+	/* a shape just recorded must be visible to the window's snapshot */
+	delivery->next();
+	MemoryContextSwitchTo(delivery->window_context);
+	return batch;
+}
+
+void
+psync_batch_free(PsyncBatch *batch)
+{
+	MemoryContextDelete(batch->context);
+}
+
+/* ---------------------------------------------------------------- reading */
+
+/* A receiver that encodes each row into the batch's buffer. */
+typedef struct PsyncRowReceiver
+{
+	DestReceiver pub;
+	PsyncBatch *batch;
+	bool	   *key_columns;
+} PsyncRowReceiver;
+
+static bool
+receive_row(TupleTableSlot *slot, DestReceiver *self)
+{
+	PsyncRowReceiver *receiver = (PsyncRowReceiver *) self;
+	PsyncBatch *batch = receiver->batch;
+	uint32		size = 0;
+	int			start = batch->rows.len;
+
+	appendBinaryStringInfo(&batch->rows, (char *) &size, sizeof(size));
+	psync_image_append(&batch->rows, batch->encoder, slot);
+	size = batch->rows.len - start - sizeof(size);
+	memcpy(batch->rows.data + start, &size, sizeof(size));
+	batch->nrows++;
+
+	resetStringInfo(&batch->upto);
+	psync_old_part_append(&batch->upto, batch->encoder, slot,
+						  receiver->key_columns);
+	batch->full = batch->nrows == PSYNC_CHUNK_ROWS_MAX ||
+		batch->rows.len >= PSYNC_CHUNK_ROWS_BYTES;
+	return !batch->full;
+}
+
+static void
+receive_startup(DestReceiver *self, int operation, TupleDesc desc)
+{
+}
+
+static void
+receive_nothing(DestReceiver *self)
+{
+}
+
+/* The cursor's key values as the query's parameters. */
+static ParamListInfo
+cursor_params(const PsyncBatch *batch)
+{
+	const PsyncShape *shape = batch->shape;
+	ParamListInfo params = makeParamList(shape->nkeys);
+	const char *at = batch->after.data + sizeof(int16);
+
+	for (int entry = 0; entry < shape->nkeys; entry++)
+	{
+		uint16		index;
+		uint32		size;
+		ParamExternData *param = NULL;
+
+		memcpy(&index, at, sizeof(index));
+		memcpy(&size, at + sizeof(index), sizeof(size));
+		index = pg_ntoh16(index);
+		size = pg_ntoh32(size);
+		at += sizeof(index) + sizeof(size);
+		for (int k = 0; k < shape->nkeys; k++)
+			if (shape->keys[k] == index)
+				param = &params->params[k];
+		if (param == NULL || at + size > batch->after.data + batch->after.len)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("invalid cursor of the batch of table \"%s\"",
+							batch->table->source_name),
+					 errhint("Start the batch again with payment_sync.batch_sync().")));
+		param->value = psync_value_to_datum(&shape->columns[index], at, size);
+		param->isnull = false;
+		param->pflags = PARAM_FLAG_CONST;
+		param->ptype = shape->columns[index].type;
+		at += size;
+	}
+	return params;
+}
+
+static void
+run_query(PsyncBatch *batch, DestReceiver *dest)
+{
+	bool		bounded = batch->after.len > 0;
+	ParamListInfo params = bounded ? cursor_params(batch) : NULL;
+	SPIExecuteOptions options = {0};
+	SPIPlanPtr	plan;
+	Oid		   *types = NULL;
+	int			nargs = bounded ? batch->shape->nkeys : 0;
+	int			ret;
+
+	if (bounded)
+	{
+		types = palloc(nargs * sizeof(Oid));
+		for (int i = 0; i < nargs; i++)
+			types[i] = params->params[i].ptype;
+	}
+	plan = SPI_prepare(bounded ? batch->query_next : batch->query_first,
+					   nargs, types);
+	if (plan == NULL)
+		elog(ERROR, "could not prepare batch query: %s",
+			 SPI_result_code_string(SPI_result));
+	options.params = params;
+	options.read_only = true;
+	options.dest = dest;
+	ret = SPI_execute_plan_extended(plan, &options);
+	if (ret != SPI_OK_SELECT)
+		elog(ERROR, "could not run batch query: %s", SPI_result_code_string(ret));
+}
+
+/*
+ * Read the next chunk under the active snapshot, which ends the window, as
+ * the sync's owner.
+ */
+void
+psync_batch_read(void *arg)
+{
+	PsyncBatch *batch = arg;
+	PsyncRowReceiver receiver = {{receive_row, receive_startup, receive_nothing, receive_nothing, DestTuplestore}};
+	Oid			userid;
+	int			sec_context;
+	int			guc_level;
+
+	Assert(ActiveSnapshotSet());
+	resetStringInfo(&batch->rows);
+	resetStringInfo(&batch->upto);
+	batch->nrows = 0;
+	batch->full = false;
+
+	receiver.batch = batch;
+	receiver.key_columns = palloc(batch->shape->ncolumns * sizeof(bool));
+	for (int i = 0; i < batch->shape->ncolumns; i++)
+		receiver.key_columns[i] = batch->shape->columns[i].key;
+
+	GetUserIdAndSecContext(&userid, &sec_context);
+	guc_level = NewGUCNestLevel();
+	SetUserIdAndSecContext(batch->owner,
+						   sec_context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("row_security", "off", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	SPI_connect();
+	run_query(batch, &receiver.pub);
+	SPI_finish();
+	AtEOXact_GUC(true, guc_level);
+	SetUserIdAndSecContext(userid, sec_context);
+}
+
+/* ---------------------------------------------------------------- sending */
+
+void
+psync_batch_send(PsyncDelivery *delivery, PsyncBatch *batch)
+{
+	const PsyncTransport *transport = delivery->transport;
+	PsyncChunk	chunk = {0};
+	const char *at = batch->rows.data;
+	const char *end = at + batch->rows.len;
+
+	if (transport->begin_chunk == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("transport \"%s\" cannot copy whole tables",
+						transport->name)));
+
+	chunk.table = batch->table;
+	chunk.shape = batch->shape;
+	chunk.mirror = batch->mirror;
+	chunk.first = batch->first;
+	if (batch->after.len > 0)
+	{
+		chunk.after = batch->after.data;
+		chunk.after_size = batch->after.len;
+	}
+	if (batch->full)
+	{
+		chunk.upto = batch->upto.data;
+		chunk.upto_size = batch->upto.len;
+	}
+
+	transport->begin_chunk(delivery->target, &chunk);
+	while (at < end)
+	{
+		uint32		size;
+
+		memcpy(&size, at, sizeof(size));
+		at += sizeof(size);
+		transport->chunk_row(delivery->target, at, size);
+		at += size;
+	}
+	Assert(at == end);
+	transport->end_chunk(delivery->target, &chunk);
+}
+
+/*
+ * The chunk is at the target: save how far the batch has come, and forget
+ * the batch if that was the last one.
+ */
+void
+psync_batch_delivered(PsyncDelivery *delivery, PsyncBatch *batch)
+{
+	Oid			types[6] = {UUIDOID, OIDOID, BOOLOID, INT4OID, BYTEAOID, INT8OID};
+	Datum		values[6];
+	char		nulls[7] = "      ";
+	bytea	   *cursor = palloc(VARHDRSZ + batch->upto.len);
+	uint64		updated;
+
+	SET_VARSIZE(cursor, VARHDRSZ + batch->upto.len);
+	memcpy(VARDATA(cursor), batch->upto.data, batch->upto.len);
+	values[0] = UUIDPGetDatum(&delivery->sync->id);
+	values[1] = ObjectIdGetDatum(batch->relid);
+	values[2] = BoolGetDatum(!batch->full);
+	values[3] = Int32GetDatum((int32) batch->shape->id);
+	values[4] = PointerGetDatum(cursor);
+	nulls[4] = batch->full ? ' ' : 'n';
+	values[5] = Int64GetDatum(batch->nrows);
+	updated = psync_owner_execute(save_command, 6, types, values, nulls);
+	SPI_finish();
+
+	delivery->unsaved.rows_read += batch->nrows;
+	batch->first = false;
+	resetStringInfo(&batch->after);
+	appendBinaryStringInfo(&batch->after, batch->upto.data, batch->upto.len);
+
+	/* cancelled, asked for anew, or done: see what is next */
+	if (updated == 0 || !batch->full)
+	{
+		psync_batch_free(batch);
+		delivery->batch = NULL;
+	}
+}

@@ -1,0 +1,57 @@
+/*
+ * deliver.h
+ *		The one loop that delivers: for the procedure and for the worker.
+ *
+ * A delivery is what a process knows of one sync while it serves it: the open
+ * target, the reader, cached shapes, the batch in progress.  The caller holds
+ * the sync's lock (psync_sync_lock) for as long as the delivery lives.
+ */
+#ifndef PSYNC_DELIVER_H
+#define PSYNC_DELIVER_H
+
+#include "sync/sync.h"
+
+typedef struct PsyncDelivery PsyncDelivery;
+
+typedef enum PsyncDeliverResult
+{
+	PSYNC_DELIVER_IDLE,			/* nothing was pending */
+	PSYNC_DELIVER_DONE,			/* a window was delivered; maybe more */
+	PSYNC_DELIVER_GONE			/* the sync is dropped, disabled or changed:
+								 * close the delivery */
+} PsyncDeliverResult;
+
+/*
+ * How the process ends a transaction and begins the next: the worker with
+ * CommitTransactionCommand, the procedure with SPI_commit.
+ */
+typedef void (*PsyncNextTransaction) (void);
+
+extern void psync_worker_next_transaction(void);
+extern void psync_spi_next_transaction(void);
+
+/*
+ * Create, step, save, close.  All need a transaction without an active
+ * snapshot.  step() delivers at most one window.  Errors propagate; after one
+ * the caller must close (which does not raise) and may create anew later.
+ * save() writes progress that was kept in memory (at most one second's
+ * worth); close() does not.
+ */
+extern PsyncDelivery *psync_delivery_create(const pg_uuid_t *id,
+											PsyncNextTransaction next);
+extern PsyncDeliverResult psync_delivery_step(PsyncDelivery *delivery);
+extern void psync_delivery_save(PsyncDelivery *delivery);
+extern void psync_delivery_close(PsyncDelivery *delivery);
+
+/* Something is unsaved since: for the worker's timer; 0 if nothing. */
+extern TimestampTz psync_delivery_unsaved_since(PsyncDelivery *delivery);
+
+/*
+ * Called before each wait for a target; returns after how many milliseconds
+ * it wants to be called again at the latest, -1 for when the latch is set.
+ * Set by the worker layer, which looks after its other syncs meanwhile: it
+ * may close other deliveries.
+ */
+extern long (*psync_deliver_wait_hook) (void);
+
+#endif							/* PSYNC_DELIVER_H */

@@ -1,0 +1,83 @@
+/*
+ * delivery.h
+ *		The state of a delivery, shared by the files of this folder only.
+ */
+#ifndef PSYNC_DELIVERY_H
+#define PSYNC_DELIVERY_H
+
+#include "lib/stringinfo.h"
+#include "utils/hsearch.h"
+
+#include "capture/capture.h"
+#include "deliver/deliver.h"
+
+/* A chunk is closed when its rows exceed this many bytes … */
+#define PSYNC_CHUNK_ROWS_BYTES	(2 * 1024 * 1024)
+/* … or this many rows. */
+#define PSYNC_CHUNK_ROWS_MAX	65536
+
+/* Progress is kept in memory at most this long. */
+#define PSYNC_SAVE_INTERVAL_MS	1000
+
+/* The batch that a delivery is working on: one table at a time. */
+typedef struct PsyncBatch
+{
+	MemoryContext context;
+	const PsyncTable *table;
+	const PsyncShape *shape;
+	PsyncCaptureRel *encoder;	/* columns as the query returns them */
+	Oid			relid;
+	Oid			owner;			/* whose rights the rows are read with */
+	bool		mirror;
+	bool		plain;			/* not partitioned: read ONLY this table */
+	bool		first;			/* no chunk was delivered yet */
+	char	   *query_first;	/* without a lower bound */
+	char	   *query_next;
+	StringInfoData after;		/* last key delivered, as a sparse part */
+	/* the chunk at hand */
+	StringInfoData upto;		/* its last key */
+	StringInfoData rows;		/* uint32 size and image, each */
+	int64		nrows;
+	bool		full;			/* ended by its size: there may be more */
+} PsyncBatch;
+
+struct PsyncDelivery
+{
+	MemoryContext context;		/* of the delivery */
+	MemoryContext window_context;	/* reset after each window */
+	PsyncNextTransaction next;
+	PsyncSync  *sync;
+	char	   *definition;		/* fingerprint of what sync was built from */
+	uint64		invalidations;	/* counter when that was last checked */
+	List	   *exclude_origins;
+	HTAB	   *tables;			/* Oid -> PsyncTable */
+	HTAB	   *shapes;			/* id -> PsyncShape */
+	PsyncReader *reader;
+	const struct PsyncTransport *transport;
+	PsyncTarget *target;		/* NULL: not open */
+	bool		window_begun;	/* at the target */
+	PsyncBatch *batch;			/* NULL: none under way */
+	TimestampTz transaction_start;
+
+	/* not yet saved */
+	PsyncSyncProgress unsaved;
+	TimestampTz unsaved_since;	/* 0: nothing */
+	char	   *target_position;	/* what the target holds */
+	bool		failing;		/* the state says so: a success clears it */
+};
+
+/* batch.c */
+extern PsyncBatch *psync_batch_load(PsyncDelivery *delivery);
+extern void psync_batch_read(void *arg);	/* arg: the PsyncBatch */
+extern void psync_batch_send(PsyncDelivery *delivery, PsyncBatch *batch);
+extern void psync_batch_delivered(PsyncDelivery *delivery, PsyncBatch *batch);
+extern void psync_batch_free(PsyncBatch *batch);
+
+/* deliver.c */
+extern const PsyncShape *psync_delivery_shape(PsyncDelivery *delivery, uint32 id);
+
+/* value.c */
+extern Datum psync_value_to_datum(const PsyncColumn *column, const char *value,
+								  int32 size);
+
+#endif							/* PSYNC_DELIVERY_H */

@@ -1,0 +1,262 @@
+/*
+ * event.c
+ *		Changes decoded for people and for JSON.
+ *
+ * An image's fields are decoded by their types' own functions and put into a
+ * row, which PostgreSQL's row_to_json() renders: so a value looks exactly as
+ * to_jsonb() of the table's row would have shown it.  A column whose type is
+ * gone shows its bytes in hex.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/pg_type.h"
+#include "funcapi.h"
+#include "port/pg_bswap.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+
+#include "compat.h"
+#include "deliver/delivery.h"
+#include "deliver/event.h"
+
+/* A field of an image or old part: which column, and its bytes. */
+typedef struct PsyncField
+{
+	int			index;			/* into the shape's columns */
+	int32		size;			/* -1: NULL */
+	const char *value;
+} PsyncField;
+
+static void
+corrupt_image(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("invalid row image in the change log")));
+}
+
+static uint16
+take_uint16(const char **at, const char *end)
+{
+	uint16		value;
+
+	if (end - *at < (ptrdiff_t) sizeof(value))
+		corrupt_image();
+	memcpy(&value, *at, sizeof(value));
+	*at += sizeof(value);
+	return pg_ntoh16(value);
+}
+
+static uint32
+take_uint32(const char **at, const char *end)
+{
+	uint32		value;
+
+	if (end - *at < (ptrdiff_t) sizeof(value))
+		corrupt_image();
+	memcpy(&value, *at, sizeof(value));
+	*at += sizeof(value);
+	return pg_ntoh32(value);
+}
+
+/* Split an image, or an old part ("sparse"), into its fields. */
+static PsyncField *
+split(const PsyncShape *shape, const char *data, uint32 size, bool sparse, int *n)
+{
+	const char *at = data;
+	const char *end = data + size;
+	PsyncField *fields;
+
+	*n = take_uint16(&at, end);
+	if (*n > shape->ncolumns || (!sparse && *n != shape->ncolumns))
+		corrupt_image();
+	fields = palloc(Max(*n, 1) * sizeof(PsyncField));
+	for (int i = 0; i < *n; i++)
+	{
+		fields[i].index = sparse ? take_uint16(&at, end) : i;
+		fields[i].size = (int32) take_uint32(&at, end);
+		fields[i].value = at;
+		if (fields[i].index >= shape->ncolumns || fields[i].size < -1 ||
+			fields[i].size > end - at)
+			corrupt_image();
+		at += Max(fields[i].size, 0);
+	}
+	return fields;
+}
+
+/* ------------------------------------------------------------------ text */
+
+static char *
+bytes_to_hex(const char *value, int32 size)
+{
+	char	   *result = palloc(2 + 2 * size + 1);
+
+	memcpy(result, "\\x", 2);
+	hex_encode(value, size, result + 2);
+	result[2 + 2 * size] = '\0';
+	return result;
+}
+
+static bool
+type_exists(Oid type)
+{
+	return SearchSysCacheExists1(TYPEOID, ObjectIdGetDatum(type));
+}
+
+char *
+psync_value_to_text(const PsyncColumn *column, const char *value, int32 size)
+{
+	Oid			output;
+	bool		is_varlena;
+
+	if (size < 0)
+		return NULL;
+	if (column->textual)
+		return pnstrdup(value, size);
+	if (!type_exists(column->type))
+		return bytes_to_hex(value, size);
+
+	getTypeOutputInfo(column->type, &output, &is_varlena);
+	return OidOutputFunctionCall(output, psync_value_to_datum(column, value, size));
+}
+
+/*
+ * The fields that identify the row: the old key if the change has one, else
+ * that of the new image.
+ */
+static PsyncField *
+key_fields(const PsyncChange *change, int *n)
+{
+	bool		old = change->op == PSYNC_DELETE || change->new_size == 0;
+	PsyncField *fields;
+	int			kept = 0;
+
+	if (old)
+		fields = split(change->shape, change->old_part, change->old_size, true, n);
+	else
+		fields = split(change->shape, change->new_image, change->new_size, false, n);
+	for (int i = 0; i < *n; i++)
+		if (change->shape->columns[fields[i].index].key)
+			fields[kept++] = fields[i];
+	*n = kept;
+	return fields;
+}
+
+char *
+psync_change_describe_key(const PsyncChange *change)
+{
+	StringInfoData buf;
+	PsyncField *fields;
+	int			n;
+
+	initStringInfo(&buf);
+	if (change->shape == NULL)
+		return buf.data;
+	fields = key_fields(change, &n);
+	for (int i = 0; i < n; i++)
+		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : "(",
+						 change->shape->columns[fields[i].index].name);
+	appendStringInfoString(&buf, ")=(");
+	for (int i = 0; i < n; i++)
+	{
+		char	   *text = psync_value_to_text(&change->shape->columns[fields[i].index],
+											   fields[i].value, fields[i].size);
+
+		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : "", text ? text : "null");
+	}
+	appendStringInfoChar(&buf, ')');
+	return buf.data;
+}
+
+/* ------------------------------------------------------------------ jsonb */
+
+static Datum
+fields_to_jsonb(const PsyncShape *shape, const PsyncField *fields, int n)
+{
+	TupleDesc	desc = CreateTemplateTupleDesc(n);
+	Datum	   *values = palloc(Max(n, 1) * sizeof(Datum));
+	bool	   *nulls = palloc(Max(n, 1) * sizeof(bool));
+	HeapTuple	tuple;
+	text	   *json;
+
+	for (int i = 0; i < n; i++)
+	{
+		const PsyncColumn *column = &shape->columns[fields[i].index];
+		bool		known = type_exists(column->type);
+
+		TupleDescInitEntry(desc, i + 1, column->name,
+						   known ? column->type : TEXTOID, -1, 0);
+		nulls[i] = fields[i].size < 0;
+		if (nulls[i])
+			values[i] = (Datum) 0;
+		else if (known)
+			values[i] = psync_value_to_datum(column, fields[i].value, fields[i].size);
+		else
+			values[i] = CStringGetTextDatum(psync_value_to_text(column, fields[i].value,
+																fields[i].size));
+	}
+	desc = BlessTupleDesc(desc);
+	tuple = heap_form_tuple(desc, values, nulls);
+	json = DatumGetTextPP(DirectFunctionCall1(row_to_json,
+											  HeapTupleGetDatum(tuple)));
+	return DirectFunctionCall1(jsonb_in, CStringGetDatum(text_to_cstring(json)));
+}
+
+Datum
+psync_image_to_jsonb(const PsyncShape *shape, const char *image, uint32 size)
+{
+	int			n;
+	PsyncField *fields;
+
+	if (size == 0)
+		return (Datum) 0;
+	fields = split(shape, image, size, false, &n);
+	return fields_to_jsonb(shape, fields, n);
+}
+
+Datum
+psync_old_to_jsonb(const PsyncShape *shape, const char *part, uint32 size)
+{
+	int			n;
+	PsyncField *fields;
+
+	if (size == 0)
+		return (Datum) 0;
+	fields = split(shape, part, size, true, &n);
+	return fields_to_jsonb(shape, fields, n);
+}
+
+Datum
+psync_key_to_jsonb(const PsyncChange *change)
+{
+	int			n;
+	PsyncField *fields;
+
+	if (change->shape == NULL)
+		return (Datum) 0;
+	fields = key_fields(change, &n);
+	return fields_to_jsonb(change->shape, fields, n);
+}
+
+const char *
+psync_operation_name(PsyncOperation op)
+{
+	switch (op)
+	{
+		case PSYNC_INSERT:
+			return "insert";
+		case PSYNC_UPDATE:
+			return "update";
+		case PSYNC_DELETE:
+			return "delete";
+		case PSYNC_TRUNCATE:
+			return "truncate";
+		case PSYNC_READ:
+			return "read";
+	}
+	return "unknown";
+}

@@ -1,0 +1,93 @@
+/*
+ * services.c
+ *		What the core offers to transports; see payment_sync_transport.h.
+ */
+#include "postgres.h"
+
+#include "commands/defrem.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "utils/snapmgr.h"
+
+#include "compat.h"
+#include "deliver/deliver.h"
+#include "deliver/event.h"
+#include "stats/stats.h"
+#include "transport/registry.h"
+
+long		(*psync_deliver_wait_hook) (void) = NULL;
+
+/*
+ * Wait for the target.  Nothing that holds back vacuum may be held here.
+ */
+static int
+wait_for_target(pgsocket fd, int events, long timeout_ms)
+{
+	int			wake = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
+	bool		shortened = false;
+	int			rc;
+
+	CHECK_FOR_INTERRUPTS();
+	if (psync_deliver_wait_hook != NULL)
+	{
+		long		hook_ms = psync_deliver_wait_hook();
+
+		shortened = hook_ms >= 0 && (timeout_ms < 0 || hook_ms < timeout_ms);
+		if (shortened)
+			timeout_ms = hook_ms;
+	}
+
+	InvalidateCatalogSnapshot();
+	Assert(!ActiveSnapshotSet());
+
+	if (fd != PGINVALID_SOCKET)
+		wake |= events;
+	if (timeout_ms >= 0)
+		wake |= WL_TIMEOUT;
+	rc = WaitLatchOrSocket(MyLatch, wake, fd, timeout_ms,
+						   psync_wait_event(PSYNC_WAIT_TARGET));
+	if (rc & WL_LATCH_SET)
+	{
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+
+	/* Not the caller's time is up: to it, this is like a latch set. */
+	if (shortened && (rc & WL_TIMEOUT) != 0)
+		rc = WL_LATCH_SET;
+	return rc;
+}
+
+static const char *
+find_option(List *options, const char *keyword)
+{
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		DefElem    *def = lfirst_node(DefElem, lc);
+
+		if (strcmp(def->defname, keyword) == 0)
+			return defGetString(def);
+	}
+	return NULL;
+}
+
+/* A user mapping's option goes before the server's of the same name. */
+static const char *
+target_option(const PsyncTarget *target, const char *keyword)
+{
+	const char *value = find_option(target->user_options, keyword);
+
+	return value != NULL ? value : find_option(target->server_options, keyword);
+}
+
+static const PsyncServices services = {
+	.magic = PSYNC_TRANSPORT_MAGIC,
+	.wait = wait_for_target,
+	.value_to_text = psync_value_to_text,
+	.describe_key = psync_change_describe_key,
+	.option = target_option,
+};
+
+const PsyncServices *psync_services = &services;

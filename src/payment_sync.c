@@ -1,0 +1,33 @@
+/*
+ * payment_sync.c
+ *		Where the server enters the library: a table of contents.
+ *
+ * Each part defines its own settings, hooks and shared memory.  With
+ * shared_preload_libraries this runs in the postmaster; otherwise in the first
+ * session that captures a change or calls one of our functions, without
+ * background processes.
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "utils/guc.h"
+
+#include "capture/capture.h"
+#include "compat.h"
+#include "log/log.h"
+#include "worker/worker.h"
+
+PG_MODULE_MAGIC;
+
+PGDLLEXPORT void _PG_init(void);
+
+void
+_PG_init(void)
+{
+	psync_log_init();			/* the change log; settings of size */
+	psync_rel_cache_init();		/* what writers know of captured tables */
+	psync_worker_init();		/* launcher and workers, and their wake-up */
+
+	/* Last: what is not defined by now is a mistake in someone's settings. */
+	MarkGUCPrefixReserved("payment_sync");
+}

@@ -1,0 +1,98 @@
+/*
+ * owner.c
+ *		Working on the extension's own tables, whoever calls.
+ *
+ * Users have no privilege on these tables.  The C functions check what the
+ * caller may do as the caller, then become the tables' owner for as long as a
+ * statement of ours takes, with a search_path that holds nothing a user could
+ * have put there.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_class.h"
+#include "commands/extension.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+#include "compat.h"
+#include "sync/sync.h"
+
+bool
+psync_extension_present(void)
+{
+	return OidIsValid(get_extension_oid("payment_sync", true));
+}
+
+static Oid
+owner_of_tables(void)
+{
+	Oid			schema = get_namespace_oid(PSYNC_SCHEMA, true);
+	Oid			relid = InvalidOid;
+	HeapTuple	tuple;
+	Oid			owner;
+
+	if (OidIsValid(schema))
+		relid = get_relname_relid("sync", schema);
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	if (!HeapTupleIsValid(tuple))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("extension \"payment_sync\" is not installed in this database"),
+				 errhint("Run CREATE EXTENSION payment_sync.")));
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return owner;
+}
+
+void
+psync_owner_enter(PsyncOwnerContext *save)
+{
+	Oid			owner = owner_of_tables();
+
+	GetUserIdAndSecContext(&save->userid, &save->sec_context);
+	save->guc_level = NewGUCNestLevel();
+	SetUserIdAndSecContext(owner, save->sec_context | SECURITY_LOCAL_USERID_CHANGE);
+	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+}
+
+/* Not called on error: the (sub)transaction's abort restores both. */
+void
+psync_owner_leave(const PsyncOwnerContext *save)
+{
+	AtEOXact_GUC(true, save->guc_level);
+	SetUserIdAndSecContext(save->userid, save->sec_context);
+}
+
+/*
+ * Run one statement as the owner and return how many rows it processed.  SPI
+ * stays connected: rows are in SPI_tuptable until the caller's SPI_finish().
+ */
+uint64
+psync_owner_execute(const char *command, int nargs, Oid *types, Datum *values,
+					const char *nulls)
+{
+	PsyncOwnerContext save;
+	bool		push = !ActiveSnapshotSet();
+	int			ret;
+
+	/* a delivering process has no portal whose snapshot SPI could use */
+	if (push)
+		PushActiveSnapshot(GetTransactionSnapshot());
+	psync_owner_enter(&save);
+	SPI_connect();
+	ret = SPI_execute_with_args(command, nargs, types, values, nulls, false, 0);
+	if (ret < 0)
+		elog(ERROR, "could not execute \"%s\": %s", command,
+			 SPI_result_code_string(ret));
+	psync_owner_leave(&save);
+	if (push)
+		PopActiveSnapshot();
+	return SPI_processed;
+}

@@ -1,0 +1,147 @@
+/*
+ * state.c
+ *		Writing the state of syncs.
+ *
+ * Progress is written by whoever delivers the sync, at most about once a
+ * second.  It may lag behind what the target has recorded; see
+ * deliver/deliver.c for how the two are reconciled after a crash.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/uuid.h"
+
+#include "compat.h"
+#include "sync/sync.h"
+
+static const char progress_command[] =
+	"UPDATE payment_sync.sync_state SET"
+	" position = COALESCE($2::pg_snapshot, position),"
+	" target_position = COALESCE($3, target_position),"
+	" restart = restart AND $3 IS NULL,"
+	" hint_filenode = COALESCE($4, hint_filenode),"
+	" hint_block = COALESCE($5, hint_block),"
+	" windows = windows + $6, changes = changes + $7,"
+	" rows_read = rows_read + $8, bytes = bytes + $9,"
+	" last_success = COALESCE($10, last_success), lag_at = COALESCE($11, lag_at),"
+	" changes_per_second = ($7 + $8) / GREATEST(extract(epoch FROM"
+	"  clock_timestamp() - GREATEST(saved, clock_timestamp() - interval '5 s')), 0.5)::float8,"
+	" saved = clock_timestamp()"
+	" WHERE sync = $1";
+
+static void
+execute(const char *command, int nargs, Oid *types, Datum *values, const char *nulls)
+{
+	(void) psync_owner_execute(command, nargs, types, values, nulls);
+	SPI_finish();
+}
+
+static void
+set_text(Datum *value, char *null, const char *text)
+{
+	*null = text != NULL ? ' ' : 'n';
+	*value = text != NULL ? CStringGetTextDatum(text) : (Datum) 0;
+}
+
+static void
+set_time(Datum *value, char *null, TimestampTz time)
+{
+	*null = time != 0 ? ' ' : 'n';
+	*value = TimestampTzGetDatum(time);
+}
+
+static void
+set_hint(Datum *values, char *nulls, const PsyncReadHint *hint)
+{
+	Datum		filenodes[PSYNC_LOG_TABLES];
+	Datum		blocks[PSYNC_LOG_TABLES];
+
+	if (hint == NULL)
+	{
+		nulls[0] = nulls[1] = 'n';
+		values[0] = values[1] = (Datum) 0;
+		return;
+	}
+	for (int i = 0; i < PSYNC_LOG_TABLES; i++)
+	{
+		filenodes[i] = ObjectIdGetDatum(hint->filenode[i]);
+		blocks[i] = Int64GetDatum((int64) hint->block[i]);
+	}
+	values[0] = PointerGetDatum(construct_array(filenodes, PSYNC_LOG_TABLES, OIDOID,
+												sizeof(Oid), true, TYPALIGN_INT));
+	values[1] = PointerGetDatum(construct_array(blocks, PSYNC_LOG_TABLES, INT8OID,
+												sizeof(int64), true, TYPALIGN_DOUBLE));
+}
+
+void
+psync_sync_save_progress(const pg_uuid_t *id, const PsyncSyncProgress *progress)
+{
+	Oid			types[11] = {UUIDOID, TEXTOID, TEXTOID, OIDARRAYOID, INT8ARRAYOID,
+	INT8OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID};
+	Datum		values[11];
+	char		nulls[12] = "           ";
+
+	values[0] = UUIDPGetDatum(id);
+	set_text(&values[1], &nulls[1], progress->position);
+	set_text(&values[2], &nulls[2], progress->target_position);
+	set_hint(&values[3], &nulls[3], progress->hint);
+	values[5] = Int64GetDatum(progress->windows);
+	values[6] = Int64GetDatum(progress->changes);
+	values[7] = Int64GetDatum(progress->rows_read);
+	values[8] = Int64GetDatum(progress->bytes);
+	set_time(&values[9], &nulls[9], progress->delivered_at);
+	set_time(&values[10], &nulls[10], progress->lag_at);
+	execute(progress_command, 11, types, values, nulls);
+}
+
+void
+psync_sync_save_failure(const pg_uuid_t *id, const char *sqlstate,
+						const char *message, const char *detail,
+						TimestampTz retry_at)
+{
+	Oid			types[5] = {UUIDOID, TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID};
+	Datum		values[5];
+	char		nulls[6] = "     ";
+
+	values[0] = UUIDPGetDatum(id);
+	set_text(&values[1], &nulls[1], sqlstate);
+	set_text(&values[2], &nulls[2], message);
+	set_text(&values[3], &nulls[3], detail);
+	set_time(&values[4], &nulls[4], retry_at);
+	execute("UPDATE payment_sync.sync_state SET errors = errors + 1,"
+			" failures = failures + 1, last_error_state = $2, last_error = $3,"
+			" last_error_detail = $4, last_error_at = clock_timestamp(),"
+			" retry_at = $5 WHERE sync = $1",
+			5, types, values, nulls);
+}
+
+void
+psync_sync_save_success(const pg_uuid_t *id)
+{
+	Oid			types[1] = {UUIDOID};
+	Datum		values[1];
+
+	values[0] = UUIDPGetDatum(id);
+	execute("UPDATE payment_sync.sync_state SET failures = 0, retry_at = NULL,"
+			" last_success = clock_timestamp() WHERE sync = $1",
+			1, types, values, NULL);
+}
+
+/* Disabled by ourselves: its position no longer holds back the log. */
+void
+psync_sync_disable(const pg_uuid_t *id, const char *reason)
+{
+	Oid			types[2] = {UUIDOID, TEXTOID};
+	Datum		values[2];
+
+	values[0] = UUIDPGetDatum(id);
+	values[1] = CStringGetTextDatum(reason);
+	execute("UPDATE payment_sync.sync SET enabled = false WHERE id = $1",
+			1, types, values, NULL);
+	execute("UPDATE payment_sync.sync_state SET released = true,"
+			" disabled_reason = $2 WHERE sync = $1",
+			2, types, values, NULL);
+}

@@ -1,0 +1,240 @@
+/*
+ * sync.c
+ *		Reading definitions and states of syncs.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/uuid.h"
+
+#include "compat.h"
+#include "sync/sync.h"
+
+#define SYNC_COLUMNS \
+	"SELECT s.id, s.name, s.server, s.owner::oid, s.enabled, s.exclude_origins," \
+	" s.max_log_size, s.on_log_full = 'disable'," \
+	" st.position::text, st.target_position, st.hint_filenode, st.hint_block," \
+	" st.retry_at, st.failures," \
+	" EXISTS (SELECT FROM payment_sync.batch b WHERE b.sync = s.id" \
+	"  AND b.state IN ('pending', 'running'))," \
+	" COALESCE(st.restart, false)" \
+	" FROM payment_sync.sync s" \
+	" LEFT JOIN payment_sync.sync_state st ON st.sync = s.id AND NOT st.released"
+
+static const char tables_command[] =
+	"SELECT c.oid, n.nspname, c.relname, COALESCE(t.target_schema, n.nspname),"
+	" COALESCE(t.target_table, c.relname)"
+	" FROM payment_sync.sync_table t"
+	" JOIN pg_class c ON c.oid = t.relid"
+	" JOIN pg_namespace n ON n.oid = c.relnamespace"
+	" WHERE t.sync = $1 ORDER BY c.oid";
+
+/* A text-like column of the current SPI row, copied, or NULL. */
+static char *
+get_string(HeapTuple row, TupleDesc desc, int column)
+{
+	return SPI_getvalue(row, desc, column);
+}
+
+static Datum
+get_datum(HeapTuple row, TupleDesc desc, int column, bool *isnull)
+{
+	return SPI_getbinval(row, desc, column, isnull);
+}
+
+static void
+get_hint(HeapTuple row, TupleDesc desc, PsyncReadHint *hint)
+{
+	bool		null1;
+	bool		null2;
+	Datum		filenodes = get_datum(row, desc, 11, &null1);
+	Datum		blocks = get_datum(row, desc, 12, &null2);
+	ArrayType  *f;
+	ArrayType  *b;
+
+	memset(hint, 0, sizeof(*hint));
+	if (null1 || null2)
+		return;
+	f = DatumGetArrayTypeP(filenodes);
+	b = DatumGetArrayTypeP(blocks);
+	if (ArrayGetNItems(ARR_NDIM(f), ARR_DIMS(f)) != PSYNC_LOG_TABLES ||
+		ArrayGetNItems(ARR_NDIM(b), ARR_DIMS(b)) != PSYNC_LOG_TABLES)
+		return;					/* a hint: reading from the start is right, too */
+	for (int i = 0; i < PSYNC_LOG_TABLES; i++)
+	{
+		hint->filenode[i] = ((Oid *) ARR_DATA_PTR(f))[i];
+		hint->block[i] = (BlockNumber) ((int64 *) ARR_DATA_PTR(b))[i];
+	}
+}
+
+static List *
+get_text_list(Datum value)
+{
+	Datum	   *elems;
+	bool	   *nulls;
+	int			n;
+	List	   *result = NIL;
+
+	deconstruct_array(DatumGetArrayTypeP(value), TEXTOID, -1, false, TYPALIGN_INT,
+					  &elems, &nulls, &n);
+	for (int i = 0; i < n; i++)
+		if (!nulls[i])
+			result = lappend(result, TextDatumGetCString(elems[i]));
+	return result;
+}
+
+static PsyncSync *
+sync_from_row(HeapTuple row, TupleDesc desc)
+{
+	PsyncSync  *sync = palloc0(sizeof(PsyncSync));
+	bool		isnull;
+	Datum		value;
+
+	sync->id = *DatumGetUUIDP(get_datum(row, desc, 1, &isnull));
+	sync->id_text = get_string(row, desc, 1);
+	sync->name = get_string(row, desc, 2);
+	sync->server = get_string(row, desc, 3);
+	sync->owner = DatumGetObjectId(get_datum(row, desc, 4, &isnull));
+	sync->enabled = DatumGetBool(get_datum(row, desc, 5, &isnull));
+	value = get_datum(row, desc, 6, &isnull);
+	sync->exclude_origins = isnull ? NIL : get_text_list(value);
+	value = get_datum(row, desc, 7, &isnull);
+	sync->log_size_max = isnull ? 0 : DatumGetInt64(value);
+	sync->disable_when_full = DatumGetBool(get_datum(row, desc, 8, &isnull));
+	sync->position = get_string(row, desc, 9);
+	sync->has_state = sync->position != NULL;
+	sync->target_position = get_string(row, desc, 10);
+	get_hint(row, desc, &sync->hint);
+	value = get_datum(row, desc, 13, &isnull);
+	sync->retry_at = isnull ? 0 : DatumGetTimestampTz(value);
+	value = get_datum(row, desc, 14, &isnull);
+	sync->failures = isnull ? 0 : DatumGetInt32(value);
+	sync->batch_pending = DatumGetBool(get_datum(row, desc, 15, &isnull));
+	sync->restart = DatumGetBool(get_datum(row, desc, 16, &isnull));
+	return sync;
+}
+
+static void
+load_tables(PsyncSync *sync, MemoryContext context)
+{
+	Oid			types[1] = {UUIDOID};
+	Datum		values[1];
+
+	values[0] = UUIDPGetDatum(&sync->id);
+	(void) psync_owner_execute(tables_command, 1, types, values, NULL);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		HeapTuple	row = SPI_tuptable->vals[i];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		MemoryContext old = MemoryContextSwitchTo(context);
+		PsyncTable *table = palloc0(sizeof(PsyncTable));
+		bool		isnull;
+
+		table->relid = DatumGetObjectId(get_datum(row, desc, 1, &isnull));
+		table->source_schema = get_string(row, desc, 2);
+		table->source_name = get_string(row, desc, 3);
+		table->target_schema = get_string(row, desc, 4);
+		table->target_name = get_string(row, desc, 5);
+		sync->tables = lappend(sync->tables, table);
+		MemoryContextSwitchTo(old);
+	}
+	SPI_finish();
+}
+
+/* Syncs that the condition names, in the current memory context. */
+static List *
+load_syncs(const char *condition, Oid type, Datum value)
+{
+	MemoryContext context = CurrentMemoryContext;
+	StringInfoData command;
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	initStringInfo(&command);
+	appendStringInfo(&command, "%s WHERE %s ORDER BY s.name", SYNC_COLUMNS, condition);
+	(void) psync_owner_execute(command.data, OidIsValid(type) ? 1 : 0,
+							   &type, &value, NULL);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+
+		result = lappend(result, sync_from_row(SPI_tuptable->vals[i],
+											   SPI_tuptable->tupdesc));
+		MemoryContextSwitchTo(old);
+	}
+	SPI_finish();
+	MemoryContextSwitchTo(context);
+	foreach(lc, result)
+		load_tables(lfirst(lc), context);
+	return result;
+}
+
+PsyncSync *
+psync_sync_load(const pg_uuid_t *id)
+{
+	List	   *syncs = load_syncs("s.id = $1", UUIDOID, UUIDPGetDatum(id));
+
+	return syncs != NIL ? linitial(syncs) : NULL;
+}
+
+PsyncSync *
+psync_sync_load_by_name(const char *name)
+{
+	NameData	value;
+	List	   *syncs;
+
+	namestrcpy(&value, name);
+	syncs = load_syncs("s.name = $1", NAMEOID, NameGetDatum(&value));
+	return syncs != NIL ? linitial(syncs) : NULL;
+}
+
+List *
+psync_sync_list_runnable(void)
+{
+	return load_syncs("s.enabled AND s.server IS NOT NULL AND st.sync IS NOT NULL",
+					  InvalidOid, (Datum) 0);
+}
+
+List *
+psync_sync_list_positions(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	List	   *result = NIL;
+
+	(void) psync_owner_execute("SELECT position::text FROM payment_sync.sync_state"
+							   " WHERE NOT released", 0, NULL, NULL, NULL);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		char	   *text = SPI_getvalue(SPI_tuptable->vals[i],
+										SPI_tuptable->tupdesc, 1);
+		MemoryContext old = MemoryContextSwitchTo(context);
+
+		result = lappend(result, psync_snapshot_parse(text));
+		MemoryContextSwitchTo(old);
+	}
+	SPI_finish();
+	return result;
+}
+
+char *
+psync_log_identity(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	char	   *result = NULL;
+
+	if (psync_owner_execute("SELECT identity FROM payment_sync.log_rotation",
+							0, NULL, NULL, NULL) > 0)
+		result = MemoryContextStrdup(context,
+									 SPI_getvalue(SPI_tuptable->vals[0],
+												  SPI_tuptable->tupdesc, 1));
+	SPI_finish();
+	if (result == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("table \"%s.log_rotation\" is empty", PSYNC_SCHEMA)));
+	return result;
+}

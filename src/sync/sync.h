@@ -1,0 +1,112 @@
+/*
+ * sync.h
+ *		Syncs: their definition, their state, and the lock that owns them.
+ *
+ * The definition is in the tables payment_sync.sync and sync_table, which
+ * pg_dump keeps; the state is in payment_sync.sync_state, which it does not.
+ * A sync without a state row (after a restore) does not run until
+ * enable_sync() is told where to begin.
+ */
+#ifndef PSYNC_SYNC_H
+#define PSYNC_SYNC_H
+
+#include "utils/uuid.h"
+
+#include "log/log.h"
+
+/* The definition and state of one sync, as read at one time. */
+typedef struct PsyncSync
+{
+	pg_uuid_t	id;
+	char	   *name;
+	char	   *id_text;
+	char	   *server;			/* NULL: pull */
+	Oid			owner;
+	bool		enabled;
+	List	   *tables;			/* of PsyncTable * */
+	List	   *exclude_origins;	/* of char * */
+	int64		log_size_max;	/* bytes; 0: payment_sync.max_log_size */
+	bool		disable_when_full;
+	/* state; has_state false: the fields below are unset */
+	bool		has_state;
+	char	   *position;		/* snapshot A as text, maybe lagging behind the
+								 * target's own row */
+	char	   *target_position;	/* what the target was last seen to hold, or
+								 * NULL; older than position if the windows
+								 * since held nothing for it */
+	PsyncReadHint hint;
+	bool		restart;		/* told to start anew, and nothing delivered
+								 * since: a position at the target is outdated */
+	bool		batch_pending;	/* a batch is asked for or under way */
+	TimestampTz retry_at;		/* 0: now */
+	int32		failures;		/* in a row */
+} PsyncSync;
+
+/* What a delivery adds to the state; deltas are added, positions replaced. */
+typedef struct PsyncSyncProgress
+{
+	const char *position;		/* NULL: leave */
+	const char *target_position;	/* NULL: leave */
+	const PsyncReadHint *hint;	/* with position */
+	int64		windows;
+	int64		changes;
+	int64		rows_read;		/* batch rows */
+	int64		bytes;
+	TimestampTz delivered_at;	/* 0: leave */
+	TimestampTz lag_at;			/* "at" of the last delivered change; 0: leave */
+} PsyncSyncProgress;
+
+/*
+ * All of these need a transaction; those that read take their own snapshot
+ * and release it.  They work as the extension's owner, whoever calls.
+ */
+extern PsyncSync *psync_sync_load(const pg_uuid_t *id);	/* NULL: none */
+extern PsyncSync *psync_sync_load_by_name(const char *name);
+extern List *psync_sync_list_runnable(void);	/* of PsyncSync *, with server,
+												 * enabled, with state */
+extern List *psync_sync_list_positions(void);	/* of PsyncSnapshot *: A of
+												 * every sync with a state */
+extern void psync_sync_save_progress(const pg_uuid_t *id,
+									 const PsyncSyncProgress *progress);
+extern void psync_sync_save_failure(const pg_uuid_t *id, const char *sqlstate,
+									const char *message, const char *detail,
+									TimestampTz retry_at);
+extern void psync_sync_save_success(const pg_uuid_t *id);	/* failures := 0 */
+extern void psync_sync_disable(const pg_uuid_t *id, const char *reason);
+
+/* Identity of this change log: a uuid made at CREATE EXTENSION, as text. */
+extern char *psync_log_identity(void);
+
+/*
+ * The session lock that the process delivering a sync holds.  Shared by the
+ * worker and incremental_sync(), so that one process delivers at a time.
+ */
+extern bool psync_sync_lock(const pg_uuid_t *id, bool wait);
+extern void psync_sync_unlock(const pg_uuid_t *id);
+extern bool psync_sync_lock_wanted(const pg_uuid_t *id);
+
+/* Does someone who is allowed to (see sync/rights.c) call? */
+extern void psync_check_table_owner(Oid relid);
+extern void psync_check_server_usage(const char *server);
+extern void psync_check_sync_owner(const PsyncSync *sync);
+
+/* Work on the extension's own tables as their owner. */
+typedef struct PsyncOwnerContext
+{
+	Oid			userid;
+	int			sec_context;
+	int			guc_level;
+} PsyncOwnerContext;
+
+extern void psync_owner_enter(PsyncOwnerContext *save);
+extern void psync_owner_leave(const PsyncOwnerContext *save);
+extern bool psync_extension_present(void);
+
+/*
+ * Run one statement as the owner; returns how many rows it processed.  SPI
+ * stays connected, with the rows in SPI_tuptable, until SPI_finish().
+ */
+extern uint64 psync_owner_execute(const char *command, int nargs, Oid *types,
+								  Datum *values, const char *nulls);
+
+#endif							/* PSYNC_SYNC_H */

@@ -1,0 +1,547 @@
+/*
+ * sync_admin.c
+ *		create_sync(), alter_sync(), enable_sync(), disable_sync(), drop_sync().
+ *
+ * Where a sync starts.  Its position is a snapshot: all that this snapshot does
+ * not see will be delivered.  It must be taken such that the log still holds
+ * all of that when the sync commits.  Rotation truncates only under a lock
+ * on sync_state that conflicts with ours, which we take before the snapshot
+ * and hold until commit; so the position is in force from the moment it is
+ * chosen.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
+#include "utils/uuid.h"
+#include "utils/varlena.h"
+
+#include "compat.h"
+#include "sync/admin.h"
+#include "worker/worker.h"
+
+PG_FUNCTION_INFO_V1(payment_sync_create_sync);
+PG_FUNCTION_INFO_V1(payment_sync_alter_sync);
+PG_FUNCTION_INFO_V1(payment_sync_enable_sync);
+PG_FUNCTION_INFO_V1(payment_sync_disable_sync);
+PG_FUNCTION_INFO_V1(payment_sync_drop_sync);
+PG_FUNCTION_INFO_V1(payment_sync_cancel_batch);
+PG_FUNCTION_INFO_V1(payment_sync_wake_workers);
+
+/* ------------------------------------------------------------- small tools */
+
+/*
+ * Open deliveries compare their definition after any relcache invalidation;
+ * workers are woken at commit to do so.
+ */
+void
+psync_definition_changed(void)
+{
+	Oid			schema = get_namespace_oid(PSYNC_SCHEMA, false);
+
+	CacheInvalidateRelcacheByRelid(get_relname_relid("sync", schema));
+	psync_wakeup_config();
+}
+
+static void
+run(const char *command, int nargs, Oid *types, Datum *values, const char *nulls)
+{
+	(void) psync_owner_execute(command, nargs, types, values, nulls);
+	SPI_finish();
+}
+
+static PsyncSync *
+get_own_sync(const char *name)
+{
+	PsyncSync  *sync = psync_sync_load_by_name(name);
+
+	if (sync == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("sync \"%s\" does not exist", name)));
+	psync_check_sync_owner(sync);
+	return sync;
+}
+
+static void
+require_argument(FunctionCallInfo fcinfo, int n, const char *name)
+{
+	if (PG_ARGISNULL(n))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("argument \"%s\" must not be null", name)));
+}
+
+static List *
+oid_list(ArrayType *array)
+{
+	Datum	   *elems;
+	bool	   *nulls;
+	int			n;
+	List	   *result = NIL;
+
+	deconstruct_array(array, ARR_ELEMTYPE(array), sizeof(Oid), true, TYPALIGN_INT,
+					  &elems, &nulls, &n);
+	for (int i = 0; i < n; i++)
+	{
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("table array must not contain nulls")));
+		result = list_append_unique_oid(result, DatumGetObjectId(elems[i]));
+	}
+	return result;
+}
+
+/* The caller owns the table, and it is captured. */
+static void
+check_table(Oid relid)
+{
+	if (get_rel_name(relid) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation with OID %u does not exist", relid)));
+	psync_check_table_owner(relid);
+	if (!psync_is_captured(relid))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" is not captured", get_rel_name(relid)),
+				 errhint("Run payment_sync.capture_table('%s') first.",
+						 psync_qualified_name(relid))));
+}
+
+/* The current snapshot as a position, taken under the lock that keeps it. */
+static char *
+choose_position(void)
+{
+	Oid			schema = get_namespace_oid(PSYNC_SCHEMA, false);
+	char	   *result;
+
+	LockRelationOid(get_relname_relid("sync_state", schema), RowExclusiveLock);
+	PushActiveSnapshot(GetLatestSnapshot());
+	result = psync_snapshot_text(psync_snapshot_current());
+	PopActiveSnapshot();
+	return result;
+}
+
+/* -------------------------------------------------------------- the tables */
+
+/*
+ * "schema.table" or "table", quoted as in SQL, into its parts.
+ */
+static void
+parse_target_name(const char *text, char **schema, char **table)
+{
+	List	   *names = psync_qualified_name_list(text);
+
+	if (list_length(names) > 2)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("invalid target table name \"%s\"", text),
+				 errhint("Write table or schema.table, with double quotes where needed.")));
+	*table = strVal(llast(names));
+	*schema = list_length(names) == 2 ? strVal(linitial(names)) : NULL;
+}
+
+static void
+add_table(const pg_uuid_t *id, Oid relid, const char *schema, const char *table,
+		  bool batch, bool mirror)
+{
+	Oid			types[5] = {UUIDOID, OIDOID, NAMEOID, NAMEOID, BOOLOID};
+	Datum		values[5];
+	char		nulls[6] = "     ";
+	NameData	schema_name;
+	NameData	table_name;
+
+	namestrcpy(&schema_name, schema != NULL ? schema : "");
+	namestrcpy(&table_name, table != NULL ? table : "");
+	values[0] = UUIDPGetDatum(id);
+	values[1] = ObjectIdGetDatum(relid);
+	values[2] = NameGetDatum(&schema_name);
+	nulls[2] = schema != NULL ? ' ' : 'n';
+	values[3] = NameGetDatum(&table_name);
+	nulls[3] = table != NULL ? ' ' : 'n';
+	values[4] = BoolGetDatum(mirror);
+	run("INSERT INTO payment_sync.sync_table (sync, relid, target_schema, target_table)"
+		" VALUES ($1, $2::regclass, $3, $4)",
+		4, types, values, nulls);
+	if (batch)
+	{
+		/* reuse the slots: sync, relid, mirror */
+		types[2] = BOOLOID;
+		values[2] = values[4];
+		run("INSERT INTO payment_sync.batch (sync, relid, mirror, rows_estimated)"
+			" SELECT $1, $2, $3, GREATEST(reltuples, 0)::int8"
+			" FROM pg_class WHERE oid = $2",
+			3, types, values, NULL);
+	}
+}
+
+/* targets: NULL, or an array of names parallel to the tables */
+static void
+add_tables(const pg_uuid_t *id, List *tables, ArrayType *targets,
+		   const char *target_schema, bool batch, bool mirror)
+{
+	Datum	   *names = NULL;
+	bool	   *nulls = NULL;
+	int			n = 0;
+	int			i = 0;
+	ListCell   *lc;
+
+	if (targets != NULL)
+	{
+		deconstruct_array(targets, TEXTOID, -1, false, TYPALIGN_INT, &names, &nulls, &n);
+		if (n != list_length(tables))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("targets names %d tables, but there are %d", n,
+							list_length(tables))));
+	}
+	foreach(lc, tables)
+	{
+		char	   *schema = NULL;
+		char	   *table = NULL;
+
+		check_table(lfirst_oid(lc));
+		if (targets != NULL && !nulls[i])
+			parse_target_name(TextDatumGetCString(names[i]), &schema, &table);
+		if (schema == NULL && target_schema != NULL)
+			schema = pstrdup(target_schema);
+		add_table(id, lfirst_oid(lc), schema, table, batch, mirror);
+		i++;
+	}
+}
+
+/* ---------------------------------------------------------------- create */
+
+static int64
+parse_size(const char *text)
+{
+	int64		size = DatumGetInt64(DirectFunctionCall1(pg_size_bytes,
+														 CStringGetTextDatum(text)));
+
+	if (size <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("max_log_size must be positive")));
+	return size;
+}
+
+static void
+check_on_log_full(const char *value)
+{
+	if (strcmp(value, "warn") != 0 && strcmp(value, "disable") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid on_log_full \"%s\"", value),
+				 errhint("Valid values are \"warn\" and \"disable\".")));
+}
+
+static void
+insert_sync(FunctionCallInfo fcinfo, pg_uuid_t *id)
+{
+	Oid			types[8] = {NAMEOID, NAMEOID, OIDOID, BOOLOID, TEXTARRAYOID, INT8OID, TEXTOID, TEXTOID};
+	Datum		values[8];
+	char		nulls[9] = "        ";
+	bool		isnull;
+
+	values[0] = PG_GETARG_DATUM(0);
+	values[1] = PG_GETARG_DATUM(2);
+	nulls[1] = PG_ARGISNULL(2) ? 'n' : ' ';
+	values[2] = ObjectIdGetDatum(GetUserId());
+	values[3] = PG_GETARG_DATUM(9);
+	values[4] = PG_GETARG_DATUM(6);
+	nulls[5] = PG_ARGISNULL(7) ? 'n' : ' ';
+	values[5] = PG_ARGISNULL(7) ? (Datum) 0 :
+		Int64GetDatum(parse_size(text_to_cstring(PG_GETARG_TEXT_PP(7))));
+	values[6] = PG_GETARG_DATUM(8);
+	values[7] = CStringGetTextDatum(choose_position());
+
+	(void) psync_owner_execute("INSERT INTO payment_sync.sync"
+							   " (name, server, owner, enabled, exclude_origins, max_log_size, on_log_full)"
+							   " VALUES ($1, $2, $3::regrole, $4, $5, $6, $7) RETURNING id",
+							   7, types, values, nulls);
+	*id = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0],
+									   SPI_tuptable->tupdesc, 1, &isnull));
+	SPI_finish();
+
+	types[0] = UUIDOID;
+	values[0] = UUIDPGetDatum(id);
+	types[1] = TEXTOID;
+	values[1] = values[7];
+	run("INSERT INTO payment_sync.sync_state (sync, position) VALUES ($1, $2::pg_snapshot)",
+		2, types, values, NULL);
+}
+
+/*
+ * create_sync(name, tables, server, batch, targets, target_schema,
+ *			   exclude_origins, max_log_size, on_log_full, enabled, mirror)
+ */
+Datum
+payment_sync_create_sync(PG_FUNCTION_ARGS)
+{
+	static const char *const required[] = {
+		"name", "tables", NULL, "batch", NULL, NULL, "exclude_origins", NULL,
+		"on_log_full", "enabled", "mirror"
+	};
+	List	   *tables;
+	pg_uuid_t	id;
+
+	for (int i = 0; i < lengthof(required); i++)
+		if (required[i] != NULL)
+			require_argument(fcinfo, i, required[i]);
+	tables = oid_list(PG_GETARG_ARRAYTYPE_P(1));
+	if (tables == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("a sync needs at least one table")));
+	if (psync_sync_load_by_name(NameStr(*PG_GETARG_NAME(0))) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("sync \"%s\" already exists", NameStr(*PG_GETARG_NAME(0)))));
+	if (!PG_ARGISNULL(2))
+		psync_check_server_usage(NameStr(*PG_GETARG_NAME(2)));
+	else if (PG_GETARG_BOOL(3))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("a sync without a server cannot have a batch"),
+				 errhint("Copy the tables yourself, then fetch the changes.")));
+	check_on_log_full(text_to_cstring(PG_GETARG_TEXT_PP(8)));
+
+	insert_sync(fcinfo, &id);
+	add_tables(&id, tables, PG_ARGISNULL(4) ? NULL : PG_GETARG_ARRAYTYPE_P(4),
+			   PG_ARGISNULL(5) ? NULL : NameStr(*PG_GETARG_NAME(5)),
+			   PG_GETARG_BOOL(3), PG_GETARG_BOOL(10));
+	psync_definition_changed();
+	PG_RETURN_VOID();
+}
+
+/* ----------------------------------------------------------------- alter */
+
+static void
+remove_tables(const PsyncSync *sync, List *tables)
+{
+	ListCell   *lc;
+
+	foreach(lc, tables)
+	{
+		Oid			types[2] = {UUIDOID, OIDOID};
+		Datum		values[2];
+		uint64		removed;
+
+		values[0] = UUIDPGetDatum(&sync->id);
+		values[1] = ObjectIdGetDatum(lfirst_oid(lc));
+		removed = psync_owner_execute("DELETE FROM payment_sync.sync_table"
+									  " WHERE sync = $1 AND relid = $2::regclass",
+									  2, types, values, NULL);
+		SPI_finish();
+		if (removed == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_OBJECT),
+					 errmsg("sync \"%s\" has no table \"%s\"", sync->name,
+							get_rel_name(lfirst_oid(lc)))));
+		run("DELETE FROM payment_sync.batch WHERE sync = $1 AND relid = $2",
+			2, types, values, NULL);
+	}
+}
+
+/*
+ * alter_sync(name, new_name, server, add_tables, drop_tables, targets,
+ *			  batch, exclude_origins, max_log_size, on_log_full)
+ * NULL leaves a property as it is; max_log_size '' removes the limit.
+ */
+Datum
+payment_sync_alter_sync(PG_FUNCTION_ARGS)
+{
+	PsyncSync  *sync;
+	Oid			types[6] = {UUIDOID, NAMEOID, NAMEOID, TEXTARRAYOID, INT8OID, TEXTOID};
+	Datum		values[6];
+	char		nulls[7] = "      ";
+	char	   *size = PG_ARGISNULL(8) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(8));
+
+	require_argument(fcinfo, 0, "name");
+	sync = get_own_sync(NameStr(*PG_GETARG_NAME(0)));
+	if (!PG_ARGISNULL(2))
+	{
+		psync_check_server_usage(NameStr(*PG_GETARG_NAME(2)));
+		if (sync->server == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+					 errmsg("sync \"%s\" has no target", sync->name),
+					 errhint("Drop it and create one with a server.")));
+	}
+	if (!PG_ARGISNULL(9))
+		check_on_log_full(text_to_cstring(PG_GETARG_TEXT_PP(9)));
+
+	values[0] = UUIDPGetDatum(&sync->id);
+	values[1] = PG_GETARG_DATUM(1);
+	nulls[1] = PG_ARGISNULL(1) ? 'n' : ' ';
+	values[2] = PG_GETARG_DATUM(2);
+	nulls[2] = PG_ARGISNULL(2) ? 'n' : ' ';
+	values[3] = PG_GETARG_DATUM(7);
+	nulls[3] = PG_ARGISNULL(7) ? 'n' : ' ';
+	values[4] = Int64GetDatum(size == NULL ? 0 : size[0] == '\0' ? -1 : parse_size(size));
+	nulls[4] = size == NULL ? 'n' : ' ';
+	values[5] = PG_GETARG_DATUM(9);
+	nulls[5] = PG_ARGISNULL(9) ? 'n' : ' ';
+	run("UPDATE payment_sync.sync SET name = COALESCE($2, name),"
+		" server = COALESCE($3, server), exclude_origins = COALESCE($4, exclude_origins),"
+		" max_log_size = NULLIF(COALESCE($5, max_log_size), -1),"
+		" on_log_full = COALESCE($6, on_log_full) WHERE id = $1",
+		6, types, values, nulls);
+
+	if (!PG_ARGISNULL(4))
+		remove_tables(sync, oid_list(PG_GETARG_ARRAYTYPE_P(4)));
+	if (!PG_ARGISNULL(3))
+		add_tables(&sync->id, oid_list(PG_GETARG_ARRAYTYPE_P(3)),
+				   PG_ARGISNULL(5) ? NULL : PG_GETARG_ARRAYTYPE_P(5), NULL,
+				   PG_ARGISNULL(6) ? false : PG_GETARG_BOOL(6), false);
+	psync_definition_changed();
+	PG_RETURN_VOID();
+}
+
+/* ------------------------------------------------------- enable, disable */
+
+static void
+start_anew(const PsyncSync *sync, bool batch)
+{
+	Oid			types[2] = {UUIDOID, TEXTOID};
+	Datum		values[2];
+
+	values[0] = UUIDPGetDatum(&sync->id);
+	values[1] = CStringGetTextDatum(choose_position());
+	run("INSERT INTO payment_sync.sync_state (sync, position, restart)"
+		" VALUES ($1, $2::pg_snapshot, true)"
+		" ON CONFLICT (sync) DO UPDATE SET position = excluded.position, restart = true,"
+		" target_position = NULL, hint_filenode = DEFAULT, hint_block = DEFAULT,"
+		" pull_upto = NULL, pull_position = 0, released = false,"
+		" failures = 0, retry_at = NULL, disabled_reason = NULL",
+		2, types, values, NULL);
+	if (batch)
+		run("INSERT INTO payment_sync.batch (sync, relid, mirror, rows_estimated)"
+			" SELECT t.sync, c.oid, true, GREATEST(c.reltuples, 0)::int8"
+			" FROM payment_sync.sync_table t JOIN pg_class c ON c.oid = t.relid"
+			" WHERE t.sync = $1 AND $2 IS NOT NULL"
+			" ON CONFLICT (sync, relid) DO UPDATE SET mirror = true, state = 'pending',"
+			" shape = NULL, cursor = NULL, chunks = 0, rows = 0, started = NULL,"
+			" finished = NULL, requested = clock_timestamp()",
+			2, types, values, NULL);
+}
+
+/*
+ * enable_sync(name, start): start NULL goes on where it stopped; 'now' leaves
+ * out what is pending; 'batch' starts now and mirrors all tables.
+ */
+Datum
+payment_sync_enable_sync(PG_FUNCTION_ARGS)
+{
+	PsyncSync  *sync;
+	char	   *start = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
+	Oid			types[1] = {UUIDOID};
+	Datum		values[1];
+
+	require_argument(fcinfo, 0, "name");
+	sync = get_own_sync(NameStr(*PG_GETARG_NAME(0)));
+	if (start != NULL && strcmp(start, "now") != 0 && strcmp(start, "batch") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid start \"%s\"", start),
+				 errhint("Valid values are \"now\" and \"batch\"; leave it out to go on where the sync stopped.")));
+	if (start == NULL && !sync->has_state)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("sync \"%s\" has no position to go on from", sync->name),
+				 errdetail("It was restored from a dump, or it was disabled because the change log had become too large."),
+				 errhint("Use start => 'batch' to copy its tables anew, or start => 'now' if the target is known to be equal.")));
+	if (start != NULL)
+		start_anew(sync, strcmp(start, "batch") == 0);
+
+	values[0] = UUIDPGetDatum(&sync->id);
+	run("UPDATE payment_sync.sync SET enabled = true WHERE id = $1", 1, types, values, NULL);
+	run("UPDATE payment_sync.sync_state SET failures = 0, retry_at = NULL,"
+		" disabled_reason = NULL WHERE sync = $1", 1, types, values, NULL);
+	psync_definition_changed();
+	PG_RETURN_VOID();
+}
+
+Datum
+payment_sync_disable_sync(PG_FUNCTION_ARGS)
+{
+	PsyncSync  *sync;
+	Oid			types[2] = {UUIDOID, TEXTOID};
+	Datum		values[2];
+	char		nulls[3] = "  ";
+
+	require_argument(fcinfo, 0, "name");
+	sync = get_own_sync(NameStr(*PG_GETARG_NAME(0)));
+	values[0] = UUIDPGetDatum(&sync->id);
+	values[1] = PG_GETARG_DATUM(1);
+	nulls[1] = PG_ARGISNULL(1) ? 'n' : ' ';
+	run("UPDATE payment_sync.sync SET enabled = false WHERE id = $1", 1, types, values, NULL);
+	run("UPDATE payment_sync.sync_state SET disabled_reason = $2 WHERE sync = $1",
+		2, types, values, nulls);
+	psync_definition_changed();
+	PG_RETURN_VOID();
+}
+
+Datum
+payment_sync_drop_sync(PG_FUNCTION_ARGS)
+{
+	PsyncSync  *sync;
+	Oid			types[1] = {UUIDOID};
+	Datum		values[1];
+
+	require_argument(fcinfo, 0, "name");
+	sync = get_own_sync(NameStr(*PG_GETARG_NAME(0)));
+	values[0] = UUIDPGetDatum(&sync->id);
+	run("DELETE FROM payment_sync.sync WHERE id = $1", 1, types, values, NULL);
+	psync_definition_changed();
+	PG_RETURN_VOID();
+}
+
+/*
+ * cancel_batch(name, rel): true if a batch was pending or running.
+ */
+Datum
+payment_sync_cancel_batch(PG_FUNCTION_ARGS)
+{
+	PsyncSync  *sync;
+	Oid			types[2] = {UUIDOID, OIDOID};
+	Datum		values[2];
+	char		nulls[3] = "  ";
+	uint64		cancelled;
+
+	require_argument(fcinfo, 0, "name");
+	sync = get_own_sync(NameStr(*PG_GETARG_NAME(0)));
+	values[0] = UUIDPGetDatum(&sync->id);
+	values[1] = PG_GETARG_DATUM(1);
+	nulls[1] = PG_ARGISNULL(1) ? 'n' : ' ';
+	cancelled = psync_owner_execute("UPDATE payment_sync.batch SET state = 'cancelled',"
+									" finished = clock_timestamp() WHERE sync = $1"
+									" AND ($2 IS NULL OR relid = $2)"
+									" AND state IN ('pending', 'running')",
+									2, types, values, nulls);
+	SPI_finish();
+	psync_definition_changed();
+	PG_RETURN_BOOL(cancelled > 0);
+}
+
+/* wake_workers(): look for work now; also called at CREATE EXTENSION. */
+Datum
+payment_sync_wake_workers(PG_FUNCTION_ARGS)
+{
+	psync_wakeup_database(true);
+	psync_wakeup_config();
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,327 @@
+/*
+ * column_map.c
+ *		Maps: how the columns of a shape fall on the columns of a table.
+ *
+ * Columns are matched by name: a captured column goes to the target's column
+ * of its current name, or else of the name it had when the change was made,
+ * so that either side may be renamed first.  The target may have further
+ * columns, which get their defaults, and any order.  Columns that the target
+ * computes are left to it.  A column that was dropped at both sides is
+ * skipped; that one is missing at the target alone is an error, since leaving
+ * it out would lose data silently.
+ *
+ * How values travel:
+ *
+ *	same type				binary, as in the image
+ *	textual in the shape	text, as in the image
+ *	both built in, unequal	binary as the source's type, cast at the target
+ *	otherwise				converted to text here, read by the target's type
+ *
+ * "Same" means the same oid for types that initdb makes, and the same
+ * qualified name for others.  Casts go to the type without its length, so that
+ * the length is enforced by assignment: too long is an error, not truncated.
+ */
+#include "postgres.h"
+
+#include "access/transam.h"
+#include "catalog/pg_type.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "transport/postgres/postgres_transport.h"
+
+/* The type's name without a typmod in parentheses. */
+static char *
+bare_type_name(const PsyncColumn *column)
+{
+	char	   *name = pstrdup(column->type_name);
+	char	   *open = strrchr(name, '(');
+
+	if (column->typmod >= 0 && open != NULL && name[strlen(name) - 1] == ')')
+		*open = '\0';
+	return name;
+}
+
+static bool
+is_built_in(Oid type)
+{
+	return type < FirstGenbkiObjectId;
+}
+
+static bool
+is_same_type(const PsyncColumn *source, const PsyncPgColumn *target)
+{
+	if (is_built_in(source->type))
+		return source->type == target->type;
+	return source->type_name != NULL && !is_built_in(target->type) &&
+		strcmp(bare_type_name(source), target->type_name) == 0;
+}
+
+static void
+choose_transfer(PsyncPgMapColumn *column)
+{
+	const PsyncColumn *source = column->source;
+	const PsyncPgColumn *target = column->target;
+
+	column->param_cast = "";
+	column->temp_cast = "";
+	column->param_type = target->type;
+	column->temp_type = target->full_type;
+	if (source->textual)
+		column->as_text = true;
+	else if (is_same_type(source, target))
+		return;
+	else if (is_built_in(source->type) && source->type_name != NULL)
+	{
+		/* oids of built-in types mean the same at the target */
+		column->param_type = source->type;
+		column->temp_type = format_type_with_typemod(source->type, -1);
+		column->param_cast = psprintf("::%s", target->type_name);
+		column->temp_cast = column->param_cast;
+		return;
+	}
+	else
+		column->as_text = column->convert = true;
+
+	/* a parameter in text form is read by the target's type itself */
+	Assert(column->as_text);
+	column->temp_type = "pg_catalog.text";
+	column->temp_cast = psprintf("::%s", target->type_name);
+}
+
+static void
+refuse_missing_column(const PsyncPgMap *map, const PsyncColumn *column)
+{
+	const char *name = column->current_name ? column->current_name : column->name;
+
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_COLUMN),
+			 errmsg("column \"%s\" of table %s does not exist at the target",
+					name, map->table->name),
+			 errdetail("Column \"%s\" of table \"%s.%s\" is captured.", name,
+					   map->table->table->source_schema,
+					   map->table->table->source_name),
+			 errhint("Add the column at the target, or capture the table without it.")));
+}
+
+/* The target's column for a captured one; NULL: leave it out. */
+static PsyncPgColumn *
+find_target(const PsyncPgMap *map, const PsyncColumn *source)
+{
+	PsyncPgColumn *target = NULL;
+
+	if (source->current_name != NULL)
+		target = psync_pg_table_column(map->table, source->current_name);
+	if (target == NULL)
+		target = psync_pg_table_column(map->table, source->name);
+	if (target == NULL && (source->current_name != NULL || source->key))
+		refuse_missing_column(map, source);
+	if (target != NULL && target->generated)
+	{
+		if (source->key)
+			ereport(ERROR,
+					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+					 errmsg("key column \"%s\" of table %s is a generated column at the target",
+							target->name, map->table->name)));
+		return NULL;
+	}
+	return target;
+}
+
+/*
+ * An image's values can be sent without taking it apart if all its columns
+ * are sent; and straight into the table if it has the very types.
+ */
+static void
+note_shortcuts(PsyncPgMap *map)
+{
+	map->verbatim = map->ncolumns == map->shape->ncolumns;
+	map->direct = true;
+	for (int i = 0; i < map->ncolumns; i++)
+	{
+		if (map->columns[i].convert)
+			map->verbatim = false;
+		if (map->columns[i].temp_cast[0] != '\0')
+			map->direct = false;
+	}
+}
+
+static void
+map_columns(PsyncPgMap *map)
+{
+	const PsyncShape *shape = map->shape;
+
+	map->columns = palloc0(shape->ncolumns * sizeof(PsyncPgMapColumn));
+	for (int i = 0; i < shape->ncolumns; i++)
+	{
+		PsyncPgMapColumn *column = &map->columns[map->ncolumns];
+		PsyncPgColumn *target = find_target(map, &shape->columns[i]);
+
+		if (target == NULL)
+			continue;
+		column->source = &shape->columns[i];
+		column->target = target;
+		column->field = i;
+		column->name = pstrdup(quote_identifier(target->name));
+		column->key = shape->columns[i].key;
+		choose_transfer(column);
+		map->ncolumns++;
+	}
+
+	map->nkeys = shape->nkeys;
+	map->keys = palloc0(shape->nkeys * sizeof(int));
+	for (int k = 0; k < shape->nkeys; k++)
+	{
+		for (int i = 0; i < map->ncolumns; i++)
+			if (map->columns[i].field == shape->keys[k])
+				map->keys[k] = i;
+		Assert(map->columns[map->keys[k]].key);
+	}
+}
+
+static PsyncPgMapColumn *
+key_column(const PsyncPgMap *map, const char *name)
+{
+	for (int k = 0; k < map->nkeys; k++)
+	{
+		PsyncPgMapColumn *column = &map->columns[map->keys[k]];
+
+		if (strcmp(column->target->name, name) == 0)
+			return column;
+	}
+	return NULL;
+}
+
+/*
+ * Does some unique index of the target have exactly the key's columns?  Its
+ * operators are the ones to find rows by.
+ */
+static bool
+use_key_index(PsyncPgMap *map)
+{
+	ListCell   *lc;
+
+	foreach(lc, map->table->unique_keys)
+	{
+		List	   *index = lfirst(lc);
+		int			found = 0;
+		ListCell   *li;
+
+		if (list_length(index) != map->nkeys)
+			continue;
+		foreach(li, index)
+		{
+			PsyncPgIndexColumn *column = lfirst(li);
+			PsyncPgMapColumn *key = key_column(map, column->name);
+
+			if (key == NULL)
+				break;
+			key->equals = column->equals;
+			found++;
+		}
+		if (found == map->nkeys)
+			return true;
+	}
+	return false;
+}
+
+static char *
+key_list(const PsyncPgMap *map)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int k = 0; k < map->nkeys; k++)
+		appendStringInfo(&buf, "%s%s", k > 0 ? ", " : "",
+						 map->columns[map->keys[k]].name);
+	return buf.data;
+}
+
+static PsyncPgMap *
+map_create(PsyncPgSession *session, const PsyncShape *shape,
+		   const PsyncTable *table)
+{
+	PsyncPgTable *facts = psync_pg_table_load(session, table);
+	MemoryContext old = MemoryContextSwitchTo(session->context);
+	PsyncPgMap *map = palloc0(sizeof(PsyncPgMap));
+	int			nparams = shape->ncolumns + shape->nkeys;
+
+	Assert(shape->nkeys > 0 && shape->nkeys <= shape->ncolumns);
+
+	map->id = ++session->maps_made;
+	map->shape = shape;
+	map->table = facts;
+	map_columns(map);
+	note_shortcuts(map);
+	map->values = palloc0(nparams * sizeof(char *));
+	map->lengths = palloc0(nparams * sizeof(int));
+	map->formats = palloc0(nparams * sizeof(int));
+	map->types = palloc0(nparams * sizeof(Oid));
+	if (!use_key_index(map))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_COLUMN_REFERENCE),
+				 errmsg("table %s at the target has no unique index on the key (%s)",
+						facts->name, key_list(map)),
+				 errdetail("The index must be on exactly these columns, not deferrable, and without predicate."),
+				 errhint("Add a primary key or unique constraint to the table at the target.")));
+	session->maps = lcons(map, session->maps);
+	MemoryContextSwitchTo(old);
+	return map;
+}
+
+/*
+ * The map for a shape and a table, made if need be: that asks the target, so
+ * nothing may be under way there.
+ */
+PsyncPgMap *
+psync_pg_map_get(PsyncPgSession *session, const PsyncShape *shape,
+				 const PsyncTable *table)
+{
+	PsyncPgMap *map = session->last_map;
+	ListCell   *lc;
+
+	if (map != NULL && map->shape == shape && map->table->table == table)
+		return map;
+	foreach(lc, session->maps)
+	{
+		map = lfirst(lc);
+		if (map->shape == shape && map->table->table == table)
+		{
+			session->last_map = map;
+			return map;
+		}
+	}
+	psync_pg_apply_wait(session);
+	session->last_map = map_create(session, shape, table);
+	return session->last_map;
+}
+
+/* The same for a change without a shape. */
+PsyncPgTable *
+psync_pg_table_get(PsyncPgSession *session, const PsyncTable *table)
+{
+	ListCell   *lc;
+	MemoryContext old;
+	PsyncPgTable *facts;
+
+	foreach(lc, session->maps)
+	{
+		PsyncPgMap *map = lfirst(lc);
+
+		if (map->table->table == table)
+			return map->table;
+	}
+	foreach(lc, session->tables)
+	{
+		facts = lfirst(lc);
+		if (facts->table == table)
+			return facts;
+	}
+	psync_pg_apply_wait(session);
+	facts = psync_pg_table_load(session, table);
+	old = MemoryContextSwitchTo(session->context);
+	session->tables = lappend(session->tables, facts);
+	MemoryContextSwitchTo(old);
+	return facts;
+}

@@ -1,0 +1,472 @@
+/*
+ * connection.c
+ *		The session with the target: connecting, and waiting for libpq.
+ *
+ * libpq is only ever used without blocking.  Whatever must be waited for is
+ * waited for in services->wait(), which answers to cancel and shutdown, and
+ * holds no snapshot meanwhile.
+ *
+ * Whose credentials.  A sync runs with the rights of its owner.  If that is no
+ * superuser, the user mapping must have credentials of its own and the target
+ * must have asked for them; otherwise a user could reach through this server
+ * whatever trusts the server itself: a local socket with "peer", its password
+ * file, its certificates.  postgres_fdw has the same rule.
+ */
+#include "postgres.h"
+
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "storage/fd.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+
+#include "compat.h"
+#include "transport/postgres/postgres_transport.h"
+
+/* Seconds to wait for a connection, where the server does not say. */
+#define PSYNC_PG_CONNECT_TIMEOUT	30
+
+/* Options that are ours, or of postgres_fdw, not libpq's. */
+static const char *const not_for_libpq[] = {
+	"position_schema", "position_table", "session_replication_role", "origin",
+	"password_required",
+	/* postgres_fdw's */
+	"use_remote_estimate", "fdw_startup_cost", "fdw_tuple_cost", "extensions",
+	"updatable", "truncatable", "fetch_size", "batch_size", "async_capable",
+	"parallel_commit", "parallel_abort", "analyze_sampling", "keep_connections",
+	"use_scram_passthrough", "restore_stats",
+	NULL
+};
+
+/*
+ * Used unless the server says otherwise.  A dead network is noticed within
+ * about a minute instead of hours.
+ */
+static const struct
+{
+	const char *keyword;
+	const char *value;
+}			defaults[] = {
+	{"keepalives_idle", "30"},
+	{"keepalives_interval", "10"},
+	{"keepalives_count", "3"},
+	{"tcp_user_timeout", "60000"},
+	{NULL, NULL}
+};
+
+/*
+ * What the remote session must have: for names and values to mean the same on
+ * both sides, and for errors rather than silent loss.  And what it should
+ * have, unless the server's option "options" says otherwise.
+ */
+static const struct
+{
+	const char *name;
+	const char *value;
+	bool		must;
+}			settings[] = {
+	{"search_path", "", true},
+	{"datestyle", "ISO", true},
+	{"intervalstyle", "postgres", true},
+	{"extra_float_digits", "3", true},
+	{"bytea_output", "hex", true},
+	{"row_security", "off", true},	/* an error instead of rows left out */
+	{"synchronous_commit", "on", false},	/* confirmed means durable */
+	{"statement_timeout", "0", false},
+	{"lock_timeout", "0", false},
+	{"idle_in_transaction_session_timeout", "0", false},
+	{"client_min_messages", "error", true},
+	{"jit", "off", false},
+	{"enable_hashjoin", "off", false}, /* groups are small next to tables: the */
+	{"enable_mergejoin", "off", false},	/* key's index is the way to find rows */
+	{"default_transaction_isolation", "read committed", true},
+	{"default_transaction_read_only", "off", true},
+	/* so that the target notices when this server vanishes */
+	{"tcp_keepalives_idle", "60", false},
+	{"tcp_keepalives_interval", "10", false},
+	{"tcp_keepalives_count", "6", false},
+	{NULL, NULL, false}
+};
+
+/* ---------------------------------------------------------------- waiting */
+
+/* Send what libpq has buffered, taking in what arrives meanwhile. */
+void
+psync_pg_flush(PsyncPgSession *session)
+{
+	for (;;)
+	{
+		int			rc = PQflush(session->conn);
+		int			events;
+
+		if (rc < 0)
+			psync_pg_lost(session);
+		if (rc == 0)
+			return;
+
+		/* the target may not read on before we read what it has sent */
+		events = psync_pg_services->wait(PQsocket(session->conn),
+										 WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE,
+										 -1);
+		if ((events & WL_SOCKET_READABLE) && !PQconsumeInput(session->conn))
+			psync_pg_lost(session);
+	}
+}
+
+/*
+ * Is there a result (or the end of results) that can be had without waiting?
+ * Sends and receives what can be sent and received at once.
+ */
+bool
+psync_pg_result_ready(PsyncPgSession *session)
+{
+	if (PQflush(session->conn) < 0)
+		psync_pg_lost(session);
+	if (!PQisBusy(session->conn))
+		return true;
+	if (!PQconsumeInput(session->conn))
+		psync_pg_lost(session);
+	return !PQisBusy(session->conn);
+}
+
+/* The next result; NULL at the end of a command's. */
+PGresult *
+psync_pg_get_result(PsyncPgSession *session)
+{
+	psync_pg_flush(session);
+	while (PQisBusy(session->conn))
+	{
+		(void) psync_pg_services->wait(PQsocket(session->conn),
+									   WL_SOCKET_READABLE, -1);
+		if (!PQconsumeInput(session->conn))
+			psync_pg_lost(session);
+	}
+	return PQgetResult(session->conn);
+}
+
+/* ---------------------------------------------------------------- queries */
+
+/*
+ * The last result of what was sent, or NULL with *error set.  Outside of
+ * pipeline mode only.
+ */
+static PGresult *
+collect(PsyncPgSession *session, PsyncPgError *error)
+{
+	PGresult   *last = NULL;
+	PGresult   *result;
+
+	error->sqlstate = 0;
+	while ((result = psync_pg_get_result(session)) != NULL)
+	{
+		ExecStatusType status = PQresultStatus(result);
+
+		PQclear(last);
+		last = NULL;
+		if (status == PGRES_COMMAND_OK || status == PGRES_TUPLES_OK)
+			last = result;
+		else
+			psync_pg_error_take(error, result);
+	}
+	if (PQstatus(session->conn) == CONNECTION_BAD)
+	{
+		PQclear(last);
+		psync_pg_lost(session);
+	}
+	Assert(last != NULL || error->sqlstate != 0);
+	return last;
+}
+
+/* Run a query with text parameters and text results; errors are raised. */
+PGresult *
+psync_pg_query(PsyncPgSession *session, const char *sql, int nparams,
+			   const char *const *params)
+{
+	PsyncPgError error;
+	PGresult   *result;
+
+	Assert(PQpipelineStatus(session->conn) == PQ_PIPELINE_OFF);
+	if (!PQsendQueryParams(session->conn, sql, nparams, NULL, params, NULL, NULL, 0))
+		psync_pg_lost(session);
+	result = collect(session, &error);
+	if (result == NULL)
+		psync_pg_error_raise(session, &error, NULL);
+	return result;
+}
+
+/* Run commands; false and *error if one of them fails. */
+bool
+psync_pg_try(PsyncPgSession *session, const char *sql, PsyncPgError *error)
+{
+	PGresult   *result;
+
+	Assert(PQpipelineStatus(session->conn) == PQ_PIPELINE_OFF);
+	if (!PQsendQuery(session->conn, sql))
+		psync_pg_lost(session);
+	result = collect(session, error);
+	PQclear(result);
+	return result != NULL;
+}
+
+void
+psync_pg_execute(PsyncPgSession *session, const char *sql)
+{
+	PsyncPgError error;
+
+	if (!psync_pg_try(session, sql, &error))
+		psync_pg_error_raise(session, &error, NULL);
+}
+
+/* ------------------------------------------------------------- connecting */
+
+static bool
+is_listed(const char *const *list, const char *word)
+{
+	for (; *list != NULL; list++)
+	{
+		if (strcmp(*list, word) == 0)
+			return true;
+	}
+	return false;
+}
+
+static bool
+libpq_knows(const PQconninfoOption *known, const char *keyword)
+{
+	for (; known->keyword != NULL; known++)
+	{
+		if (strcmp(known->keyword, keyword) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* Keywords and values for libpq; grows by add(). */
+typedef struct Conninfo
+{
+	const char **keywords;
+	const char **values;
+	int			n;
+} Conninfo;
+
+static void
+conninfo_add(Conninfo *info, const char *keyword, const char *value)
+{
+	info->keywords[info->n] = keyword;
+	info->values[info->n] = value;
+	info->n++;
+}
+
+static void
+conninfo_add_options(Conninfo *info, PsyncPgSession *session, List *options,
+					 const PQconninfoOption *known)
+{
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		const char *keyword = lfirst_node(DefElem, lc)->defname;
+
+		if (is_listed(not_for_libpq, keyword))
+			continue;
+		if (!libpq_knows(known, keyword))
+			ereport(ERROR,
+					(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
+					 errmsg("option \"%s\" of server \"%s\" is not known to this version of libpq",
+							keyword, session->target->server_name),
+					 errdetail("The transport uses libpq %d.%d.",
+							   PQlibVersion() / 10000, PQlibVersion() % 10000)));
+		conninfo_add(info, keyword,
+					 psync_pg_services->option(session->target, keyword));
+	}
+}
+
+/*
+ * What to hand to libpq.  A keyword given twice counts with its last value:
+ * defaults first, then the server's and the user mapping's, then ours.
+ */
+static void
+build_conninfo(PsyncPgSession *session, Conninfo *info)
+{
+	PsyncTarget *target = session->target;
+	PQconninfoOption *known = PQconndefaults();
+	int			most = list_length(target->server_options) +
+		list_length(target->user_options) + lengthof(defaults) + 3;
+
+	if (known == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory")));
+	info->keywords = palloc(most * sizeof(char *));
+	info->values = palloc(most * sizeof(char *));
+	info->n = 0;
+	PG_TRY();
+	{
+		for (int i = 0; defaults[i].keyword != NULL; i++)
+			conninfo_add(info, defaults[i].keyword, defaults[i].value);
+		conninfo_add_options(info, session, target->server_options, known);
+		conninfo_add_options(info, session, target->user_options, known);
+		conninfo_add(info, "fallback_application_name", "payment_sync");
+		conninfo_add(info, "client_encoding", GetDatabaseEncodingName());
+		conninfo_add(info, NULL, NULL);
+	}
+	PG_FINALLY();
+	{
+		PQconninfoFree(known);
+	}
+	PG_END_TRY();
+	Assert(info->n <= most);
+}
+
+/* May the owner connect without credentials of the user mapping's own? */
+static bool
+password_optional(const PsyncTarget *target)
+{
+	const char *required = psync_pg_services->option(target, "password_required");
+	bool		value = true;
+
+	if (target->owner_is_superuser)
+		return true;
+	if (required != NULL)
+		(void) parse_bool(required, &value);
+	return !value;
+}
+
+static void
+refuse_without_password(const char *detail)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_S_R_E_PROHIBITED_SQL_STATEMENT_ATTEMPTED),
+			 errmsg("password is required"),
+			 errdetail("%s", detail),
+			 errhint("Set a password in the user mapping, and let the target ask for it; or let a superuser set password_required to \"false\" there.")));
+}
+
+static long
+connect_timeout_ms(const PsyncTarget *target)
+{
+	const char *value = psync_pg_services->option(target, "connect_timeout");
+	long		seconds = value ? atol(value) : PSYNC_PG_CONNECT_TIMEOUT;
+
+	return seconds > 0 ? seconds * 1000L : -1;
+}
+
+/* Let libpq connect, within the time allowed for all hosts together. */
+static void
+establish(PsyncPgSession *session)
+{
+	long		timeout = connect_timeout_ms(session->target);
+	TimestampTz deadline = GetCurrentTimestamp() + timeout * 1000;
+	PostgresPollingStatusType poll = PGRES_POLLING_WRITING;
+
+	while (PQstatus(session->conn) != CONNECTION_BAD && poll != PGRES_POLLING_OK)
+	{
+		long		left = -1;
+
+		if (poll == PGRES_POLLING_FAILED)
+			break;
+		if (timeout >= 0)
+		{
+			left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
+			if (left <= 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
+						 errmsg("could not connect to server \"%s\": timeout expired",
+								session->target->server_name)));
+		}
+		(void) psync_pg_services->wait(PQsocket(session->conn),
+									   poll == PGRES_POLLING_READING ?
+									   WL_SOCKET_READABLE : WL_SOCKET_WRITEABLE,
+									   left);
+		poll = PQconnectPoll(session->conn);
+	}
+	if (PQstatus(session->conn) != CONNECTION_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
+				 errmsg("could not connect to server \"%s\"",
+						session->target->server_name),
+				 errdetail_internal("%s", pchomp(PQerrorMessage(session->conn)))));
+}
+
+/* Apply the settings above in one round trip. */
+static void
+apply_settings(PsyncPgSession *session)
+{
+	PsyncTarget *target = session->target;
+	const char *options = psync_pg_services->option(target, "options");
+	const char *role = psync_pg_services->option(target, "session_replication_role");
+	const char *origin = psync_pg_services->option(target, "origin");
+	StringInfoData sql;
+	const char *params[1];
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "SELECT pg_catalog.set_config('payment_sync.origin', $1, false)");
+	for (int i = 0; settings[i].name != NULL; i++)
+	{
+		if (!settings[i].must && options != NULL &&
+			strstr(options, settings[i].name) != NULL)
+			continue;
+		appendStringInfo(&sql, ", pg_catalog.set_config('%s', '%s', false)",
+						 settings[i].name, settings[i].value);
+	}
+	/* takes a privilege, so it is not touched without need */
+	if (role != NULL && strcmp(role, "origin") != 0)
+		appendStringInfo(&sql, ", pg_catalog.set_config('session_replication_role', %s, false)",
+						 quote_literal_cstr(role));
+	params[0] = origin != NULL ? origin : target->log_id;
+	PQclear(psync_pg_query(session, sql.data, 1, params));
+}
+
+/* Notices of the target have no reader here. */
+static void
+ignore_notice(void *arg, const PGresult *result)
+{
+}
+
+void
+psync_pg_connect(PsyncPgSession *session)
+{
+	Conninfo	info;
+	bool		optional = password_optional(session->target);
+	const char *password = psync_pg_services->option(session->target, "password");
+
+	Assert(session->conn == NULL);
+	if (!optional && (password == NULL || password[0] == '\0'))
+		refuse_without_password("The owner of the sync is no superuser, and the user mapping has no password.");
+	build_conninfo(session, &info);
+
+	if (!AcquireExternalFD())
+		ereport(ERROR,
+				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
+				 errmsg("could not connect to server \"%s\"",
+						session->target->server_name),
+				 errdetail("There are too many open files on this server."),
+				 errhint("Raise the server's max_files_per_process and/or \"ulimit -n\" limits.")));
+	session->fd_acquired = true;
+
+	session->conn = PQconnectStartParams(info.keywords, info.values, false);
+	if (session->conn == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory")));
+	(void) PQsetNoticeReceiver(session->conn, ignore_notice, NULL);
+	establish(session);
+
+	if (!optional && !PQconnectionUsedPassword(session->conn))
+		refuse_without_password("The owner of the sync is no superuser, and the target did not ask for the password.");
+	if (PQsetnonblocking(session->conn, 1) != 0)
+		psync_pg_lost(session);
+	apply_settings(session);
+}
+
+/* Does not wait: libpq says good-bye if the socket takes it, and closes. */
+void
+psync_pg_disconnect(PsyncPgSession *session)
+{
+	if (session->conn != NULL)
+		PQfinish(session->conn);
+	session->conn = NULL;
+	if (session->fd_acquired)
+		ReleaseExternalFD();
+	session->fd_acquired = false;
+}

@@ -1,0 +1,375 @@
+/*
+ * postgres_transport.h
+ *		What the files of the postgres transport share.
+ *
+ * Words of this folder:
+ *
+ *	session		the connection to the target and all that is known of it; lives
+ *				from open to close, and any error ends it, so that nothing
+ *				learnt of the target outlives a failure
+ *	facts		what the target's catalogs say of one of its tables
+ *	map			how the columns of a shape fall on the columns of a table
+ *	group		changes that are sent together: a small window whole, or some
+ *				megabytes of a large one
+ *	strategy	a way to apply a group; if constraints of the target forbid one,
+ *				the next is tried (apply.c)
+ */
+#ifndef PSYNC_POSTGRES_TRANSPORT_H
+#define PSYNC_POSTGRES_TRANSPORT_H
+
+#include "lib/stringinfo.h"
+#include "libpq-fe.h"
+
+#include "transport/payment_sync_transport.h"
+
+/* Handed over when the library is loaded. */
+extern const PsyncServices *psync_pg_services;
+
+/* A group of at most this size is applied change by change. */
+#define PSYNC_PG_SMALL_CHANGES_MAX	1000
+#define PSYNC_PG_SMALL_BYTES_MAX	(256 * 1024)
+
+/*
+ * A group is sent when it has grown to this.  Two groups may be in memory,
+ * one growing while the other is applied, and the second once more in libpq's
+ * buffer: this bounds the worker's memory (P7).
+ */
+#define PSYNC_PG_GROUP_BYTES_MAX	(4 * 1024 * 1024)
+#define PSYNC_PG_GROUP_CHANGES_MAX	(48 * 1024)
+
+/* ---------------------------------------------------------------- facts */
+
+typedef struct PsyncPgColumn
+{
+	char	   *name;
+	Oid			type;			/* at the target */
+	char	   *type_name;		/* without typmod, qualified if not built in */
+	char	   *full_type;		/* with typmod */
+	bool		generated;		/* the target computes it */
+	bool		identity_always;	/* the target updates it to nothing but its
+									 * default */
+} PsyncPgColumn;
+
+/*
+ * A column of a unique index, with the operator by which the index tells that
+ * two values are equal: that of a type from an extension is in no search_path
+ * of ours.
+ */
+typedef struct PsyncPgIndexColumn
+{
+	char	   *name;
+	char	   *equals;			/* "OPERATOR(schema.=)" */
+} PsyncPgIndexColumn;
+
+/* A foreign key that points to or from a table. */
+typedef struct PsyncPgForeignKey
+{
+	Oid			referencing;
+	Oid			referenced;
+	char		on_delete;		/* as pg_constraint.confdeltype */
+	bool		inside;			/* the referencing table is one of the sync's */
+} PsyncPgForeignKey;
+
+typedef struct PsyncPgTable
+{
+	const PsyncTable *table;
+	Oid			oid;			/* at the target */
+	char		relkind;
+	char	   *name;			/* quoted and qualified */
+	int			ncolumns;
+	PsyncPgColumn *columns;
+	List	   *unique_keys;	/* of List of PsyncPgIndexColumn *: each index
+								 * that can tell rows apart */
+	bool		unique_beyond;	/* has more than one unique index */
+	bool		deferrable;		/* has constraints that SET CONSTRAINTS affects */
+	List	   *foreign_keys;	/* of PsyncPgForeignKey * */
+	bool		referenced;		/* some foreign key points here */
+	bool		actions_outside;	/* … from a table that is not the sync's, and
+									 * deletes or changes rows there */
+	int			rank;			/* in the group at hand: above all tables that
+								 * it references */
+} PsyncPgTable;
+
+/* ----------------------------------------------------------------- maps */
+
+/* Statements of a map; those of the first part are prepared. */
+typedef enum PsyncPgStatement
+{
+	PSYNC_PG_UPSERT,			/* new image */
+	PSYNC_PG_UPDATE,			/* new image; inserts if there is no such row */
+	PSYNC_PG_DELETE,			/* key */
+	PSYNC_PG_CLEAR,				/* new image, old key: remove the old row if a
+								 * row with the new key is in the way */
+	PSYNC_PG_MOVE				/* new image, old key */
+#define PSYNC_PG_STATEMENTS	(PSYNC_PG_MOVE + 1)
+} PsyncPgStatement;
+
+typedef struct PsyncPgMapColumn
+{
+	const PsyncColumn *source;
+	const PsyncPgColumn *target;
+	int			field;			/* index into the shape's columns */
+	char	   *name;			/* at the target, quoted */
+	bool		key;
+	const char *equals;			/* if key: the operator to find it by */
+	bool		as_text;		/* travels in the type's text form … */
+	bool		convert;		/* … which the image does not have yet */
+	Oid			param_type;
+	const char *param_cast;		/* "::type" or "" */
+	const char *temp_type;		/* of the column in temporary tables */
+	const char *temp_cast;
+} PsyncPgMapColumn;
+
+typedef struct PsyncPgMap
+{
+	uint32		id;				/* in names of statements and tables */
+	const PsyncShape *shape;
+	PsyncPgTable *table;
+	int			ncolumns;		/* that are sent; the image may have more */
+	PsyncPgMapColumn *columns;
+	int			nkeys;
+	int		   *keys;			/* indexes into columns, in key order */
+	bool		verbatim;		/* images can be sent as they stand */
+	bool		direct;			/* … and into the table itself */
+	bool		direct_failed;	/* rows were there already: use a detour */
+	uint32		prepared;		/* bit per statement */
+	bool		temp_created;
+	bool		temp_used;		/* in this window */
+	/* arguments of the statement being sent */
+	const char **values;
+	int		   *lengths;
+	int		   *formats;
+	Oid		   *types;
+} PsyncPgMap;
+
+/* A field of an image: size -1 means NULL, PSYNC_PG_ABSENT not in the part. */
+typedef struct PsyncPgField
+{
+	const char *value;
+	int32		size;
+} PsyncPgField;
+
+#define PSYNC_PG_ABSENT		(-2)
+
+/* --------------------------------------------------------------- groups */
+
+/* A change in a group; offsets are into the group's data. */
+typedef struct PsyncPgEntry
+{
+	PsyncPgMap *map;			/* NULL for T */
+	PsyncPgTable *table;
+	uint32		image_at;
+	uint32		image_size;
+	uint32		part_at;
+	uint32		part_size;
+	char		op;				/* PsyncOperation */
+	bool		key_changed;
+} PsyncPgEntry;
+
+typedef struct PsyncPgGroup
+{
+	StringInfoData data;
+	PsyncPgEntry *entries;
+	int			nentries;
+	int			entries_size;	/* allocated */
+	List	   *maps;			/* of PsyncPgMap *, one per table */
+	bool		has_truncate;
+	bool		key_changed;	/* of any entry */
+	const PsyncChunk *chunk;	/* NULL, or rows of this chunk */
+} PsyncPgGroup;
+
+/* ------------------------------------------------------------- failures */
+
+/* An error of the target, copied from libpq; strings may be NULL. */
+typedef struct PsyncPgError
+{
+	int			sqlstate;		/* encoded; 0: no error */
+	char	   *message;
+	char	   *detail;
+	char	   *hint;
+	char	   *schema;
+	char	   *table;
+	char	   *constraint;
+} PsyncPgError;
+
+/* What failed: an error, and the change that is to blame if that is known. */
+typedef enum PsyncPgWhat
+{
+	PSYNC_PG_WHAT_GROUP,		/* some change of the group */
+	PSYNC_PG_WHAT_ENTRY,		/* this one */
+	PSYNC_PG_WHAT_POSITION,		/* recording the position */
+	PSYNC_PG_WHAT_CONTROL		/* begin or commit */
+} PsyncPgWhat;
+
+typedef struct PsyncPgFailure
+{
+	PsyncPgWhat what;
+	int			entry;
+	PsyncPgError error;
+} PsyncPgFailure;
+
+/* -------------------------------------------------------------- session */
+
+typedef struct PsyncPgSetRun PsyncPgSetRun;
+
+typedef struct PsyncPgSession
+{
+	PsyncTarget *target;
+	MemoryContext context;		/* of the session */
+	MemoryContext scratch;		/* of one group's sending */
+	PGconn	   *conn;
+	bool		fd_acquired;
+	bool		in_transaction; /* BEGIN was sent */
+
+	/* position.c */
+	char	   *position_table; /* quoted and qualified */
+	char	   *position;		/* that the target has; NULL: no row */
+	bool		position_prepared;
+
+	/* maps: found by shape and table; the last one first */
+	List	   *tables;			/* of PsyncPgTable * */
+	List	   *maps;			/* of PsyncPgMap * */
+	PsyncPgMap *last_map;
+	uint32		maps_made;
+
+	/* apply.c */
+	PsyncPgGroup *growing;		/* changes are added to this one */
+	PsyncPgGroup *spare;		/* while this one is empty, or applied */
+	bool		applying;		/* spare is being applied */
+	uint32		growing_max;	/* bytes */
+	uint32		since_poke;
+	PsyncPgSetRun *run;			/* how far the target is with it */
+} PsyncPgSession;
+
+/* connection.c */
+extern void psync_pg_connect(PsyncPgSession *session);
+extern void psync_pg_disconnect(PsyncPgSession *session);
+extern void psync_pg_flush(PsyncPgSession *session);
+extern PGresult *psync_pg_get_result(PsyncPgSession *session);
+extern bool psync_pg_result_ready(PsyncPgSession *session);
+extern PGresult *psync_pg_query(PsyncPgSession *session, const char *sql,
+								int nparams, const char *const *params);
+extern bool psync_pg_try(PsyncPgSession *session, const char *sql,
+						 PsyncPgError *error);
+extern void psync_pg_execute(PsyncPgSession *session, const char *sql);
+
+/* error.c */
+extern void psync_pg_lost(PsyncPgSession *session) pg_attribute_noreturn();
+extern void psync_pg_error_take(PsyncPgError *error, PGresult *result);
+extern void psync_pg_error_raise(PsyncPgSession *session,
+								 const PsyncPgError *error,
+								 const char *what) pg_attribute_noreturn();
+extern void psync_pg_failure_raise(PsyncPgSession *session,
+								   const PsyncPgGroup *group,
+								   const PsyncPgFailure *failure) pg_attribute_noreturn();
+extern bool psync_pg_error_is_constraint(const PsyncPgError *error);
+extern bool psync_pg_error_is_change(const PsyncPgError *error);
+
+/* position.c */
+extern char *psync_pg_position_read(PsyncPgSession *session);
+extern int	psync_pg_position_send(PsyncPgSession *session, const char *position);
+extern void psync_pg_position_recorded(PsyncPgSession *session,
+									   const char *position);
+extern void psync_pg_position_refused(PsyncPgSession *session,
+									  const PsyncPgError *error) pg_attribute_noreturn();
+
+/* target_table.c */
+extern PsyncPgTable *psync_pg_table_load(PsyncPgSession *session,
+										 const PsyncTable *table);
+extern PsyncPgColumn *psync_pg_table_column(const PsyncPgTable *table,
+											const char *name);
+extern void psync_pg_rank_tables(const PsyncPgGroup *group);
+
+/* column_map.c */
+extern PsyncPgMap *psync_pg_map_get(PsyncPgSession *session,
+									const PsyncShape *shape,
+									const PsyncTable *table);
+extern PsyncPgTable *psync_pg_table_get(PsyncPgSession *session,
+										const PsyncTable *table);
+
+/* statement.c */
+extern char *psync_pg_statement(const PsyncPgMap *map, PsyncPgStatement statement);
+extern char *psync_pg_sql_create_temp(const PsyncPgMap *map);
+extern char *psync_pg_sql_truncate_temp(const PsyncPgMap *map);
+extern char *psync_pg_sql_copy_direct(const PsyncPgMap *map);
+extern char *psync_pg_sql_copy_rows(const PsyncPgMap *map);
+extern char *psync_pg_sql_copy_keys(const PsyncPgMap *map);
+extern char *psync_pg_sql_update(const PsyncPgMap *map);
+extern char *psync_pg_sql_upsert(const PsyncPgMap *map);
+extern char *psync_pg_sql_delete(const PsyncPgMap *map);
+extern char *psync_pg_sql_replace(const PsyncPgMap *map);
+extern char *psync_pg_sql_delete_range(const PsyncPgMap *map, bool after, bool upto);
+
+/* image.c */
+extern void psync_pg_image_fields(const PsyncShape *shape, const char *image,
+								  uint32 size, PsyncPgField *fields);
+extern void psync_pg_part_fields(const PsyncShape *shape, const char *part,
+								 uint32 size, PsyncPgField *fields);
+extern int	psync_pg_put_image(PsyncPgMap *map, const PsyncPgField *fields);
+extern int	psync_pg_put_key(PsyncPgMap *map, int at, const PsyncPgField *fields);
+extern void psync_pg_copy_row(StringInfo buf, PsyncPgMap *map,
+							  const PsyncPgField *fields);
+extern void psync_pg_copy_key(StringInfo buf, PsyncPgMap *map,
+							  const PsyncPgField *fields);
+
+/* group.c */
+extern PsyncPgGroup *psync_pg_group_create(MemoryContext context);
+extern void psync_pg_group_reset(PsyncPgGroup *group);
+extern void psync_pg_group_add(PsyncPgGroup *group, const PsyncChange *change,
+							   PsyncPgMap *map, PsyncPgTable *table);
+extern bool psync_pg_group_takes(const PsyncPgGroup *group, const PsyncPgMap *map);
+extern bool psync_pg_group_is_small(const PsyncPgGroup *group);
+extern void psync_pg_group_merge(PsyncPgGroup *group, const PsyncPgGroup *later);
+extern void psync_pg_entry_fields(const PsyncPgGroup *group,
+								  const PsyncPgEntry *entry,
+								  PsyncPgField *image, PsyncPgField *part);
+
+/* collapse.c */
+
+/*
+ * What a group comes to for one table: entries whose rows are new, entries
+ * whose rows the target has already, and entries whose (old) keys are to go.
+ */
+typedef struct PsyncPgNet
+{
+	PsyncPgMap *map;
+	int			ninserts;
+	int			nupdates;
+	int			ndeletes;
+	int		   *inserts;
+	int		   *updates;
+	int		   *deletes;
+} PsyncPgNet;
+
+extern PsyncPgNet *psync_pg_collapse(const PsyncPgGroup *group, int *nnets);
+
+/* apply_pipeline.c */
+#define PSYNC_PG_BEGIN		0x01
+#define PSYNC_PG_COMMIT		0x02
+
+extern bool psync_pg_pipeline_run(PsyncPgSession *session,
+								  const PsyncPgGroup *group, const int *order,
+								  int flags, const char *position,
+								  PsyncPgFailure *failure);
+
+/* apply_set.c */
+typedef enum PsyncPgSetMode
+{
+	PSYNC_PG_SET_FAST,			/* new rows straight into the table */
+	PSYNC_PG_SET_UPSERT,		/* all rows by way of a temporary table */
+	PSYNC_PG_SET_REPLACE		/* rows leave before they come back */
+} PsyncPgSetMode;
+
+extern void psync_pg_set_start(PsyncPgSession *session, PsyncPgGroup *group,
+							   PsyncPgSetMode mode);
+extern void psync_pg_set_poke(PsyncPgSession *session);
+extern bool psync_pg_set_finish(PsyncPgSession *session, PsyncPgFailure *failure);
+
+/* apply.c */
+extern void psync_pg_apply_change(PsyncPgSession *session,
+								  const PsyncChange *change);
+extern void psync_pg_apply_submit(PsyncPgSession *session);
+extern void psync_pg_apply_wait(PsyncPgSession *session);
+extern void psync_pg_apply_commit(PsyncPgSession *session, const char *position);
+
+#endif							/* PSYNC_POSTGRES_TRANSPORT_H */

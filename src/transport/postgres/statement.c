@@ -1,0 +1,466 @@
+/*
+ * statement.c
+ *		The SQL sent to the target.
+ *
+ * Prepared statements take a new image's sent columns as $1 … $n, or a key's;
+ * those that move a row take the old key behind the image.  Set-wise ones read
+ * a map's two temporary tables, psync_rows_N with columns c1 … cn and
+ * psync_keys_N with k1 … km.  Those live in pg_temp, which comes first in the
+ * (otherwise empty) search_path but is named anyway.
+ *
+ * OVERRIDING SYSTEM VALUE lets the source's values into identity columns; on
+ * other tables it means nothing.  A column GENERATED ALWAYS AS IDENTITY takes
+ * no UPDATE, so it is set when the row is made and then left alone.
+ *
+ * ONLY keeps statements from reaching children by inheritance, which have
+ * keys of their own; a partitioned table is nothing without its partitions.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_class.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+
+#include "compat.h"
+#include "transport/postgres/postgres_transport.h"
+
+/* ------------------------------------------------------------------ parts */
+
+static const char *
+only(const PsyncPgMap *map)
+{
+	return map->table->relkind == RELKIND_PARTITIONED_TABLE ? "" : "ONLY ";
+}
+
+static const PsyncPgMapColumn *
+key_column(const PsyncPgMap *map, int k)
+{
+	Assert(k >= 0 && k < map->nkeys);
+	return &map->columns[map->keys[k]];
+}
+
+static void
+add_column_names(StringInfo sql, const PsyncPgMap *map)
+{
+	for (int i = 0; i < map->ncolumns; i++)
+		appendStringInfo(sql, "%s%s", i > 0 ? ", " : "", map->columns[i].name);
+}
+
+static void
+add_key_names(StringInfo sql, const PsyncPgMap *map)
+{
+	for (int k = 0; k < map->nkeys; k++)
+		appendStringInfo(sql, "%s%s", k > 0 ? ", " : "", key_column(map, k)->name);
+}
+
+/* $1, $2::type, … */
+static void
+add_params(StringInfo sql, const PsyncPgMap *map)
+{
+	for (int i = 0; i < map->ncolumns; i++)
+		appendStringInfo(sql, "%s$%d%s", i > 0 ? ", " : "", i + 1,
+						 map->columns[i].param_cast);
+}
+
+static void
+add_temp_columns(StringInfo sql, const PsyncPgMap *map)
+{
+	for (int i = 0; i < map->ncolumns; i++)
+		appendStringInfo(sql, "%sr.c%d%s", i > 0 ? ", " : "", i + 1,
+						 map->columns[i].temp_cast);
+}
+
+/* t.key = $first, …; with "image", of the parameter that is in the image */
+static void
+add_key_equals_params(StringInfo sql, const PsyncPgMap *map, const char *alias,
+					  bool image, int first)
+{
+	for (int k = 0; k < map->nkeys; k++)
+	{
+		const PsyncPgMapColumn *column = key_column(map, k);
+
+		appendStringInfo(sql, "%s%s.%s %s $%d%s", k > 0 ? " AND " : "", alias,
+						 column->name, column->equals,
+						 image ? map->keys[k] + 1 : first + k,
+						 column->param_cast);
+	}
+}
+
+/* Is the key in the image the same as the old one, to the index's mind? */
+static void
+add_keys_equal(StringInfo sql, const PsyncPgMap *map, int first)
+{
+	for (int k = 0; k < map->nkeys; k++)
+	{
+		const PsyncPgMapColumn *column = key_column(map, k);
+
+		appendStringInfo(sql, "%s$%d%s %s $%d%s", k > 0 ? " AND " : "",
+						 map->keys[k] + 1, column->param_cast, column->equals,
+						 first + k, column->param_cast);
+	}
+}
+
+/* t.key = r.cN, … or t.key = k.kN, … */
+static void
+add_key_equals_temp(StringInfo sql, const PsyncPgMap *map, bool rows)
+{
+	for (int k = 0; k < map->nkeys; k++)
+	{
+		const PsyncPgMapColumn *column = key_column(map, k);
+
+		appendStringInfo(sql, "%st.%s %s %s%d%s", k > 0 ? " AND " : "",
+						 column->name, column->equals, rows ? "r.c" : "k.k",
+						 rows ? map->keys[k] + 1 : k + 1, column->temp_cast);
+	}
+}
+
+typedef enum SetFrom
+{
+	FROM_PARAMS, FROM_EXCLUDED, FROM_TEMP
+} SetFrom;
+
+/* a = …, b = …; returns their number, which may be 0 */
+static int
+add_assignments(StringInfo sql, const PsyncPgMap *map, SetFrom from,
+				bool with_keys)
+{
+	int			n = 0;
+
+	for (int i = 0; i < map->ncolumns; i++)
+	{
+		const PsyncPgMapColumn *column = &map->columns[i];
+
+		if (column->key ? !with_keys : column->target->identity_always)
+			continue;
+		appendStringInfo(sql, "%s%s = ", n++ > 0 ? ", " : "", column->name);
+		if (from == FROM_PARAMS)
+			appendStringInfo(sql, "$%d%s", i + 1, column->param_cast);
+		else if (from == FROM_EXCLUDED)
+			appendStringInfo(sql, "EXCLUDED.%s", column->name);
+		else
+			appendStringInfo(sql, "r.c%d%s", i + 1, column->temp_cast);
+	}
+	return n;
+}
+
+static void
+add_insert_head(StringInfo sql, const PsyncPgMap *map)
+{
+	appendStringInfo(sql, "INSERT INTO %s (", map->table->name);
+	add_column_names(sql, map);
+	appendStringInfoString(sql, ") OVERRIDING SYSTEM VALUE ");
+}
+
+static void
+add_on_conflict_update(StringInfo sql, const PsyncPgMap *map)
+{
+	int			start;
+
+	appendStringInfoString(sql, " ON CONFLICT (");
+	add_key_names(sql, map);
+	appendStringInfoString(sql, ") DO ");
+	start = sql->len;
+	appendStringInfoString(sql, "UPDATE SET ");
+	if (add_assignments(sql, map, FROM_EXCLUDED, false) == 0)
+	{
+		/* nothing beside the key */
+		sql->len = start;
+		appendStringInfoString(sql, "NOTHING");
+	}
+}
+
+/* ---------------------------------------------------- prepared statements */
+
+static void
+build_upsert(StringInfo sql, const PsyncPgMap *map)
+{
+	add_insert_head(sql, map);
+	appendStringInfoString(sql, "VALUES (");
+	add_params(sql, map);
+	appendStringInfoChar(sql, ')');
+	add_on_conflict_update(sql, map);
+}
+
+/*
+ * Update a row; insert it if it is not there, which is so while a batch has
+ * not come to it yet.  A mere upsert would do the same to the captured
+ * columns, but it demands values for columns that only the target has, and it
+ * fires triggers for inserts.
+ */
+static void
+build_update(StringInfo sql, const PsyncPgMap *map, bool move)
+{
+	appendStringInfo(sql, "WITH updated AS (UPDATE %s%s t SET ", only(map),
+					 map->table->name);
+	if (add_assignments(sql, map, FROM_PARAMS, move) == 0)
+	{
+		resetStringInfo(sql);
+		build_upsert(sql, map);
+		return;
+	}
+	appendStringInfoString(sql, " WHERE ");
+	add_key_equals_params(sql, map, "t", !move, map->ncolumns + 1);
+	appendStringInfoString(sql, " RETURNING 1) ");
+	add_insert_head(sql, map);
+	appendStringInfoString(sql, "SELECT ");
+	add_params(sql, map);
+	appendStringInfoString(sql, " WHERE NOT EXISTS (SELECT FROM updated)");
+	add_on_conflict_update(sql, map);
+}
+
+static void
+build_delete(StringInfo sql, const PsyncPgMap *map)
+{
+	appendStringInfo(sql, "DELETE FROM %s%s t WHERE ", only(map), map->table->name);
+	add_key_equals_params(sql, map, "t", false, 1);
+}
+
+/*
+ * Before a move: if a row with the new key is in the way, that row will get
+ * the new values, and the old row must go.  Keys that differ in their bytes
+ * may be equal to the index (1.0 and 1.00); then the row is not in its own
+ * way.
+ */
+static void
+build_clear(StringInfo sql, const PsyncPgMap *map)
+{
+	int			old = map->ncolumns + 1;
+
+	appendStringInfo(sql, "DELETE FROM %s%s t WHERE ", only(map), map->table->name);
+	add_key_equals_params(sql, map, "t", false, old);
+	appendStringInfoString(sql, " AND NOT (");
+	add_keys_equal(sql, map, old);
+	appendStringInfo(sql, ") AND EXISTS (SELECT FROM %s%s o WHERE ", only(map),
+					 map->table->name);
+	add_key_equals_params(sql, map, "o", true, 0);
+	appendStringInfoChar(sql, ')');
+}
+
+char *
+psync_pg_statement(const PsyncPgMap *map, PsyncPgStatement statement)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	switch (statement)
+	{
+		case PSYNC_PG_UPSERT:
+			build_upsert(&sql, map);
+			break;
+		case PSYNC_PG_UPDATE:
+			build_update(&sql, map, false);
+			break;
+		case PSYNC_PG_DELETE:
+			build_delete(&sql, map);
+			break;
+		case PSYNC_PG_CLEAR:
+			build_clear(&sql, map);
+			break;
+		case PSYNC_PG_MOVE:
+			build_update(&sql, map, true);
+			break;
+	}
+	return sql.data;
+}
+
+/* ----------------------------------------------------- set-wise statements */
+
+char *
+psync_pg_sql_create_temp(const PsyncPgMap *map)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "CREATE TEMPORARY TABLE pg_temp.psync_rows_%u (", map->id);
+	for (int i = 0; i < map->ncolumns; i++)
+		appendStringInfo(&sql, "%sc%d %s", i > 0 ? ", " : "", i + 1,
+						 map->columns[i].temp_type);
+	appendStringInfo(&sql, ") ON COMMIT DELETE ROWS;"
+					 "CREATE TEMPORARY TABLE pg_temp.psync_keys_%u (", map->id);
+	for (int k = 0; k < map->nkeys; k++)
+		appendStringInfo(&sql, "%sk%d %s", k > 0 ? ", " : "", k + 1,
+						 key_column(map, k)->temp_type);
+	appendStringInfoString(&sql, ") ON COMMIT DELETE ROWS");
+	return sql.data;
+}
+
+char *
+psync_pg_sql_truncate_temp(const PsyncPgMap *map)
+{
+	return psprintf("TRUNCATE pg_temp.psync_rows_%u, pg_temp.psync_keys_%u",
+					map->id, map->id);
+}
+
+char *
+psync_pg_sql_copy_direct(const PsyncPgMap *map)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "COPY %s (", map->table->name);
+	add_column_names(&sql, map);
+	appendStringInfoString(&sql, ") FROM STDIN (FORMAT binary)");
+	return sql.data;
+}
+
+char *
+psync_pg_sql_copy_rows(const PsyncPgMap *map)
+{
+	return psprintf("COPY pg_temp.psync_rows_%u FROM STDIN (FORMAT binary)", map->id);
+}
+
+char *
+psync_pg_sql_copy_keys(const PsyncPgMap *map)
+{
+	return psprintf("COPY pg_temp.psync_keys_%u FROM STDIN (FORMAT binary)", map->id);
+}
+
+/* NULL if there is nothing beside the key. */
+char *
+psync_pg_sql_update(const PsyncPgMap *map)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "UPDATE %s%s t SET ", only(map), map->table->name);
+	if (add_assignments(&sql, map, FROM_TEMP, false) == 0)
+		return NULL;
+	appendStringInfo(&sql, " FROM pg_temp.psync_rows_%u r WHERE ", map->id);
+	add_key_equals_temp(&sql, map, true);
+	return sql.data;
+}
+
+char *
+psync_pg_sql_upsert(const PsyncPgMap *map)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	add_insert_head(&sql, map);
+	appendStringInfoString(&sql, "SELECT ");
+	add_temp_columns(&sql, map);
+	appendStringInfo(&sql, " FROM pg_temp.psync_rows_%u r", map->id);
+	add_on_conflict_update(&sql, map);
+	return sql.data;
+}
+
+char *
+psync_pg_sql_delete(const PsyncPgMap *map)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "DELETE FROM %s%s t USING pg_temp.psync_keys_%u k WHERE ",
+					 only(map), map->table->name, map->id);
+	add_key_equals_temp(&sql, map, false);
+	return sql.data;
+}
+
+/* Columns that only the target has, and that have values of their own. */
+static int
+add_extra_columns(StringInfo sql, const PsyncPgMap *map, const char *alias)
+{
+	int			n = 0;
+
+	for (int i = 0; i < map->table->ncolumns; i++)
+	{
+		const PsyncPgColumn *column = &map->table->columns[i];
+		bool		sent = column->generated;
+
+		for (int j = 0; j < map->ncolumns && !sent; j++)
+			sent = map->columns[j].target == column;
+		if (!sent)
+		{
+			appendStringInfo(sql, ", %s%s", alias, quote_identifier(column->name));
+			n++;
+		}
+	}
+	return n;
+}
+
+/*
+ * Take the rows away and put them back with their new values, in one
+ * statement: unique indexes then see the old values gone before the new ones
+ * come, and foreign keys without action are checked only at the end.  Values
+ * of columns that only the target has go with the row.  The subquery on
+ * "gone" is there to run the DELETE to its end first.  Rows that are new
+ * follow by a plain upsert.
+ */
+char *
+psync_pg_sql_replace(const PsyncPgMap *map)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "WITH gone AS (DELETE FROM %s%s t USING pg_temp.psync_rows_%u r WHERE ",
+					 only(map), map->table->name, map->id);
+	add_key_equals_temp(&sql, map, true);
+	appendStringInfoString(&sql, " RETURNING r.ctid AS row");
+	(void) add_extra_columns(&sql, map, "t.");
+	appendStringInfo(&sql, ") INSERT INTO %s (", map->table->name);
+	add_column_names(&sql, map);
+	(void) add_extra_columns(&sql, map, "");
+	appendStringInfoString(&sql, ") OVERRIDING SYSTEM VALUE SELECT ");
+	add_temp_columns(&sql, map);
+	(void) add_extra_columns(&sql, map, "gone.");
+	appendStringInfo(&sql, " FROM pg_temp.psync_rows_%u r JOIN gone ON gone.row = r.ctid"
+					 " WHERE (SELECT pg_catalog.count(*) FROM gone) > 0", map->id);
+	return sql.data;
+}
+
+/* -------------------------------------------------------- rows of a range */
+
+/*
+ * The comparison must be the one by which the source has cut the range: in
+ * "C" order where a collation would matter.
+ */
+static void
+add_range_key(StringInfo sql, const PsyncPgMap *map, int first)
+{
+	appendStringInfoChar(sql, '(');
+	for (int k = 0; k < map->nkeys; k++)
+	{
+		const PsyncPgMapColumn *column = key_column(map, k);
+
+		if (k > 0)
+			appendStringInfoString(sql, ", ");
+		if (first == 0)
+			appendStringInfo(sql, "t.%s", column->name);
+		else
+			appendStringInfo(sql, "$%d%s", first + k, column->param_cast);
+		if (type_is_collatable(column->source->type))
+			appendStringInfoString(sql, " COLLATE pg_catalog.\"C\"");
+	}
+	appendStringInfoChar(sql, ')');
+}
+
+/*
+ * Delete rows of the range that are not in psync_rows_N.  Parameters: the keys
+ * of the bounds that there are.
+ */
+char *
+psync_pg_sql_delete_range(const PsyncPgMap *map, bool after, bool upto)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "DELETE FROM %s%s t WHERE ", only(map), map->table->name);
+	if (after)
+	{
+		add_range_key(&sql, map, 0);
+		appendStringInfoString(&sql, " > ");
+		add_range_key(&sql, map, 1);
+		appendStringInfoString(&sql, " AND ");
+	}
+	if (upto)
+	{
+		add_range_key(&sql, map, 0);
+		appendStringInfoString(&sql, " <= ");
+		add_range_key(&sql, map, after ? 1 + map->nkeys : 1);
+		appendStringInfoString(&sql, " AND ");
+	}
+	appendStringInfo(&sql, "NOT EXISTS (SELECT FROM pg_temp.psync_rows_%u r WHERE ", map->id);
+	add_key_equals_temp(&sql, map, true);
+	appendStringInfoChar(&sql, ')');
+	return sql.data;
+}

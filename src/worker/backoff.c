@@ -1,0 +1,32 @@
+/*
+ * backoff.c
+ *		How long to wait before a failed sync is tried again.
+ */
+#include "postgres.h"
+
+#include "compat.h"
+#include "worker/shmem.h"
+#include "worker/worker.h"
+
+/*
+ * Doubling, from retry_delay_min up to retry_delay_max, then spread by a
+ * quarter to either side: syncs that failed together because one target went
+ * down must not all knock again at the same moment when it comes up (P7).
+ */
+int64
+psync_backoff_delay(int failures)
+{
+	int64		longest = Max(psync_retry_delay_min, psync_retry_delay_max);
+	int64		delay = psync_retry_delay_min;
+
+	Assert(failures >= 1);
+
+	/* Both are ints, so the doubled value cannot overflow an int64. */
+	for (int i = 1; i < failures && delay < longest; i++)
+		delay *= 2;
+	delay = Min(delay, longest);
+	delay = (int64) (delay * (0.75 + 0.5 * psync_random()));
+
+	Assert(delay >= 0 && delay <= longest + longest / 4);
+	return Max(delay, 1);
+}

@@ -1,0 +1,101 @@
+/*
+ * serve.h
+ *		The syncs of one worker; private to the worker process.
+ *
+ * serve.c keeps the set, turn.c gives turns, neighbour.c sees to it that a
+ * long turn harms no other sync.
+ */
+#ifndef PSYNC_WORKER_SERVE_H
+#define PSYNC_WORKER_SERVE_H
+
+#include "lib/ilist.h"
+
+#include "deliver/deliver.h"
+#include "worker/process.h"
+
+/* How long one sync may keep the worker while others are pending. */
+#define PSYNC_TURN_MS			100
+
+/* How long a pending sync waits before another worker is asked for. */
+#define PSYNC_PATIENCE_MS		100
+
+/*
+ * When to try again for the lock of a sync that is served elsewhere.  Whoever
+ * gives the lock back sends PSYNC_WAKE_CONFIG; this covers a session that is
+ * killed before it can.
+ */
+#define PSYNC_RECHECK_MS		10000
+
+/* A sync left to others is not taken back before they had a chance. */
+#define PSYNC_LEFT_MS			1000
+
+/* One sync of this worker's database. */
+typedef struct PsyncServed
+{
+	dlist_node	node;
+	pg_uuid_t	id;
+	char		name[NAMEDATALEN];
+	bool		listed;			/* found by the reload under way */
+	bool		owned;			/* we hold its lock */
+	PsyncDelivery *delivery;	/* NULL: none open; only if owned */
+	bool		pending;		/* may have something to deliver */
+	TimestampTz pending_since;	/* valid if pending */
+	TimestampTz not_before;		/* no turn before; 0: now */
+	uint64		pass;			/* the pass in which it last had a turn */
+	int			failures;		/* in a row */
+	bool		unrecorded;		/* the table lacks the last failure */
+} PsyncServed;
+
+/* What this worker knows; "serving" is NULL between turns. */
+typedef struct PsyncServeState
+{
+	PsyncSharedWorker *slot;
+	dlist_head	syncs;			/* of PsyncServed */
+	uint64		pass;			/* number of the pass under way */
+	PsyncServed *serving;		/* whose turn it is */
+	TimestampTz turn_started;	/* valid if serving */
+	bool		reload_wanted;	/* definitions may have changed */
+	bool		reload_helped;	/* stuck in a turn, we have told another
+								 * worker to look at them */
+	bool		yield_wanted;	/* a session wants one of our syncs */
+	TimestampTz last_open;		/* when a target was last opened */
+	TimestampTz last_work;		/* when a window was last delivered */
+} PsyncServeState;
+
+/* serve.c */
+extern PsyncServeState psync_serve;
+
+extern void psync_serve_init(PsyncSharedWorker *slot);
+extern void psync_serve_hear(uint32 messages);
+extern bool psync_serve_reload(void);
+extern bool psync_serve_pass(void);
+extern void psync_serve_save(bool all);
+extern void psync_serve_release_all(void);
+extern bool psync_serve_has_syncs(void);
+extern TimestampTz psync_serve_next_time(void);
+
+/* turn.c */
+extern void psync_turn(PsyncServed *served);
+extern void psync_turn_failed(PsyncServed *served, ErrorData *error);
+extern PsyncSync *psync_turn_load_runnable(const PsyncServed *served);
+extern void psync_turn_release(PsyncServed *served, TimestampTz not_before);
+
+/* neighbour.c */
+extern bool psync_neighbour_help_available(void);
+extern void psync_neighbour_leave_due(void *arg);
+extern void psync_neighbour_yield(void *arg);
+extern long psync_neighbour_waiting(void);
+
+static inline TimestampTz
+psync_after(TimestampTz from, int64 ms)
+{
+	return TimestampTzPlusMilliseconds(from, ms);
+}
+
+static inline bool
+psync_served_due(const PsyncServed *served, TimestampTz now)
+{
+	return served->pending && served->not_before <= now;
+}
+
+#endif							/* PSYNC_WORKER_SERVE_H */

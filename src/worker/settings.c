@@ -1,0 +1,97 @@
+/*
+ * settings.c
+ *		The settings of the background processes.
+ *
+ * All can be seen by everybody.  None is a session's own: what the background
+ * processes do must not depend on who happened to wake them.
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "miscadmin.h"
+#include "utils/guc.h"
+
+#include "worker/shmem.h"
+
+/* Initial values as below; documented at DefineCustomIntVariable. */
+int			psync_max_workers = 4;
+int			psync_max_databases = 128;
+int			psync_retry_delay_min = 100;
+int			psync_retry_delay_max = 60 * 1000;
+int			psync_database_scan_interval = 60;
+int			psync_worker_idle_timeout = 60;
+
+/*
+ * Sizes of shared memory.  A session that has loaded the library by itself
+ * may no longer define settings that need a restart; it defines them all the
+ * same, so that they can be shown and are not reported as unknown, but there
+ * they have no effect.
+ */
+static void
+psync_settings_define_sizes(void)
+{
+	GucContext	context = process_shared_preload_libraries_in_progress ?
+		PGC_POSTMASTER : PGC_SIGHUP;
+
+	DefineCustomIntVariable("payment_sync.max_workers",
+							"Sets the maximum number of delivery workers, over all databases.",
+							"0 starts no background process: changes are then delivered "
+							"only by calls of incremental_sync.",
+							&psync_max_workers,
+							4, 0, 1024,
+							context, 0,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("payment_sync.max_databases",
+							"Sets the maximum number of databases in which background delivery works.",
+							NULL,
+							&psync_max_databases,
+							128, 1, 65536,
+							context, 0,
+							NULL, NULL, NULL);
+}
+
+/*
+ * Delays.  Both processes read them anew at each use, so a reload is enough;
+ * a delay that has begun is not shortened by it.
+ */
+static void
+psync_settings_define_delays(void)
+{
+	DefineCustomIntVariable("payment_sync.retry_delay_min",
+							"Sets the time to wait after the first failure of a sync.",
+							"Each further failure in a row doubles it.",
+							&psync_retry_delay_min,
+							100, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("payment_sync.retry_delay_max",
+							"Sets the longest time to wait after a failure of a sync.",
+							"A value below payment_sync.retry_delay_min counts as equal to it.",
+							&psync_retry_delay_max,
+							60 * 1000, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("payment_sync.database_scan_interval",
+							"Sets how often the launcher looks for databases unasked.",
+							"Commands that create or drop databases tell the launcher "
+							"anyway. -1 never looks unasked, but for the start.",
+							&psync_database_scan_interval,
+							60, -1, INT_MAX / 1000,
+							PGC_SIGHUP, GUC_UNIT_S,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("payment_sync.worker_idle_timeout",
+							"Sets how long a database's additional workers stay without work.",
+							"0 lets them leave at once, -1 lets them stay.",
+							&psync_worker_idle_timeout,
+							60, -1, INT_MAX / 1000,
+							PGC_SIGHUP, GUC_UNIT_S,
+							NULL, NULL, NULL);
+}
+
+void
+psync_settings_init(void)
+{
+	psync_settings_define_sizes();
+	psync_settings_define_delays();
+}

@@ -1,0 +1,294 @@
+/*
+ * turn.c
+ *		One sync's turn: lock, open, deliver, and what happens on failure.
+ *
+ * A turn is one call of psync_process_try: whatever goes wrong in it, at the
+ * target or here, is this sync's failure and nobody else's (P7).  Only
+ * FATAL, that is, being told to go, gets through.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+
+#include "sync/sync.h"
+#include "worker/serve.h"
+#include "worker/worker.h"
+
+/*
+ * Close the delivery and give back the lock; must be called in a transaction,
+ * and does not raise.  What the delivery has not saved is not lost: the
+ * target's own record of the position is ahead of ours, and the next delivery
+ * reads it.
+ */
+void
+psync_turn_release(PsyncServed *served, TimestampTz not_before)
+{
+	PsyncDelivery *delivery = served->delivery;
+
+	Assert(served->owned);
+	Assert(IsTransactionState());
+
+	/* Forget it first: an interrupt must not make us close it twice. */
+	served->delivery = NULL;
+	if (delivery != NULL)
+		psync_delivery_close(delivery);
+	psync_sync_unlock(&served->id);
+	served->owned = false;
+	served->not_before = not_before;
+}
+
+/* The sync as it is defined now; NULL if it is not to be delivered. */
+PsyncSync *
+psync_turn_load_runnable(const PsyncServed *served)
+{
+	PsyncSync  *sync = psync_sync_load(&served->id);
+
+	if (sync == NULL || sync->server == NULL || !sync->enabled ||
+		!sync->has_state)
+		return NULL;
+	return sync;
+}
+
+/*
+ * Try to become the one who serves the sync.  What we know of it may be older
+ * than what its last server did, so it is read anew.
+ */
+static bool
+psync_turn_take(PsyncServed *served)
+{
+	PsyncSync  *sync;
+
+	Assert(!served->owned && served->delivery == NULL);
+
+	if (!psync_sync_lock(&served->id, false))
+	{
+		served->not_before = psync_after(GetCurrentTimestamp(),
+										 PSYNC_RECHECK_MS);
+		return false;
+	}
+	served->owned = true;
+
+	sync = psync_turn_load_runnable(served);
+	if (sync == NULL)
+	{
+		psync_turn_release(served, PSYNC_NEVER);
+		psync_serve.reload_wanted = true;
+		return false;
+	}
+	served->failures = sync->failures;
+	served->not_before = sync->retry_at;
+	return served->not_before <= GetCurrentTimestamp();
+}
+
+/* Between windows: should the sync let others have a turn? */
+static bool
+psync_turn_is_over(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	dlist_iter	iter;
+
+	if (!TimestampDifferenceExceeds(psync_serve.turn_started, now,
+									PSYNC_TURN_MS))
+		return false;
+
+	if (pg_atomic_read_u32(&psync_serve.slot->wake) != 0 ||
+		psync_serve.reload_wanted)
+		return true;
+
+	dlist_foreach(iter, &psync_serve.syncs)
+	{
+		PsyncServed *other = dlist_container(PsyncServed, node, iter.cur);
+
+		if (other != psync_serve.serving && psync_served_due(other, now))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Deliver windows until there is none, or the turn is over.  "Pending" is
+ * cleared only here, after a look that began when all messages taken so far
+ * had been heard: changes committed since then have set a new one.
+ */
+static void
+psync_turn_deliver(PsyncServed *served)
+{
+	Assert(served->owned && served->delivery != NULL);
+
+	for (;;)
+	{
+		PsyncDeliverResult result = psync_delivery_step(served->delivery);
+
+		if (result == PSYNC_DELIVER_GONE)
+		{
+			psync_turn_release(served, PSYNC_NEVER);
+			psync_serve.reload_wanted = true;
+			return;
+		}
+		if (result == PSYNC_DELIVER_IDLE)
+		{
+			served->pending = false;
+			return;
+		}
+		Assert(result == PSYNC_DELIVER_DONE);
+		served->failures = 0;	/* as the delivery has recorded */
+		psync_serve.last_work = GetCurrentTimestamp();
+		if (psync_turn_is_over())
+		{
+			served->pending_since = psync_serve.last_work;
+			return;
+		}
+		psync_worker_next_transaction();
+	}
+}
+
+/* Runs in a transaction of its own; an error is psync_turn_failed's. */
+static void
+psync_turn_work(void *arg)
+{
+	PsyncServed *served = arg;
+
+	Assert(served == psync_serve.serving);
+
+	if (!served->owned && !psync_turn_take(served))
+		return;
+
+	/* Opening counts as the sync's own time, see psync_serve_overdue. */
+	if (served->delivery == NULL)
+	{
+		served->delivery = psync_delivery_create(&served->id,
+												 psync_worker_next_transaction);
+		psync_turn_deliver(served);
+		psync_serve.last_open = GetCurrentTimestamp();
+	}
+	else
+		psync_turn_deliver(served);
+}
+
+/* ------------------------------------------------------------------ failure */
+
+/* What is to be done after a failure. */
+typedef struct PsyncTurnFailure
+{
+	PsyncServed *served;
+	const ErrorData *error;
+	bool		void_now;		/* out: the sync is not runnable any more */
+} PsyncTurnFailure;
+
+/*
+ * The target's connection is not to be trusted after an error, whatever it
+ * was, so the delivery is always closed.  Its lock is kept.
+ */
+static void
+psync_turn_record_failure(void *arg)
+{
+	PsyncTurnFailure *failure = arg;
+	PsyncServed *served = failure->served;
+	PsyncDelivery *delivery = served->delivery;
+
+	served->delivery = NULL;
+	if (delivery != NULL)
+		psync_delivery_close(delivery);
+
+	failure->void_now = !psync_extension_present() ||
+		psync_turn_load_runnable(served) == NULL;
+	if (!failure->void_now)
+		psync_sync_save_failure(&served->id,
+								unpack_sql_state(failure->error->sqlerrcode),
+								failure->error->message,
+								failure->error->detail,
+								served->not_before);
+}
+
+/* Once per failure, in the server log; the text holds no secret (P9). */
+static void
+psync_turn_report(const PsyncServed *served, const ErrorData *error,
+				  int64 delay)
+{
+	ereport(WARNING,
+			(errcode(error->sqlerrcode),
+			 errmsg("sync \"%s\" failed: %s", served->name, error->message),
+			 error->detail ? errdetail_internal("%s", error->detail) : 0,
+			 error->hint ? errhint("%s", error->hint) : 0,
+			 errcontext("failure %d in a row, next attempt in %lld ms",
+						served->failures, (long long) delay)));
+}
+
+/*
+ * Close, back off, record, report.  The definitions may have changed under
+ * the step, so they are read again; a sync that was disabled or dropped, or is
+ * gone with the extension, has not failed.
+ */
+void
+psync_turn_failed(PsyncServed *served, ErrorData *error)
+{
+	PsyncTurnFailure failure = {.served = served, .error = error};
+	TimestampTz now = GetCurrentTimestamp();
+	ErrorData  *second;
+	int64		delay;
+
+	Assert(psync_serve.serving == NULL);
+	Assert(served->owned || served->delivery == NULL);
+
+	served->failures++;
+	delay = psync_backoff_delay(served->failures);
+	served->not_before = psync_after(now, delay);
+	served->pending = true;
+	served->pending_since = now;
+	psync_serve.reload_wanted = true;
+
+	/*
+	 * Recording may fail, too (a full disk, say).  Then the next attempt
+	 * relies on what this process remembers.
+	 */
+	second = psync_process_try(psync_turn_record_failure, &failure);
+	if (!failure.void_now)
+		psync_turn_report(served, error, delay);
+	if (second != NULL)
+	{
+		served->unrecorded = true;
+		psync_turn_report(served, second, delay);
+		FreeErrorData(second);
+	}
+}
+
+/* ----------------------------------------------------------------- the turn */
+
+/* For psync_worker_pid(). */
+static void
+psync_turn_publish(const PsyncServed *served)
+{
+	LWLockAcquire(psync_control_lock, LW_EXCLUSIVE);
+	psync_serve.slot->serving = served != NULL;
+	if (served != NULL)
+		psync_serve.slot->sync = served->id;
+	LWLockRelease(psync_control_lock);
+}
+
+void
+psync_turn(PsyncServed *served)
+{
+	char		activity[NAMEDATALEN + 16];
+	ErrorData  *error;
+
+	Assert(psync_serve.serving == NULL);
+
+	/* What pg_stat_activity shows as the query. */
+	snprintf(activity, sizeof(activity), "sync \"%s\"", served->name);
+	pgstat_report_activity(STATE_RUNNING, activity);
+	psync_turn_publish(served);
+	psync_serve.turn_started = GetCurrentTimestamp();
+	psync_serve.serving = served;
+
+	error = psync_process_try(psync_turn_work, served);
+
+	psync_serve.serving = NULL;
+	psync_turn_publish(NULL);
+	if (error != NULL)
+	{
+		psync_turn_failed(served, error);
+		FreeErrorData(error);
+	}
+}

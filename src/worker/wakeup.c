@@ -1,0 +1,250 @@
+/*
+ * wakeup.c
+ *		Messages to the launcher and to workers: a bit and a latch each.
+ *
+ * A message says "look", never what is to be seen: it may be repeated, may
+ * come for nothing, and may be merged with others.  README.md lists them.
+ *
+ * Those about definitions are sent when the transaction that changed them has
+ * committed, so that the receiver sees the change; those about changes by the
+ * log's commit hook, which runs at the same moment.  Changes of prepared
+ * transactions become visible in another session, at COMMIT PREPARED, see
+ * hold.c.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "utils/builtins.h"
+#include "utils/uuid.h"
+
+#include "log/log.h"
+#include "worker/shmem.h"
+#include "worker/worker.h"
+
+/* What to send when the current transaction commits. */
+static bool wakeup_config_at_commit = false;
+static bool wakeup_scan_at_commit = false;
+
+/*
+ * This session has asked for a sync, and has not said yet that it has given
+ * it back.  If it fails instead, the worker need not wait for a timer.
+ */
+static bool wakeup_config_at_abort = false;
+
+/* ---------------------------------------------------------------- sending */
+
+/*
+ * The latch of the process with this number plus 1.  The process may be gone
+ * and its PGPROC be another's by now; that one is woken for nothing.
+ */
+static void
+psync_wakeup_proc(uint32 proc)
+{
+	Assert(proc <= ProcGlobal->allProcCount);
+
+	if (proc != 0)
+		SetLatch(&ProcGlobal->allProcs[proc - 1].procLatch);
+}
+
+/* Safe in any state: neither allocates nor raises nor waits. */
+void
+psync_wakeup_launcher(uint32 message)
+{
+	Assert(psync_shmem_ready());
+
+	pg_atomic_fetch_or_u32(&psync_control->launcher_wake, message);
+	psync_wakeup_proc(pg_atomic_read_u32(&psync_control->launcher_proc));
+}
+
+/*
+ * A bit that is set already was sent by someone who has seen to the latch, and
+ * has not been taken: the worker will look once more in any case.  So while a
+ * worker is busy, all but the first of many commits only read.
+ */
+void
+psync_wakeup_slot(PsyncSharedWorker *slot, uint32 message)
+{
+	uint32		before = pg_atomic_read_u32(&slot->wake);
+
+	Assert(message != 0);
+
+	if ((before & message) == message)
+		return;
+
+	before = pg_atomic_fetch_or_u32(&slot->wake, message);
+	if ((before & message) != message)
+		psync_wakeup_proc(pg_atomic_read_u32(&slot->proc));
+}
+
+/* Tell all workers of a database; false if it has none. */
+bool
+psync_wakeup_workers(Oid dboid, uint32 message)
+{
+	bool		told = false;
+
+	/* What the message is about must be visible before the bit is read. */
+	pg_memory_barrier();
+
+	for (int i = 0; i < psync_max_workers; i++)
+	{
+		PsyncSharedWorker *slot = &psync_slots[i];
+
+		if (pg_atomic_read_u32(&slot->dboid) != dboid)
+			continue;
+
+		psync_wakeup_slot(slot, message);
+
+		/* Was it still there?  See shmem.h. */
+		pg_memory_barrier();
+		if (pg_atomic_read_u32(&slot->dboid) == dboid)
+			told = true;
+	}
+	return told;
+}
+
+/*
+ * Called after each commit that has logged changes.  Without a worker the
+ * database's entry keeps the message; without an entry nobody needs to be
+ * told: the launcher will look into every database that it does not know.
+ */
+void
+psync_wakeup_changes(void)
+{
+	PsyncSharedDatabase *database;
+
+	if (!psync_shmem_ready() ||
+		psync_wakeup_workers(MyDatabaseId, PSYNC_WAKE_CHANGES))
+		return;
+
+	database = psync_database_find(MyDatabaseId);
+	if (database == NULL ||
+		(pg_atomic_read_u32(&database->pending) & PSYNC_WAKE_CHANGES) != 0)
+		return;
+
+	pg_atomic_fetch_or_u32(&database->pending, PSYNC_WAKE_CHANGES);
+	psync_wakeup_launcher(PSYNC_LAUNCHER_WORK);
+}
+
+void
+psync_wakeup_yield(void)
+{
+	if (!psync_shmem_ready())
+		return;
+	wakeup_config_at_abort = true;
+	(void) psync_wakeup_workers(MyDatabaseId, PSYNC_WAKE_YIELD);
+}
+
+/*
+ * Definitions of this database have changed; perhaps the extension has just
+ * come or gone.  In a database without a worker the launcher has one look.
+ */
+static void
+psync_wakeup_send_config(void)
+{
+	PsyncSharedDatabase *database;
+
+	Assert(OidIsValid(MyDatabaseId));
+
+	if (psync_wakeup_workers(MyDatabaseId, PSYNC_WAKE_CONFIG))
+		return;
+
+	LWLockAcquire(psync_control_lock, LW_EXCLUSIVE);
+	database = psync_database_enter(MyDatabaseId);
+	if (database != NULL)
+		pg_atomic_fetch_or_u32(&database->pending, PSYNC_WAKE_CONFIG);
+	LWLockRelease(psync_control_lock);
+
+	/* No entry left: the launcher will say so when it finds no place either. */
+	psync_wakeup_launcher(database != NULL ? PSYNC_LAUNCHER_WORK :
+						  PSYNC_LAUNCHER_SCAN);
+}
+
+/* -------------------------------------------------------------- at commit */
+
+void
+psync_wakeup_config(void)
+{
+	if (!psync_shmem_ready())
+		return;
+	wakeup_config_at_commit = true;
+	wakeup_config_at_abort = false;
+}
+
+/*
+ * The two cases need no telling apart: whoever is woken looks for the
+ * extension, since this transaction's word may be out of date by then.
+ */
+void
+psync_wakeup_database(bool present)
+{
+	(void) present;
+	psync_wakeup_config();
+}
+
+/* Databases are being made, dropped or renamed by this transaction. */
+void
+psync_wakeup_scan(void)
+{
+	Assert(psync_shmem_ready());
+	wakeup_scan_at_commit = true;
+}
+
+/*
+ * Runs after the transaction's end is visible to others.  PREPARE sends
+ * nothing: COMMIT PREPARED will.
+ */
+static void
+psync_wakeup_xact_callback(XactEvent event, void *arg)
+{
+	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT &&
+		event != XACT_EVENT_PREPARE)
+		return;
+
+	psync_hold_release();
+	if ((event == XACT_EVENT_COMMIT && wakeup_config_at_commit) ||
+		(event == XACT_EVENT_ABORT && wakeup_config_at_abort))
+		psync_wakeup_send_config();
+	if (event == XACT_EVENT_ABORT)
+		wakeup_config_at_abort = false;
+	if (event == XACT_EVENT_COMMIT && wakeup_scan_at_commit)
+		psync_wakeup_launcher(PSYNC_LAUNCHER_SCAN);
+	wakeup_config_at_commit = false;
+	wakeup_scan_at_commit = false;
+}
+
+/* With preload only. */
+void
+psync_wakeup_init(void)
+{
+	RegisterXactCallback(psync_wakeup_xact_callback, NULL);
+	psync_log_commit_hook = psync_wakeup_changes;
+}
+
+/* ---------------------------------------------------------------- watching */
+
+int
+psync_worker_pid(const char *sync_id)
+{
+	pg_uuid_t  *id;
+	int			pid = 0;
+
+	if (!psync_shmem_ready())
+		return 0;
+
+	id = DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(sync_id)));
+	LWLockAcquire(psync_control_lock, LW_SHARED);
+	for (int i = 0; i < psync_max_workers; i++)
+	{
+		PsyncSharedWorker *slot = &psync_slots[i];
+
+		if (pg_atomic_read_u32(&slot->dboid) == MyDatabaseId &&
+			slot->serving && memcmp(&slot->sync, id, UUID_LEN) == 0)
+			pid = slot->pid;
+	}
+	LWLockRelease(psync_control_lock);
+	return pid;
+}
