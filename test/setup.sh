@@ -1,0 +1,81 @@
+# Sourced by test/run, demo/run and bench/run: installs what is needed, builds
+# the tree in a scratch copy and installs it.  Needs root or sudo.
+#
+# Sets: PGBIN (PostgreSQL's programs), PGUSER_OS (an unprivileged user to run
+# servers as), SCRATCH (a directory of that user, removed at exit), PG_CONFIG.
+
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+if [ "$(id -u)" -ne 0 ]; then
+	exec sudo --preserve-env=PG_CONFIG "$0" "$@"
+fi
+
+say() { printf '== %s\n' "$*"; }
+
+# The newest PostgreSQL that this machine has or can have.
+find_version()
+{
+	local version
+	for version in /usr/lib/postgresql/*/bin/postgres; do
+		[ -x "$version" ] && version=${version#/usr/lib/postgresql/} && echo "${version%%/*}"
+	done | sort -n | tail -1
+}
+
+install_packages()
+{
+	local missing=() package version
+	version=$(find_version)
+	if [ -z "$version" ]; then
+		apt-get update -qq
+		version=$(apt-cache depends postgresql | sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p' | head -1)
+	fi
+	PGVERSION=$version
+	for package in "postgresql-$version" "postgresql-server-dev-$version" libpq-dev \
+		build-essential libipc-run-perl "$@"; do
+		dpkg-query -W -f '${Status}' "${package/VERSION/$version}" 2>/dev/null |
+			grep -q 'install ok installed' || missing+=("${package/VERSION/$version}")
+	done
+	[ ${#missing[@]} -eq 0 ] && return
+	say "installing ${missing[*]}"
+	# no cluster of the system's is wanted: we make our own and throw them away
+	if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+		mkdir -p /etc/postgresql-common
+		echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf
+	fi
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o Dpkg::Options::=--force-confold \
+		--no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# build [make arguments]: build in a copy, so that the tree stays clean
+build()
+{
+	PG_CONFIG=${PG_CONFIG:-/usr/lib/postgresql/$PGVERSION/bin/pg_config}
+	PGBIN=$($PG_CONFIG --bindir)
+	SCRATCH=$(mktemp -d "${TMPDIR:-/tmp}/payment_sync.XXXXXX")
+	PGUSER_OS=postgres
+	chmod 755 "$SCRATCH"
+	say "building for PostgreSQL $($PG_CONFIG --version | sed 's/PostgreSQL //')"
+	mkdir "$SCRATCH/src"
+	(cd "$ROOT" && tar cf - --exclude=./.git --exclude='*.o' --exclude='*.so' --exclude='*.d' .) |
+		(cd "$SCRATCH/src" && tar xf -)
+	make -s -C "$SCRATCH/src" -j"$(nproc)" PG_CONFIG="$PG_CONFIG" "$@" > "$SCRATCH/build.log" 2>&1 ||
+		{ cat "$SCRATCH/build.log"; return 1; }
+	make -s -C "$SCRATCH/src" install PG_CONFIG="$PG_CONFIG" >> "$SCRATCH/build.log" 2>&1 ||
+		{ cat "$SCRATCH/build.log"; return 1; }
+	chown -R "$PGUSER_OS" "$SCRATCH"
+}
+
+# as_user command…: run as the unprivileged user, in the scratch directory
+as_user()
+{
+	(cd "$SCRATCH" && runuser -u "$PGUSER_OS" -- env PATH="$PGBIN:$PATH" \
+		TMPDIR="$SCRATCH" LC_ALL=C.UTF-8 "$@")
+}
+
+free_port()
+{
+	perl -MIO::Socket::INET -e 'print IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1")->sockport'
+}
