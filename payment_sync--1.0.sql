@@ -137,6 +137,7 @@ CREATE TABLE payment_sync.sync_state (
 	last_error_at timestamptz,
 	retry_at timestamptz,
 	disabled_reason text,
+	log_full_at timestamptz,
 	pull_window bigint NOT NULL DEFAULT 1,
 	pull_upto pg_snapshot,
 	pull_position bigint NOT NULL DEFAULT 0,

@@ -293,6 +293,10 @@ adopt_position(PsyncDelivery *delivery, const char *remote)
 										   &delivery->sync->hint);
 	delivery->target_position = pstrdup(remote);
 	MemoryContextSwitchTo(old);
+
+	/* what is stored here is out of date */
+	if (delivery->unsaved_since == 0)
+		delivery->unsaved_since = GetCurrentTimestamp();
 	return true;
 }
 
@@ -311,7 +315,10 @@ open_target(PsyncDelivery *delivery)
 	if (delivery->transport->read_position != NULL)
 		remote = delivery->transport->read_position(delivery->target);
 	MemoryContextSwitchTo(old);
-	return adopt_position(delivery, remote);
+
+	/* a target that stores none cannot contradict ours */
+	return delivery->transport->read_position != NULL &&
+		adopt_position(delivery, remote);
 }
 
 static void
@@ -493,16 +500,13 @@ window_delivered(PsyncDelivery *delivery, const PsyncWindowSize *size)
 		delivery->sync->restart = false;
 	}
 	psync_reader_done(delivery->reader);
-	if (delivery->failing)
-	{
-		psync_sync_save_success(&delivery->sync->id);
-		delivery->failing = false;
-	}
 }
 
 static void
 deliver_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 {
+	bool		commit;
+
 	send_changes(delivery, size);
 	if (delivery->batch != NULL)
 	{
@@ -514,11 +518,21 @@ deliver_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 										   psync_snapshot_text(psync_reader_upto(delivery->reader)));
 	window_delivered(delivery, size);
 
+	commit = TimestampDifferenceExceeds(delivery->transaction_start,
+										GetCurrentTimestamp(),
+										PSYNC_TRANSACTION_MS);
 	if (delivery->batch != NULL)
+	{
 		psync_batch_delivered(delivery, delivery->batch);
-	if (delivery->batch != NULL || delivery->failing ||
-		TimestampDifferenceExceeds(delivery->transaction_start,
-								   GetCurrentTimestamp(), PSYNC_TRANSACTION_MS))
+		commit = true;
+	}
+	if (delivery->failing)
+	{
+		psync_sync_save_success(&delivery->sync->id);
+		delivery->failing = false;
+		commit = true;
+	}
+	if (commit)
 		next_transaction(delivery);
 }
 
@@ -529,10 +543,12 @@ psync_delivery_step(PsyncDelivery *delivery)
 	MemoryContext old;
 	bool		found;
 
-	if (definition_changed(delivery))
-		return PSYNC_DELIVER_GONE;
-
 	old = MemoryContextSwitchTo(delivery->window_context);
+	if (definition_changed(delivery))
+	{
+		MemoryContextSwitchTo(old);
+		return PSYNC_DELIVER_GONE;
+	}
 	if (delivery->batch == NULL && delivery->sync->batch_pending)
 		delivery->batch = psync_batch_load(delivery);
 	found = psync_reader_open(delivery->reader, &size,

@@ -10,23 +10,69 @@
 
 #include "sync/sync.h"
 
+/* As made; owners may rename them. */
 #define PSYNC_ROW_TRIGGER		"payment_sync_capture"
 #define PSYNC_TRUNCATE_TRIGGER	"payment_sync_capture_truncate"
 
-/* capture_admin.c */
+#define PSYNC_ROW_FUNCTION		"capture_change"
+#define PSYNC_TRUNCATE_FUNCTION "capture_truncate"
+
+/* A capture trigger of a table. */
+typedef struct PsyncTrigger
+{
+	Oid			oid;
+	char		enabled;		/* TRIGGER_FIRES_… */
+	char		name[NAMEDATALEN];
+} PsyncTrigger;
+
+/* captured.c */
 extern bool psync_is_captured(Oid relid);
-extern List *psync_find_key(Relation rel, List *names);
-/* DDL of our own, as the caller; the event triggers let it pass. */
-extern int	psync_own_ddl;
-extern void psync_run_ddl(const char *format,...) pg_attribute_printf(1, 2);
-extern char *psync_qualified_name(Oid relid);
-extern bool psync_trigger_exists(Oid relid, const char *name);
-extern void psync_create_truncate_trigger(Oid relid);
-extern void psync_drop_trigger(Oid relid, const char *trigger);
+extern void psync_captured_read(Oid relid, List **columns, List **key);
+extern void psync_captured_write(Oid relid, List *columns, List *key,
+								 const char *old_values);
+extern void psync_captured_changed(Oid relid);
+extern List *psync_captured_list(void);
 extern List *psync_name_list(ArrayType *array);
 extern Datum psync_name_array(List *names);
+extern char *psync_name_list_text(List *names);
+extern bool psync_name_list_has(List *names, const char *name);
+
+/* capture_admin.c */
+extern List *psync_find_key(Relation rel, List *names);
+
+/* capture_trigger.c */
+extern char *psync_qualified_name(Oid relid);
+extern bool psync_trigger_find(Oid relid, const char *function,
+							   PsyncTrigger *trigger);
+extern void psync_trigger_enable(Oid relid, const PsyncTrigger *trigger);
+extern void psync_truncate_trigger_create(Oid relid);
+extern void psync_triggers_create(Oid relid);
+extern void psync_triggers_drop(Oid relid);
+
+/* partition.c */
+extern Oid	psync_captured_root(Oid relid);
+extern void psync_partition_check(Oid relid, Oid root);
+extern void psync_partition_added(Oid relid, Oid root, bool attached);
+extern void psync_partition_removed(Oid relid);
+extern void psync_partition_warn(const char *name, const char *what);
+
+/* ddl.c */
+extern bool psync_ddl_concerns_us(FunctionCallInfo fcinfo);
+extern void psync_definition_check(Oid relid);
 
 /* sync_admin.c: deliveries and workers must look at the definitions again */
 extern void psync_definition_changed(void);
+
+/*
+ * owner.c: the names that a statement of ours returns in its first column.
+ * It has one parameter, unless type is InvalidOid.
+ */
+extern List *psync_owner_names(const char *command, Oid type, Datum value);
+
+/* state.c */
+extern void psync_sync_set_reason(const char *name, const char *reason);
+
+/* log_limit.c */
+extern int64 psync_log_held(const PsyncReadHint *hint);
 
 #endif							/* PSYNC_ADMIN_H */

@@ -21,7 +21,7 @@
 #include "utils/syscache.h"
 
 #include "compat.h"
-#include "sync/sync.h"
+#include "sync/admin.h"
 
 bool
 psync_extension_present(void)
@@ -95,4 +95,26 @@ psync_owner_execute(const char *command, int nargs, Oid *types, Datum *values,
 	if (push)
 		PopActiveSnapshot();
 	return SPI_processed;
+}
+
+List *
+psync_owner_names(const char *command, Oid type, Datum value)
+{
+	MemoryContext context = CurrentMemoryContext;
+	List	   *result = NIL;
+
+	(void) psync_owner_execute(command, OidIsValid(type) ? 1 : 0, &type, &value,
+							   NULL);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		char	   *name = SPI_getvalue(SPI_tuptable->vals[i],
+										SPI_tuptable->tupdesc, 1);
+		MemoryContext old = MemoryContextSwitchTo(context);
+
+		Assert(name != NULL);
+		result = lappend(result, pstrdup(name));
+		MemoryContextSwitchTo(old);
+	}
+	SPI_finish();
+	return result;
 }

@@ -15,7 +15,7 @@
 #include "utils/uuid.h"
 
 #include "compat.h"
-#include "sync/sync.h"
+#include "sync/admin.h"
 
 static const char progress_command[] =
 	"UPDATE payment_sync.sync_state SET"
@@ -143,5 +143,21 @@ psync_sync_disable(const pg_uuid_t *id, const char *reason)
 			1, types, values, NULL);
 	execute("UPDATE payment_sync.sync_state SET released = true,"
 			" disabled_reason = $2 WHERE sync = $1",
+			2, types, values, NULL);
+}
+
+/* Why it is disabled, for stat_sync. */
+void
+psync_sync_set_reason(const char *name, const char *reason)
+{
+	Oid			types[2] = {NAMEOID, TEXTOID};
+	Datum		values[2];
+	NameData	sync;
+
+	namestrcpy(&sync, name);
+	values[0] = NameGetDatum(&sync);
+	values[1] = CStringGetTextDatum(reason);
+	execute("UPDATE payment_sync.sync_state SET disabled_reason = $2"
+			" WHERE sync = (SELECT id FROM payment_sync.sync WHERE name = $1)",
 			2, types, values, NULL);
 }

@@ -21,7 +21,7 @@
 	" st.retry_at, st.failures," \
 	" EXISTS (SELECT FROM payment_sync.batch b WHERE b.sync = s.id" \
 	"  AND b.state IN ('pending', 'running'))," \
-	" COALESCE(st.restart, false)" \
+	" COALESCE(st.restart, false), st.log_full_at IS NOT NULL" \
 	" FROM payment_sync.sync s" \
 	" LEFT JOIN payment_sync.sync_state st ON st.sync = s.id AND NOT st.released"
 
@@ -115,6 +115,7 @@ sync_from_row(HeapTuple row, TupleDesc desc)
 	sync->failures = isnull ? 0 : DatumGetInt32(value);
 	sync->batch_pending = DatumGetBool(get_datum(row, desc, 15, &isnull));
 	sync->restart = DatumGetBool(get_datum(row, desc, 16, &isnull));
+	sync->log_full = DatumGetBool(get_datum(row, desc, 17, &isnull));
 	return sync;
 }
 
@@ -197,6 +198,12 @@ psync_sync_list_runnable(void)
 {
 	return load_syncs("s.enabled AND s.server IS NOT NULL AND st.sync IS NOT NULL",
 					  InvalidOid, (Datum) 0);
+}
+
+List *
+psync_sync_list_with_state(void)
+{
+	return load_syncs("st.sync IS NOT NULL", InvalidOid, (Datum) 0);
 }
 
 List *

@@ -40,6 +40,7 @@ typedef struct PsyncSync
 	bool		batch_pending;	/* a batch is asked for or under way */
 	TimestampTz retry_at;		/* 0: now */
 	int32		failures;		/* in a row */
+	bool		log_full;		/* was seen to hold back too much of the log */
 } PsyncSync;
 
 /* What a delivery adds to the state; deltas are added, positions replaced. */
@@ -64,6 +65,7 @@ extern PsyncSync *psync_sync_load(const pg_uuid_t *id);	/* NULL: none */
 extern PsyncSync *psync_sync_load_by_name(const char *name);
 extern List *psync_sync_list_runnable(void);	/* of PsyncSync *, with server,
 												 * enabled, with state */
+extern List *psync_sync_list_with_state(void);	/* of PsyncSync * */
 extern List *psync_sync_list_positions(void);	/* of PsyncSnapshot *: A of
 												 * every sync with a state */
 extern void psync_sync_save_progress(const pg_uuid_t *id,
@@ -73,6 +75,13 @@ extern void psync_sync_save_failure(const pg_uuid_t *id, const char *sqlstate,
 									TimestampTz retry_at);
 extern void psync_sync_save_success(const pg_uuid_t *id);	/* failures := 0 */
 extern void psync_sync_disable(const pg_uuid_t *id, const char *reason);
+
+/*
+ * Warn of syncs that hold back too much of the log, or disable them, as they
+ * are set.  To be called now and then, in a transaction that can be committed
+ * soon; looks no more often than every few seconds.
+ */
+extern void psync_log_limit_check(void);
 
 /* Identity of this change log: a uuid made at CREATE EXTENSION, as text. */
 extern char *psync_log_identity(void);

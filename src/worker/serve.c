@@ -213,14 +213,17 @@ psync_serve_overdue(const PsyncServed *served, TimestampTz now)
 }
 
 /*
- * Give back what others want or should have.  Releasing does not raise; if a
- * transaction cannot even end, the process had better.
+ * Give back what others want or should have, saved so that they know where
+ * to go on.  Releasing does not raise; if a transaction cannot even end, the
+ * process had better.
  */
 static void
 psync_serve_give(PsyncWork work)
 {
-	ErrorData  *error = psync_process_try(work, NULL);
+	ErrorData  *error;
 
+	(void) psync_serve_save(true);
+	error = psync_process_try(work, NULL);
 	if (error != NULL)
 		ReThrowError(error);
 }
@@ -286,12 +289,13 @@ psync_served_unsaved_since(const PsyncServed *served)
 
 /*
  * Save progress that has been in memory long enough, or all.  A failure to do
- * so is the sync's failure.
+ * so is the sync's failure.  True if anything was saved.
  */
-void
+bool
 psync_serve_save(bool all)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	bool		saved = false;
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &psync_serve.syncs)
@@ -304,12 +308,14 @@ psync_serve_save(bool all)
 			continue;
 
 		error = psync_process_try(psync_serve_save_work, served);
+		saved |= error == NULL;
 		if (error != NULL)
 		{
 			psync_turn_failed(served, error);
 			FreeErrorData(error);
 		}
 	}
+	return saved;
 }
 
 /* When there will be something to do without any message. */
@@ -352,6 +358,5 @@ psync_serve_release_all(void)
 {
 	Assert(psync_serve.serving == NULL);
 
-	psync_serve_save(true);
 	psync_serve_give(psync_serve_release_work);
 }

@@ -69,7 +69,7 @@ extern void psync_serve_init(PsyncSharedWorker *slot);
 extern void psync_serve_hear(uint32 messages);
 extern bool psync_serve_reload(void);
 extern bool psync_serve_pass(void);
-extern void psync_serve_save(bool all);
+extern bool psync_serve_save(bool all);
 extern void psync_serve_release_all(void);
 extern bool psync_serve_has_syncs(void);
 extern TimestampTz psync_serve_next_time(void);

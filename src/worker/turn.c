@@ -18,9 +18,10 @@
 
 /*
  * Close the delivery and give back the lock; must be called in a transaction,
- * and does not raise.  What the delivery has not saved is not lost: the
- * target's own record of the position is ahead of ours, and the next delivery
- * reads it.
+ * and does not raise.  If the delivery was not saved before (from within a
+ * step there is no way to), no change is lost: the target's own record of the
+ * position is ahead of ours, and the next delivery reads it.  Only what was
+ * counted in the last second is.
  */
 void
 psync_turn_release(PsyncServed *served, TimestampTz not_before)

@@ -32,13 +32,19 @@
 #include "worker/serve.h"
 
 /*
- * In a database without runnable syncs changes may be logged all the same.
- * So often, at most, they are a reason to start a worker, which then sees
- * whether log tables can be truncated.
+ * Tidying: emptying log tables that no sync needs any more.  A worker tidies
+ * some time after it has saved progress or heard that definitions have
+ * changed, and again while there is more to do.  In a database without
+ * runnable syncs changes may be logged all the same; so often, at most, they
+ * are a reason to start a worker that tidies and leaves.
  */
-#define PSYNC_TIDY_MS			60000
+#define PSYNC_TIDY_MS			5000
+#define PSYNC_TIDY_ALONE_MS		60000
 
 static PsyncSharedWorker *my_slot = NULL;
+
+/* When to tidy. */
+static TimestampTz tidy_at = PSYNC_NEVER;
 
 /* Has the launcher been told what is left to do?  See psync_worker_decide. */
 static bool left_in_order = false;
@@ -189,7 +195,8 @@ psync_worker_reason(bool present, bool asked, bool idle)
 static PsyncLeave
 psync_worker_decide(bool present, bool asked)
 {
-	TimestampTz tidy_at = psync_after(GetCurrentTimestamp(), PSYNC_TIDY_MS);
+	TimestampTz alone_until = psync_after(GetCurrentTimestamp(),
+										  PSYNC_TIDY_ALONE_MS);
 	TimestampTz due = psync_serve_next_time();
 	bool		idle = psync_worker_idle_too_long();
 	PsyncSharedDatabase *database;
@@ -207,22 +214,11 @@ psync_worker_decide(bool present, bool asked)
 	if (left_in_order)
 	{
 		database->start_after = 0;
-		database->changes_after = leave == PSYNC_LEAVE_NO_SYNCS ? tidy_at : 0;
+		database->changes_after = leave == PSYNC_LEAVE_NO_SYNCS ? alone_until : 0;
 		database->due = leave == PSYNC_LEAVE_ASKED ? due : PSYNC_NEVER;
 	}
 	LWLockRelease(psync_control_lock);
 	return leave;
-}
-
-/* Log tables that no sync needs any more are emptied. */
-static void
-psync_worker_tidy(void *arg)
-{
-	PsyncOwnerContext save;
-
-	psync_owner_enter(&save);
-	(void) psync_log_rotate(psync_sync_list_positions);
-	psync_owner_leave(&save);
 }
 
 static void
@@ -234,15 +230,65 @@ psync_worker_leave(PsyncLeave leave)
 	Assert(left_in_order);
 
 	psync_serve_release_all();
-	if (leave == PSYNC_LEAVE_NO_SYNCS)
-	{
-		/* It may fail, if the extension is just being dropped. */
-		ErrorData  *error = psync_process_try(psync_worker_tidy, NULL);
-
-		if (error != NULL)
-			ereport(DEBUG1, (errmsg_internal("%s", error->message)));
-	}
 	proc_exit(0);
+}
+
+/* -------------------------------------------------------------------- tidying */
+
+/* True in *arg if there may be more to do. */
+static void
+psync_worker_tidy_work(void *arg)
+{
+	PsyncOwnerContext save;
+
+	psync_owner_enter(&save);
+	*(bool *) arg = psync_log_rotate(psync_sync_list_positions);
+	psync_owner_leave(&save);
+}
+
+/*
+ * One round of it; true if there may be more to do.  A failure concerns no
+ * sync, so it is only reported, and the next occasion tries again.
+ */
+static bool
+psync_worker_tidy(void)
+{
+	bool		more = false;
+	ErrorData  *error = psync_process_try(psync_worker_tidy_work, &more);
+
+	if (error == NULL)
+		return more;
+
+	ereport(WARNING,
+			(errcode(error->sqlerrcode),
+			 errmsg("could not empty tables of the change log: %s",
+					error->message)));
+	FreeErrorData(error);
+	return false;
+}
+
+static void
+psync_worker_tidy_if_due(void)
+{
+	TimestampTz now;
+
+	if (tidy_at == PSYNC_NEVER)
+		return;
+	now = GetCurrentTimestamp();
+	if (tidy_at <= now)
+		tidy_at = psync_worker_tidy() ? psync_after(now, PSYNC_TIDY_MS) :
+			PSYNC_NEVER;
+}
+
+/* Nobody else will for a while: one round may only make room for the next. */
+static void
+psync_worker_tidy_alone(void)
+{
+	for (int i = 0; i < PSYNC_LOG_TABLES; i++)
+	{
+		if (!psync_worker_tidy())
+			break;
+	}
 }
 
 /* ---------------------------------------------------------------------- loop */
@@ -285,7 +331,7 @@ psync_worker_leave_idle(void)
 static void
 psync_worker_sleep(void)
 {
-	TimestampTz until = psync_serve_next_time();
+	TimestampTz until = Min(psync_serve_next_time(), tidy_at);
 	bool		additional;
 
 	LWLockAcquire(psync_control_lock, LW_SHARED);
@@ -333,6 +379,7 @@ psync_worker_loop(void)
 	for (;;)
 	{
 		uint32		messages;
+		bool		changed;
 		bool		present;
 		bool		more;
 		PsyncLeave	leave;
@@ -345,9 +392,15 @@ psync_worker_loop(void)
 		asked |= (messages & PSYNC_WAKE_LEAVE) != 0;
 		psync_serve_hear(messages);
 
+		changed = psync_serve.reload_wanted;
 		present = psync_serve_reload();
+		if (present && !psync_serve_has_syncs())
+			psync_worker_tidy_alone();
 		more = present && psync_serve_pass();
-		psync_serve_save(false);
+		changed |= psync_serve_save(false);
+		if (changed && tidy_at == PSYNC_NEVER)
+			tidy_at = psync_after(GetCurrentTimestamp(), PSYNC_TIDY_MS);
+		psync_worker_tidy_if_due();
 
 		leave = psync_worker_decide(present, asked);
 		if (leave != PSYNC_LEAVE_NOT)

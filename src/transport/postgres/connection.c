@@ -77,8 +77,6 @@ static const struct
 	{"idle_in_transaction_session_timeout", "0", false},
 	{"client_min_messages", "error", true},
 	{"jit", "off", false},
-	{"enable_hashjoin", "off", false}, /* groups are small next to tables: the */
-	{"enable_mergejoin", "off", false},	/* key's index is the way to find rows */
 	{"default_transaction_isolation", "read committed", true},
 	{"default_transaction_read_only", "off", true},
 	/* so that the target notices when this server vanishes */

@@ -220,6 +220,7 @@ typedef struct PsyncPgSession
 	PGconn	   *conn;
 	bool		fd_acquired;
 	bool		in_transaction; /* BEGIN was sent */
+	bool		in_savepoint;	/* … and SAVEPOINT psync_group */
 
 	/* position.c */
 	char	   *position_table; /* quoted and qualified */
@@ -289,13 +290,15 @@ extern PsyncPgTable *psync_pg_table_get(PsyncPgSession *session,
 
 /* statement.c */
 extern char *psync_pg_statement(const PsyncPgMap *map, PsyncPgStatement statement);
-extern char *psync_pg_sql_create_temp(const PsyncPgMap *map);
+extern char *psync_pg_sql_create_temp_rows(const PsyncPgMap *map);
+extern char *psync_pg_sql_create_temp_keys(const PsyncPgMap *map);
 extern char *psync_pg_sql_truncate_temp(const PsyncPgMap *map);
 extern char *psync_pg_sql_copy_direct(const PsyncPgMap *map);
 extern char *psync_pg_sql_copy_rows(const PsyncPgMap *map);
 extern char *psync_pg_sql_copy_keys(const PsyncPgMap *map);
 extern char *psync_pg_sql_update(const PsyncPgMap *map);
-extern char *psync_pg_sql_upsert(const PsyncPgMap *map);
+extern char *psync_pg_sql_upsert(const PsyncPgMap *map, bool if_different);
+extern char *psync_pg_sql_insert_missing(const PsyncPgMap *map);
 extern char *psync_pg_sql_delete(const PsyncPgMap *map);
 extern char *psync_pg_sql_replace(const PsyncPgMap *map);
 extern char *psync_pg_sql_delete_range(const PsyncPgMap *map, bool after, bool upto);
@@ -305,6 +308,8 @@ extern void psync_pg_image_fields(const PsyncShape *shape, const char *image,
 								  uint32 size, PsyncPgField *fields);
 extern void psync_pg_part_fields(const PsyncShape *shape, const char *part,
 								 uint32 size, PsyncPgField *fields);
+extern void psync_pg_append_key(StringInfo buf, const PsyncShape *shape,
+								const char *data, uint32 size, bool sparse);
 extern int	psync_pg_put_image(PsyncPgMap *map, const PsyncPgField *fields);
 extern int	psync_pg_put_key(PsyncPgMap *map, int at, const PsyncPgField *fields);
 extern void psync_pg_copy_row(StringInfo buf, PsyncPgMap *map,
@@ -357,7 +362,8 @@ typedef enum PsyncPgSetMode
 {
 	PSYNC_PG_SET_FAST,			/* new rows straight into the table */
 	PSYNC_PG_SET_UPSERT,		/* all rows by way of a temporary table */
-	PSYNC_PG_SET_REPLACE		/* rows leave before they come back */
+	PSYNC_PG_SET_REPLACE,		/* rows leave before they come back */
+	PSYNC_PG_SET_KEYS			/* only load the keys of all rows */
 } PsyncPgSetMode;
 
 extern void psync_pg_set_start(PsyncPgSession *session, PsyncPgGroup *group,
@@ -365,7 +371,12 @@ extern void psync_pg_set_start(PsyncPgSession *session, PsyncPgGroup *group,
 extern void psync_pg_set_poke(PsyncPgSession *session);
 extern bool psync_pg_set_finish(PsyncPgSession *session, PsyncPgFailure *failure);
 
+/* apply_batch.c */
+extern void psync_pg_mirror_delete(PsyncPgSession *session, PsyncPgGroup *group);
+
 /* apply.c */
+#define PSYNC_PG_SAVEPOINT	"psync_group"
+
 extern void psync_pg_apply_change(PsyncPgSession *session,
 								  const PsyncChange *change);
 extern void psync_pg_apply_submit(PsyncPgSession *session);

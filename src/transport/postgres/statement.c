@@ -146,12 +146,13 @@ add_assignments(StringInfo sql, const PsyncPgMap *map, SetFrom from,
 static void
 add_insert_head(StringInfo sql, const PsyncPgMap *map)
 {
-	appendStringInfo(sql, "INSERT INTO %s (", map->table->name);
+	appendStringInfo(sql, "INSERT INTO %s AS t (", map->table->name);
 	add_column_names(sql, map);
 	appendStringInfoString(sql, ") OVERRIDING SYSTEM VALUE ");
 }
 
-static void
+/* False if there is nothing to update. */
+static bool
 add_on_conflict_update(StringInfo sql, const PsyncPgMap *map)
 {
 	int			start;
@@ -161,12 +162,13 @@ add_on_conflict_update(StringInfo sql, const PsyncPgMap *map)
 	appendStringInfoString(sql, ") DO ");
 	start = sql->len;
 	appendStringInfoString(sql, "UPDATE SET ");
-	if (add_assignments(sql, map, FROM_EXCLUDED, false) == 0)
-	{
-		/* nothing beside the key */
-		sql->len = start;
-		appendStringInfoString(sql, "NOTHING");
-	}
+	if (add_assignments(sql, map, FROM_EXCLUDED, false) > 0)
+		return true;
+
+	/* nothing beside the key */
+	sql->len = start;
+	appendStringInfoString(sql, "NOTHING");
+	return false;
 }
 
 /* ---------------------------------------------------- prepared statements */
@@ -178,7 +180,7 @@ build_upsert(StringInfo sql, const PsyncPgMap *map)
 	appendStringInfoString(sql, "VALUES (");
 	add_params(sql, map);
 	appendStringInfoChar(sql, ')');
-	add_on_conflict_update(sql, map);
+	(void) add_on_conflict_update(sql, map);
 }
 
 /*
@@ -205,7 +207,7 @@ build_update(StringInfo sql, const PsyncPgMap *map, bool move)
 	appendStringInfoString(sql, "SELECT ");
 	add_params(sql, map);
 	appendStringInfoString(sql, " WHERE NOT EXISTS (SELECT FROM updated)");
-	add_on_conflict_update(sql, map);
+	(void) add_on_conflict_update(sql, map);
 }
 
 static void
@@ -266,7 +268,7 @@ psync_pg_statement(const PsyncPgMap *map, PsyncPgStatement statement)
 /* ----------------------------------------------------- set-wise statements */
 
 char *
-psync_pg_sql_create_temp(const PsyncPgMap *map)
+psync_pg_sql_create_temp_rows(const PsyncPgMap *map)
 {
 	StringInfoData sql;
 
@@ -275,8 +277,17 @@ psync_pg_sql_create_temp(const PsyncPgMap *map)
 	for (int i = 0; i < map->ncolumns; i++)
 		appendStringInfo(&sql, "%sc%d %s", i > 0 ? ", " : "", i + 1,
 						 map->columns[i].temp_type);
-	appendStringInfo(&sql, ") ON COMMIT DELETE ROWS;"
-					 "CREATE TEMPORARY TABLE pg_temp.psync_keys_%u (", map->id);
+	appendStringInfoString(&sql, ") ON COMMIT DELETE ROWS");
+	return sql.data;
+}
+
+char *
+psync_pg_sql_create_temp_keys(const PsyncPgMap *map)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "CREATE TEMPORARY TABLE pg_temp.psync_keys_%u (", map->id);
 	for (int k = 0; k < map->nkeys; k++)
 		appendStringInfo(&sql, "%sk%d %s", k > 0 ? ", " : "", k + 1,
 						 key_column(map, k)->temp_type);
@@ -330,8 +341,34 @@ psync_pg_sql_update(const PsyncPgMap *map)
 	return sql.data;
 }
 
+/* "if the row is not what it should be", for any types: compares bytes */
+static void
+add_if_different(StringInfo sql, const PsyncPgMap *map)
+{
+	const char *aliases[2] = {"t", "EXCLUDED"};
+
+	for (int side = 0; side < 2; side++)
+	{
+		int			n = 0;
+
+		appendStringInfoString(sql, side == 0 ? " WHERE ROW(" :
+							   ") OPERATOR(pg_catalog.*<>) ROW(");
+		for (int i = 0; i < map->ncolumns; i++)
+		{
+			if (!map->columns[i].key && !map->columns[i].target->identity_always)
+				appendStringInfo(sql, "%s%s.%s", n++ > 0 ? ", " : "", aliases[side],
+								 map->columns[i].name);
+		}
+	}
+	appendStringInfoChar(sql, ')');
+}
+
+/*
+ * With if_different, rows that are as they should be are left alone, for
+ * batches, which meet many such rows if they are done again.
+ */
 char *
-psync_pg_sql_upsert(const PsyncPgMap *map)
+psync_pg_sql_upsert(const PsyncPgMap *map, bool if_different)
 {
 	StringInfoData sql;
 
@@ -340,7 +377,24 @@ psync_pg_sql_upsert(const PsyncPgMap *map)
 	appendStringInfoString(&sql, "SELECT ");
 	add_temp_columns(&sql, map);
 	appendStringInfo(&sql, " FROM pg_temp.psync_rows_%u r", map->id);
-	add_on_conflict_update(&sql, map);
+	if (add_on_conflict_update(&sql, map) && if_different)
+		add_if_different(&sql, map);
+	return sql.data;
+}
+
+/* Add those rows that the target does not have. */
+char *
+psync_pg_sql_insert_missing(const PsyncPgMap *map)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	add_insert_head(&sql, map);
+	appendStringInfoString(&sql, "SELECT ");
+	add_temp_columns(&sql, map);
+	appendStringInfo(&sql, " FROM pg_temp.psync_rows_%u r ON CONFLICT (", map->id);
+	add_key_names(&sql, map);
+	appendStringInfoString(&sql, ") DO NOTHING");
 	return sql.data;
 }
 
@@ -395,7 +449,7 @@ psync_pg_sql_replace(const PsyncPgMap *map)
 	appendStringInfo(&sql, "WITH gone AS (DELETE FROM %s%s t USING pg_temp.psync_rows_%u r WHERE ",
 					 only(map), map->table->name, map->id);
 	add_key_equals_temp(&sql, map, true);
-	appendStringInfoString(&sql, " RETURNING r.ctid AS row");
+	appendStringInfoString(&sql, " RETURNING r.ctid AS line");
 	(void) add_extra_columns(&sql, map, "t.");
 	appendStringInfo(&sql, ") INSERT INTO %s (", map->table->name);
 	add_column_names(&sql, map);
@@ -403,7 +457,7 @@ psync_pg_sql_replace(const PsyncPgMap *map)
 	appendStringInfoString(&sql, ") OVERRIDING SYSTEM VALUE SELECT ");
 	add_temp_columns(&sql, map);
 	(void) add_extra_columns(&sql, map, "gone.");
-	appendStringInfo(&sql, " FROM pg_temp.psync_rows_%u r JOIN gone ON gone.row = r.ctid"
+	appendStringInfo(&sql, " FROM pg_temp.psync_rows_%u r JOIN gone ON gone.line = r.ctid"
 					 " WHERE (SELECT pg_catalog.count(*) FROM gone) > 0", map->id);
 	return sql.data;
 }
@@ -435,7 +489,7 @@ add_range_key(StringInfo sql, const PsyncPgMap *map, int first)
 }
 
 /*
- * Delete rows of the range that are not in psync_rows_N.  Parameters: the keys
+ * Delete rows of the range that are not in psync_keys_N.  Parameters: the keys
  * of the bounds that there are.
  */
 char *
@@ -459,8 +513,8 @@ psync_pg_sql_delete_range(const PsyncPgMap *map, bool after, bool upto)
 		add_range_key(&sql, map, after ? 1 + map->nkeys : 1);
 		appendStringInfoString(&sql, " AND ");
 	}
-	appendStringInfo(&sql, "NOT EXISTS (SELECT FROM pg_temp.psync_rows_%u r WHERE ", map->id);
-	add_key_equals_temp(&sql, map, true);
+	appendStringInfo(&sql, "NOT EXISTS (SELECT FROM pg_temp.psync_keys_%u k WHERE ", map->id);
+	add_key_equals_temp(&sql, map, false);
 	appendStringInfoChar(&sql, ')');
 	return sql.data;
 }

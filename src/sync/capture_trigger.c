@@ -1,0 +1,170 @@
+/*
+ * capture_trigger.c
+ *		Making, finding and dropping the capture triggers.
+ *
+ * They are made by ordinary DDL as the caller, who must own the table.  Being
+ * theirs, they may be renamed by the owner; so they are found by the function
+ * they call.  They depend on the extension, so that DROP EXTENSION takes them
+ * along, and are ENABLE ALWAYS (capture/trigger.c says why).
+ */
+#include "postgres.h"
+
+#include "access/relation.h"
+#include "access/xact.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
+#include "executor/spi.h"
+#include "nodes/value.h"
+#include "parser/parse_func.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+
+#include "compat.h"
+#include "sync/admin.h"
+
+char *
+psync_qualified_name(Oid relid)
+{
+	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+									  get_rel_name(relid));
+}
+
+/* As the current user; every name in it must be quoted and qualified. */
+static void
+run_ddl(const char *command)
+{
+	int			ret;
+
+	SPI_connect();
+	ret = SPI_execute(command, false, 0);
+	if (ret != SPI_OK_UTILITY)
+		elog(ERROR, "could not execute \"%s\": %s", command,
+			 SPI_result_code_string(ret));
+	SPI_finish();
+}
+
+/* The table's trigger that calls a function of ours. */
+bool
+psync_trigger_find(Oid relid, const char *function, PsyncTrigger *trigger)
+{
+	List	   *name = list_make2(makeString(pstrdup(PSYNC_SCHEMA)),
+								  makeString(pstrdup(function)));
+	Oid			funcoid = LookupFuncName(name, 0, NULL, false);
+	Relation	rel = relation_open(relid, AccessShareLock);
+	TriggerDesc *desc = rel->trigdesc;
+	bool		found = false;
+
+	for (int i = 0; desc != NULL && i < desc->numtriggers && !found; i++)
+	{
+		Trigger    *candidate = &desc->triggers[i];
+
+		if (candidate->tgfoid != funcoid)
+			continue;
+		trigger->oid = candidate->tgoid;
+		trigger->enabled = candidate->tgenabled;
+		strlcpy(trigger->name, candidate->tgname, NAMEDATALEN);
+		found = true;
+	}
+	relation_close(rel, NoLock);
+	return found;
+}
+
+void
+psync_trigger_enable(Oid relid, const PsyncTrigger *trigger)
+{
+	run_ddl(psprintf("ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER %s",
+					 psync_qualified_name(relid), quote_identifier(trigger->name)));
+}
+
+static void
+trigger_drop(Oid relid, const char *function)
+{
+	PsyncTrigger trigger;
+
+	if (psync_trigger_find(relid, function, &trigger))
+		run_ddl(psprintf("DROP TRIGGER %s ON %s", quote_identifier(trigger.name),
+						 psync_qualified_name(relid)));
+}
+
+/* Make it unless it is there; "event" is what comes before ON. */
+static void
+trigger_create(Oid relid, const char *name, const char *event,
+			   const char *each, const char *function)
+{
+	char	   *table = psync_qualified_name(relid);
+	PsyncTrigger trigger;
+
+	if (!psync_trigger_find(relid, function, &trigger))
+	{
+		run_ddl(psprintf("CREATE TRIGGER %s %s ON %s FOR EACH %s"
+						 " EXECUTE FUNCTION payment_sync.%s()",
+						 name, event, table, each, function));
+		run_ddl(psprintf("ALTER TRIGGER %s ON %s DEPENDS ON EXTENSION payment_sync",
+						 name, table));
+		if (!psync_trigger_find(relid, function, &trigger))
+			elog(ERROR, "trigger \"%s\" was not created", name);
+	}
+	if (trigger.enabled != TRIGGER_FIRES_ALWAYS)
+		psync_trigger_enable(relid, &trigger);
+}
+
+void
+psync_truncate_trigger_create(Oid relid)
+{
+	trigger_create(relid, PSYNC_TRUNCATE_TRIGGER, "BEFORE TRUNCATE", "STATEMENT",
+				   PSYNC_TRUNCATE_FUNCTION);
+}
+
+/* The table's partitions that hold rows; the table itself, if it does. */
+static List *
+leaves_of(Oid relid)
+{
+	List	   *members;
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	if (get_rel_relkind(relid) != RELKIND_PARTITIONED_TABLE)
+		return list_make1_oid(relid);	/* children are tables of their own */
+	members = find_all_inheritors(relid, ShareRowExclusiveLock, NULL);
+	foreach(lc, members)
+	{
+		if (get_rel_relkind(lfirst_oid(lc)) != RELKIND_PARTITIONED_TABLE)
+			result = lappend_oid(result, lfirst_oid(lc));
+	}
+	return result;
+}
+
+/*
+ * All that a captured table needs.  The firing state of a row trigger is
+ * inherited by clones made later, but not given to those that are there.
+ */
+void
+psync_triggers_create(Oid relid)
+{
+	ListCell   *lc;
+
+	trigger_create(relid, PSYNC_ROW_TRIGGER, "AFTER INSERT OR UPDATE OR DELETE",
+				   "ROW", PSYNC_ROW_FUNCTION);
+	psync_truncate_trigger_create(relid);
+	foreach(lc, leaves_of(relid))
+	{
+		PsyncTrigger trigger;
+
+		if (psync_trigger_find(lfirst_oid(lc), PSYNC_ROW_FUNCTION, &trigger) &&
+			trigger.enabled != TRIGGER_FIRES_ALWAYS)
+			psync_trigger_enable(lfirst_oid(lc), &trigger);
+		psync_truncate_trigger_create(lfirst_oid(lc));
+	}
+}
+
+void
+psync_triggers_drop(Oid relid)
+{
+	ListCell   *lc;
+
+	trigger_drop(relid, PSYNC_ROW_FUNCTION);
+	trigger_drop(relid, PSYNC_TRUNCATE_FUNCTION);
+	foreach(lc, leaves_of(relid))
+		trigger_drop(lfirst_oid(lc), PSYNC_TRUNCATE_FUNCTION);
+}

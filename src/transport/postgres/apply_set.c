@@ -1,0 +1,499 @@
+/*
+ * apply_set.c
+ *		Applying a group set-wise: COPY, then few statements for many rows.
+ *
+ * All that a group takes goes as one string of commands, in which COPYs read
+ * the rows as their turn comes:
+ *
+ *		[BEGIN, or release of the previous group's savepoint]
+ *		[temporary tables made, or emptied]
+ *		SAVEPOINT
+ *		1	deletes of tables that no foreign key points to
+ *		2	table by table, referenced ones first: new rows by COPY straight
+ *			into the table; changed rows by COPY into a temporary table and
+ *			UPDATE … FROM
+ *		3	deletes of tables that foreign keys point to, referencing ones first
+ *
+ * Why deletes come on both sides.  Unique indexes want rows gone before others
+ * take their values; foreign keys want rows gone only when nothing refers to
+ * them any more, and with ON DELETE CASCADE a delete that comes too early
+ * would take along rows that merely have not been moved yet.  The latter is
+ * loss, the former an error that has a remedy (apply.c): so (3) for tables
+ * that are referenced, (1) for the rest.
+ *
+ * Nothing is waited for but the word that a COPY may begin.  While the target
+ * works on one group, the core hands us the changes of the next, and now and
+ * then we look whether the target can be fed further (psync_pg_set_poke).
+ */
+#include "postgres.h"
+
+#include "port/pg_bswap.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "transport/postgres/postgres_transport.h"
+
+/* Rows are handed to libpq in pieces of about this size. */
+#define PSYNC_PG_PIECE_BYTES	(64 * 1024)
+
+/* What is expected of one command of the string. */
+typedef enum StepKind
+{
+	STEP_PLAIN,
+	STEP_COPY,
+	STEP_UPDATE					/* must hit as many rows as were sent */
+} StepKind;
+
+typedef struct Step
+{
+	StepKind	kind;
+	PsyncPgMap *map;
+	/* STEP_COPY: entries[] or all of the group if NULL; their keys or rows */
+	const int  *entries;
+	int			n;
+	bool		keys;
+	bool		direct;
+} Step;
+
+struct PsyncPgSetRun
+{
+	PsyncPgGroup *group;
+	PsyncPgSetMode mode;
+	StringInfoData sql;
+	Step	   *steps;
+	int			nsteps;
+	int			steps_size;
+	int			current;
+	int			savepoint;		/* the step that sets it */
+	List	   *incomplete;		/* maps some of whose rows were not there */
+	bool		failed;
+	PsyncPgError error;
+};
+
+/* --------------------------------------------------------------- planning */
+
+static Step *
+add_step(PsyncPgSetRun *run, StepKind kind, PsyncPgMap *map, const char *sql)
+{
+	Step	   *step;
+
+	if (run->nsteps == run->steps_size)
+	{
+		run->steps_size *= 2;
+		run->steps = repalloc(run->steps, run->steps_size * sizeof(Step));
+	}
+	appendStringInfo(&run->sql, "%s%s", run->nsteps > 0 ? "; " : "", sql);
+	step = &run->steps[run->nsteps++];
+	memset(step, 0, sizeof(Step));
+	step->kind = kind;
+	step->map = map;
+	return step;
+}
+
+static Step *
+add_copy(PsyncPgSetRun *run, PsyncPgMap *map, const char *sql,
+		 const int *entries, int n, bool keys)
+{
+	Step	   *step = add_step(run, STEP_COPY, map, sql);
+
+	step->entries = entries;
+	step->n = n;
+	step->keys = keys;
+	return step;
+}
+
+/* Have the map's temporary tables there, and empty. */
+static void
+add_temp(PsyncPgSetRun *run, PsyncPgMap *map)
+{
+	if (!map->temp_created)
+	{
+		add_step(run, STEP_PLAIN, map, psync_pg_sql_create_temp_rows(map));
+		add_step(run, STEP_PLAIN, map, psync_pg_sql_create_temp_keys(map));
+	}
+	else if (map->temp_used)
+		add_step(run, STEP_PLAIN, map, psync_pg_sql_truncate_temp(map));
+	map->temp_created = true;
+	map->temp_used = true;
+}
+
+static void
+add_deletes(PsyncPgSetRun *run, const PsyncPgNet *net)
+{
+	if (net->ndeletes == 0)
+		return;
+	add_copy(run, net->map, psync_pg_sql_copy_keys(net->map), net->deletes,
+			 net->ndeletes, true);
+	add_step(run, STEP_PLAIN, net->map, psync_pg_sql_delete(net->map));
+}
+
+static bool
+goes_direct(const PsyncPgSetRun *run, const PsyncPgNet *net)
+{
+	return run->mode == PSYNC_PG_SET_FAST && net->map->direct &&
+		!net->map->direct_failed;
+}
+
+static void
+add_rows_direct(PsyncPgSetRun *run, const PsyncPgNet *net)
+{
+	PsyncPgMap *map = net->map;
+
+	if (net->ninserts > 0)
+		add_copy(run, map, psync_pg_sql_copy_direct(map), net->inserts,
+				 net->ninserts, false)->direct = true;
+	if (net->nupdates > 0)
+	{
+		char	   *update = psync_pg_sql_update(map);
+
+		add_copy(run, map, psync_pg_sql_copy_rows(map), net->updates,
+				 net->nupdates, false);
+		if (update != NULL)
+			add_step(run, STEP_UPDATE, map, update)->n = net->nupdates;
+		else
+			add_step(run, STEP_PLAIN, map, psync_pg_sql_insert_missing(map));
+	}
+}
+
+static void
+add_rows_by_temp(PsyncPgSetRun *run, const PsyncPgNet *net)
+{
+	PsyncPgMap *map = net->map;
+	int			n = net->ninserts + net->nupdates;
+	int		   *rows;
+
+	if (n == 0)
+		return;
+	rows = palloc(n * sizeof(int));
+	memcpy(rows, net->inserts, net->ninserts * sizeof(int));
+	memcpy(rows + net->ninserts, net->updates, net->nupdates * sizeof(int));
+	add_copy(run, map, psync_pg_sql_copy_rows(map), rows, n, false);
+	if (run->mode == PSYNC_PG_SET_REPLACE)
+		add_step(run, STEP_PLAIN, map, psync_pg_sql_replace(map));
+	add_step(run, STEP_PLAIN, map,
+			 psync_pg_sql_upsert(map, run->group->chunk != NULL));
+}
+
+/* Does applying this net involve the temporary tables? */
+static bool
+needs_temp(const PsyncPgSetRun *run, const PsyncPgNet *net)
+{
+	return net->ndeletes > 0 || net->nupdates > 0 || !goes_direct(run, net);
+}
+
+static int
+compare_ranks(const void *a, const void *b)
+{
+	return ((const PsyncPgNet *) a)->map->table->rank -
+		((const PsyncPgNet *) b)->map->table->rank;
+}
+
+static void
+add_preparation(PsyncPgSetRun *run, PsyncPgSession *session,
+				const PsyncPgNet *nets, int n)
+{
+	if (!session->in_transaction)
+	{
+		add_step(run, STEP_PLAIN, NULL, "BEGIN");
+		add_step(run, STEP_PLAIN, NULL, "SET CONSTRAINTS ALL DEFERRED");
+	}
+	else if (session->in_savepoint)
+		add_step(run, STEP_PLAIN, NULL, "RELEASE SAVEPOINT " PSYNC_PG_SAVEPOINT);
+	for (int i = 0; i < n; i++)
+	{
+		if (needs_temp(run, &nets[i]))
+			add_temp(run, nets[i].map);
+	}
+	run->savepoint = run->nsteps;
+	add_step(run, STEP_PLAIN, NULL, "SAVEPOINT " PSYNC_PG_SAVEPOINT);
+}
+
+static void
+plan(PsyncPgSetRun *run, PsyncPgSession *session)
+{
+	int			n;
+	PsyncPgNet *nets = psync_pg_collapse(run->group, &n);
+
+	psync_pg_rank_tables(run->group);
+	qsort(nets, n, sizeof(PsyncPgNet), compare_ranks);
+	add_preparation(run, session, nets, n);
+
+	/*
+	 * A group is small next to its table, so the key's index is the way to
+	 * find rows; without statistics of the temporary table the planner might
+	 * read and hash all of the target instead.
+	 */
+	if (run->mode != PSYNC_PG_SET_REPLACE)
+	{
+		add_step(run, STEP_PLAIN, NULL, "SET LOCAL enable_hashjoin = off");
+		add_step(run, STEP_PLAIN, NULL, "SET LOCAL enable_mergejoin = off");
+	}
+	for (int i = 0; i < n; i++)
+	{
+		if (!nets[i].map->table->referenced)
+			add_deletes(run, &nets[i]);
+	}
+	for (int i = 0; i < n; i++)
+	{
+		if (goes_direct(run, &nets[i]))
+			add_rows_direct(run, &nets[i]);
+		else
+			add_rows_by_temp(run, &nets[i]);
+	}
+	for (int i = n - 1; i >= 0; i--)
+	{
+		if (nets[i].map->table->referenced)
+			add_deletes(run, &nets[i]);
+	}
+}
+
+/* Only load the keys of all rows, for what apply_batch.c does with them. */
+static void
+plan_keys(PsyncPgSetRun *run, PsyncPgSession *session, PsyncPgMap *map)
+{
+	PsyncPgNet	none = {.map = map};
+
+	add_preparation(run, session, &none, 1);
+	add_copy(run, map, psync_pg_sql_copy_keys(map), NULL, run->group->nentries, true);
+}
+
+/* ---------------------------------------------------------------- feeding */
+
+static void
+put(PsyncPgSession *session, const char *data, int size)
+{
+	while (size > 0)
+	{
+		int			piece = Min(size, PSYNC_PG_PIECE_BYTES);
+
+		if (PQputCopyData(session->conn, data, piece) != 1)
+			psync_pg_lost(session);
+		data += piece;
+		size -= piece;
+	}
+}
+
+/* Rows that stand in the group as they are to be sent, in long stretches. */
+static void
+feed_verbatim(PsyncPgSession *session, const PsyncPgGroup *group, const Step *step)
+{
+	uint32		start = 0;
+	uint32		end = 0;
+
+	for (int i = 0; i < step->n; i++)
+	{
+		const PsyncPgEntry *entry = &group->entries[step->entries[i]];
+
+		if (entry->image_at != end)
+		{
+			put(session, group->data.data + start, end - start);
+			start = entry->image_at;
+		}
+		end = entry->image_at + entry->image_size;
+	}
+	put(session, group->data.data + start, end - start);
+}
+
+/* Rows, or keys, that must be put together. */
+static void
+feed_composed(PsyncPgSession *session, const PsyncPgGroup *group, const Step *step)
+{
+	PsyncPgMap *map = step->map;
+	PsyncPgField *fields = palloc(map->shape->ncolumns * sizeof(PsyncPgField));
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int i = 0; i < step->n; i++)
+	{
+		const PsyncPgEntry *entry = &group->entries[step->entries ? step->entries[i] : i];
+		bool		old = step->keys && entry->part_size > 0;
+
+		psync_pg_entry_fields(group, entry, old ? NULL : fields, old ? fields : NULL);
+		if (step->keys)
+			psync_pg_copy_key(&buf, map, fields);
+		else
+			psync_pg_copy_row(&buf, map, fields);
+		if (buf.len >= PSYNC_PG_PIECE_BYTES)
+		{
+			put(session, buf.data, buf.len);
+			resetStringInfo(&buf);
+		}
+	}
+	put(session, buf.data, buf.len);
+	pfree(buf.data);
+	pfree(fields);
+}
+
+static void
+feed(PsyncPgSession *session, const PsyncPgSetRun *run, const Step *step)
+{
+	/* signature, flags, length of header extension */
+	static const char header[] = "PGCOPY\n\377\r\n\0\0\0\0\0\0\0\0\0";
+	static const char trailer[] = "\377\377";
+
+	Assert(step->kind == STEP_COPY);
+	StaticAssertStmt(sizeof(header) - 1 == 19, "COPY BINARY header has 19 bytes");
+
+	put(session, header, sizeof(header) - 1);
+	if (step->map->verbatim && !step->keys)
+		feed_verbatim(session, run->group, step);
+	else
+		feed_composed(session, run->group, step);
+	put(session, trailer, sizeof(trailer) - 1);
+	if (PQputCopyEnd(session->conn, NULL) != 1)
+		psync_pg_lost(session);
+}
+
+/* ---------------------------------------------------------------- running */
+
+/* A command has succeeded. */
+static void
+step_done(PsyncPgSetRun *run, PGresult *result)
+{
+	Step	   *step;
+
+	Assert(run->current < run->nsteps);
+	step = &run->steps[run->current++];
+	if (step->kind == STEP_UPDATE &&
+		strtoul(PQcmdTuples(result), NULL, 10) != (unsigned long) step->n)
+		run->incomplete = lappend(run->incomplete, step->map);
+	PQclear(result);
+}
+
+/* A command has failed: the rest of the string is void. */
+static void
+step_failed(PsyncPgSetRun *run, PGresult *result)
+{
+	psync_pg_error_take(&run->error, result);
+	run->failed = true;
+
+	/* rows were there that should not be: do not try that way again soon */
+	if (run->current < run->nsteps && run->steps[run->current].direct)
+		run->steps[run->current].map->direct_failed = true;
+}
+
+/* Go on with what has come; true when all is done. */
+static bool
+advance(PsyncPgSession *session, bool wait)
+{
+	PsyncPgSetRun *run = session->run;
+
+	while (wait || psync_pg_result_ready(session))
+	{
+		PGresult   *result = psync_pg_get_result(session);
+
+		if (result == NULL)
+			return true;
+		switch (PQresultStatus(result))
+		{
+			case PGRES_COPY_IN:
+				PQclear(result);
+				feed(session, run, &run->steps[run->current]);
+				break;
+			case PGRES_COMMAND_OK:
+			case PGRES_TUPLES_OK:
+				step_done(run, result);
+				break;
+			default:
+				step_failed(run, result);
+				break;
+		}
+		if (PQstatus(session->conn) == CONNECTION_BAD)
+			psync_pg_lost(session);
+	}
+	return false;
+}
+
+/*
+ * Send the group's commands and begin to feed them.  The group must stay as it
+ * is until psync_pg_set_finish().
+ */
+void
+psync_pg_set_start(PsyncPgSession *session, PsyncPgGroup *group,
+				   PsyncPgSetMode mode)
+{
+	MemoryContext old = MemoryContextSwitchTo(session->scratch);
+	PsyncPgSetRun *run = palloc0(sizeof(PsyncPgSetRun));
+
+	Assert(session->run == NULL);
+	Assert(!group->has_truncate);
+	Assert(PQpipelineStatus(session->conn) == PQ_PIPELINE_OFF);
+
+	run->group = group;
+	run->mode = mode;
+	initStringInfo(&run->sql);
+	run->steps_size = 16;
+	run->steps = palloc(run->steps_size * sizeof(Step));
+	if (mode == PSYNC_PG_SET_KEYS)
+		plan_keys(run, session, linitial(group->maps));
+	else
+		plan(run, session);
+
+	if (!PQsendQuery(session->conn, run->sql.data))
+		psync_pg_lost(session);
+	session->run = run;
+	session->in_transaction = true;
+	session->in_savepoint = true;
+	(void) advance(session, false);
+	MemoryContextSwitchTo(old);
+}
+
+/* Feed the target if it can take more.  Does not wait. */
+void
+psync_pg_set_poke(PsyncPgSession *session)
+{
+	MemoryContext old = MemoryContextSwitchTo(session->scratch);
+
+	/* the end of results is left for finish() to find */
+	if (!session->run->failed && session->run->current < session->run->nsteps)
+		(void) advance(session, false);
+	MemoryContextSwitchTo(old);
+}
+
+/* Rows that the target did not have are inserted after all. */
+static void
+complete(PsyncPgSession *session, PsyncPgSetRun *run)
+{
+	ListCell   *lc;
+
+	foreach(lc, run->incomplete)
+	{
+		if (!psync_pg_try(session, psync_pg_sql_insert_missing(lfirst(lc)), &run->error))
+		{
+			run->failed = true;
+			return;
+		}
+	}
+}
+
+/*
+ * Wait until the group is applied.  False if the target refused it: then all
+ * is undone up to the savepoint.
+ */
+bool
+psync_pg_set_finish(PsyncPgSession *session, PsyncPgFailure *failure)
+{
+	MemoryContext old = MemoryContextSwitchTo(session->scratch);
+	PsyncPgSetRun *run = session->run;
+
+	Assert(run != NULL);
+	(void) advance(session, true);
+	session->run = NULL;
+	if (!run->failed)
+	{
+		Assert(run->current == run->nsteps);
+		complete(session, run);
+	}
+	MemoryContextSwitchTo(old);
+	if (!run->failed)
+		return true;
+
+	/* not even a savepoint: the session is of no use */
+	if (run->current <= run->savepoint)
+		psync_pg_error_raise(session, &run->error, "could not prepare to apply changes");
+	failure->what = PSYNC_PG_WHAT_GROUP;
+	failure->entry = -1;
+	failure->error = run->error;
+	psync_pg_execute(session, "ROLLBACK TO SAVEPOINT " PSYNC_PG_SAVEPOINT);
+	return false;
+}
