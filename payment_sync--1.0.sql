@@ -424,7 +424,7 @@ COMMENT ON FUNCTION payment_sync.wake_workers() IS 'makes workers look at this d
 -- ======================================================================
 
 CREATE FUNCTION payment_sync.read_changes(
-	OUT xid xid8, OUT "position" bigint, OUT at timestamptz, OUT operation text,
+	OUT "position" bigint, OUT xid xid8, OUT at timestamptz, OUT operation text,
 	OUT "table" regclass, OUT key jsonb, OUT new jsonb, OUT old jsonb,
 	OUT origin text) RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'payment_sync_read_changes'
@@ -432,11 +432,15 @@ CREATE FUNCTION payment_sync.read_changes(
 COMMENT ON FUNCTION payment_sync.read_changes() IS 'changes in the log, of tables that the caller may read';
 
 CREATE VIEW payment_sync.changes AS
-	SELECT xid, position, at, operation, "table", key, new, old, origin
+	SELECT xid, "position", at, operation, "table", key, new, old, origin
 	FROM payment_sync.read_changes();
 COMMENT ON VIEW payment_sync.changes IS
 	'the change log, decoded, in order of position; only tables that the current user may read';
-COMMENT ON COLUMN payment_sync.changes.old IS 'what the table''s old_values keeps; of a delete also the key';
+COMMENT ON COLUMN payment_sync.changes.xid IS 'top-level transaction';
+COMMENT ON COLUMN payment_sync.changes."position" IS 'order of changes to one key; says nothing about the order of commits';
+COMMENT ON COLUMN payment_sync.changes.at IS 'when the change was written to the log';
+COMMENT ON COLUMN payment_sync.changes.old IS 'of an update the previous values, as old_values says; of a delete the row, or its key';
+COMMENT ON COLUMN payment_sync.changes.origin IS 'who applied the change here; null: made here';
 
 -- ======================================================================
 -- Pull
@@ -444,19 +448,19 @@ COMMENT ON COLUMN payment_sync.changes.old IS 'what the table''s old_values keep
 
 CREATE FUNCTION payment_sync.fetch_changes(
 	name name, max_changes integer DEFAULT 1000,
-	OUT xid xid8, OUT "position" bigint, OUT at timestamptz, OUT operation text,
+	OUT "position" text, OUT xid xid8, OUT at timestamptz, OUT operation text,
 	OUT "table" regclass, OUT key jsonb, OUT new jsonb, OUT old jsonb,
 	OUT origin text) RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'payment_sync_fetch_changes'
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION payment_sync.fetch_changes(name, integer) IS
-	'next changes of a sync without server, the same ones until they are acknowledged';
+	'next changes of a sync without server, in order; the same ones until they are acknowledged';
 
-CREATE FUNCTION payment_sync.ack_changes(name name, "position" bigint) RETURNS void
+CREATE FUNCTION payment_sync.ack_changes(name name, "position" text) RETURNS void
 	AS 'MODULE_PATHNAME', 'payment_sync_ack_changes'
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
-COMMENT ON FUNCTION payment_sync.ack_changes(name, bigint) IS
-	'all fetched changes up to this position are dealt with, if this transaction commits';
+COMMENT ON FUNCTION payment_sync.ack_changes(name, text) IS
+	'the fetched change at this position, and all before it, are dealt with, if this transaction commits';
 
 -- ======================================================================
 -- Keeping the definitions true when tables change

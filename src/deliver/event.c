@@ -2,19 +2,21 @@
  * event.c
  *		Changes decoded for people and for JSON.
  *
- * An image's fields are decoded by their types' own functions and put into a
- * row, which PostgreSQL's row_to_json() renders: so a value looks exactly as
- * to_jsonb() of the table's row would have shown it.  A column whose type is
- * gone shows its bytes in hex.
+ * An image's fields are decoded by their types' own functions and rendered by
+ * to_jsonb(), so a value looks exactly as to_jsonb() of the table's row would
+ * have shown it.  A column whose type is gone shows its bytes in hex.
+ *
+ * Not by way of a row type: each set of columns would need one, and a session
+ * keeps those it has seen for good.
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
 #include "catalog/pg_type.h"
-#include "funcapi.h"
+#include "fmgr.h"
+#include "nodes/primnodes.h"
 #include "port/pg_bswap.h"
 #include "utils/builtins.h"
-#include "utils/fmgrprotos.h"
+#include "utils/fmgroids.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
@@ -174,36 +176,75 @@ psync_change_describe_key(const PsyncChange *change)
 
 /* ------------------------------------------------------------------ jsonb */
 
+/*
+ * to_jsonb(value) as SQL would call it: the function learns the type of its
+ * argument from the call's expression.
+ */
+static Datum
+value_to_jsonb(Oid type, Datum value)
+{
+	LOCAL_FCINFO(fcinfo, 1);
+	FmgrInfo	function;
+	Param	   *argument = makeNode(Param);
+	FuncExpr   *call = makeNode(FuncExpr);
+
+	argument->paramtype = type;
+	call->args = list_make1(argument);
+	fmgr_info(F_TO_JSONB, &function);
+	fmgr_info_set_expr((Node *) call, &function);
+	InitFunctionCallInfoData(*fcinfo, &function, 1, InvalidOid, NULL, NULL);
+	fcinfo->args[0].value = value;
+	fcinfo->args[0].isnull = false;
+	return FunctionCallInvoke(fcinfo);
+}
+
+/*
+ * A field as jsonb.  A domain's value is read as its base type's: it was valid
+ * when it was written, whatever the domain demands by now.
+ */
+static Datum
+field_to_jsonb(const PsyncColumn *column, const PsyncField *field)
+{
+	PsyncColumn base = *column;
+
+	Assert(field->size >= 0);
+	if (!type_exists(column->type))
+		return value_to_jsonb(TEXTOID,
+							  CStringGetTextDatum(bytes_to_hex(field->value,
+															   field->size)));
+	base.type = getBaseTypeAndTypmod(column->type, &base.typmod);
+	return value_to_jsonb(base.type,
+						  psync_value_to_datum(&base, field->value, field->size));
+}
+
 static Datum
 fields_to_jsonb(const PsyncShape *shape, const PsyncField *fields, int n)
 {
-	TupleDesc	desc = CreateTemplateTupleDesc(n);
-	Datum	   *values = palloc(Max(n, 1) * sizeof(Datum));
-	bool	   *nulls = palloc(Max(n, 1) * sizeof(bool));
-	HeapTuple	tuple;
-	text	   *json;
+	JsonbParseState *state = NULL;
+	JsonbValue	item;
 
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
 	for (int i = 0; i < n; i++)
 	{
 		const PsyncColumn *column = &shape->columns[fields[i].index];
-		bool		known = type_exists(column->type);
 
-		TupleDescInitEntry(desc, i + 1, column->name,
-						   known ? column->type : TEXTOID, -1, 0);
-		nulls[i] = fields[i].size < 0;
-		if (nulls[i])
-			values[i] = (Datum) 0;
-		else if (known)
-			values[i] = psync_value_to_datum(column, fields[i].value, fields[i].size);
+		item.type = jbvString;
+		item.val.string.val = unconstify(char *, column->name);
+		item.val.string.len = strlen(column->name);
+		pushJsonbValue(&state, WJB_KEY, &item);
+		if (fields[i].size < 0)
+			item.type = jbvNull;
 		else
-			values[i] = CStringGetTextDatum(psync_value_to_text(column, fields[i].value,
-																fields[i].size));
+		{
+			Jsonb	   *value = DatumGetJsonbP(field_to_jsonb(column, &fields[i]));
+
+			item.type = jbvBinary;
+			item.val.binary.data = &value->root;
+			item.val.binary.len = VARSIZE(value) - VARHDRSZ;
+		}
+		pushJsonbValue(&state, WJB_VALUE, &item);
 	}
-	desc = BlessTupleDesc(desc);
-	tuple = heap_form_tuple(desc, values, nulls);
-	json = DatumGetTextPP(DirectFunctionCall1(row_to_json,
-											  HeapTupleGetDatum(tuple)));
-	return DirectFunctionCall1(jsonb_in, CStringGetDatum(text_to_cstring(json)));
+	return JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL)));
 }
 
 Datum

@@ -8,6 +8,8 @@
  */
 #include "postgres.h"
 
+#include "access/transam.h"
+#include "access/xact.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 
@@ -22,6 +24,28 @@ compare_xid8(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
+/*
+ * Our own transaction is not over.  A snapshot of PostgreSQL's leaves it out of
+ * the running ones, because it treats its own rows in another way; here it
+ * counts among them like any other.
+ */
+static PsyncSnapshot *
+add_own_transaction(PsyncSnapshot *snapshot)
+{
+	FullTransactionId own = GetTopFullTransactionIdIfAny();
+	uint64		xid = U64FromFullTransactionId(own);
+
+	if (!FullTransactionIdIsValid(own) || !psync_snapshot_sees(snapshot, xid))
+		return snapshot;
+
+	Assert(xid >= snapshot->xmin && xid < snapshot->xmax);
+	snapshot = repalloc(snapshot, offsetof(PsyncSnapshot, xip) +
+						(snapshot->nxip + 1) * sizeof(uint64));
+	snapshot->xip[snapshot->nxip++] = xid;
+	qsort(snapshot->xip, snapshot->nxip, sizeof(uint64), compare_xid8);
+	return snapshot;
+}
+
 /* The active snapshot's text is pg_snapshot's own business. */
 PsyncSnapshot *
 psync_snapshot_current(void)
@@ -33,7 +57,7 @@ psync_snapshot_current(void)
 
 	pfree(text);
 	pfree(DatumGetPointer(snapshot));
-	return result;
+	return add_own_transaction(result);
 }
 
 static void

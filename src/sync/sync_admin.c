@@ -425,7 +425,8 @@ start_anew(const PsyncSync *sync, bool batch)
 		" VALUES ($1, $2::pg_snapshot, true)"
 		" ON CONFLICT (sync) DO UPDATE SET position = excluded.position, restart = true,"
 		" target_position = NULL, hint_filenode = DEFAULT, hint_block = DEFAULT,"
-		" pull_upto = NULL, pull_position = 0, released = false,"
+		" pull_upto = NULL, pull_position = 0, pull_xid = DEFAULT,"
+		" pull_window = sync_state.pull_window + 1, released = false, log_full_at = NULL,"
 		" failures = 0, retry_at = NULL, disabled_reason = NULL",
 		2, types, values, NULL);
 	if (batch)

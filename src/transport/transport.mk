@@ -1,6 +1,6 @@
-# Included by each transport's Makefile, which sets NAME (as in
-# payment_sync_NAME), OBJS and SHLIB_LINK_INTERNAL / SHLIB_LINK.
-MODULE_big = payment_sync_$(NAME)
+# Included by each transport's Makefile, which sets TRANSPORT (as in
+# payment_sync_TRANSPORT), OBJS and SHLIB_LINK_INTERNAL / SHLIB_LINK.
+MODULE_big = payment_sync_$(TRANSPORT)
 EXTRA_CLEAN = $(OBJS:.o=.d)
 PG_CPPFLAGS += -I$(abspath $(CURDIR)/../..) -MMD -MP
 override with_llvm = no

@@ -171,7 +171,7 @@ add_rows_by_temp(PsyncPgSetRun *run, const PsyncPgNet *net)
 	if (run->mode == PSYNC_PG_SET_REPLACE)
 		add_step(run, STEP_PLAIN, map, psync_pg_sql_replace(map));
 	add_step(run, STEP_PLAIN, map,
-			 psync_pg_sql_upsert(map, run->group->chunk != NULL));
+			 psync_pg_sql_upsert(map, run->group->batch));
 }
 
 /* Does applying this net involve the temporary tables? */
@@ -208,6 +208,21 @@ add_preparation(PsyncPgSetRun *run, PsyncPgSession *session,
 	add_step(run, STEP_PLAIN, NULL, "SAVEPOINT " PSYNC_PG_SAVEPOINT);
 }
 
+/*
+ * A group is small next to its table, so the key's index is the way to find
+ * rows; without statistics of the temporary table the planner might read and
+ * hash all of the target instead.  (300,000 rows, 40,000 of them updated: 280
+ * instead of 350 ms; the larger the table, the more it matters.)
+ */
+static void
+add_join_methods(PsyncPgSetRun *run, bool all)
+{
+	const char *value = all ? "DEFAULT" : "off";
+
+	add_step(run, STEP_PLAIN, NULL, psprintf("SET LOCAL enable_hashjoin = %s", value));
+	add_step(run, STEP_PLAIN, NULL, psprintf("SET LOCAL enable_mergejoin = %s", value));
+}
+
 static void
 plan(PsyncPgSetRun *run, PsyncPgSession *session)
 {
@@ -218,16 +233,8 @@ plan(PsyncPgSetRun *run, PsyncPgSession *session)
 	qsort(nets, n, sizeof(PsyncPgNet), compare_ranks);
 	add_preparation(run, session, nets, n);
 
-	/*
-	 * A group is small next to its table, so the key's index is the way to
-	 * find rows; without statistics of the temporary table the planner might
-	 * read and hash all of the target instead.
-	 */
-	if (run->mode != PSYNC_PG_SET_REPLACE)
-	{
-		add_step(run, STEP_PLAIN, NULL, "SET LOCAL enable_hashjoin = off");
-		add_step(run, STEP_PLAIN, NULL, "SET LOCAL enable_mergejoin = off");
-	}
+	/* what joins the temporary tables to each other needs no index */
+	add_join_methods(run, run->mode == PSYNC_PG_SET_REPLACE);
 	for (int i = 0; i < n; i++)
 	{
 		if (!nets[i].map->table->referenced)
@@ -251,9 +258,10 @@ plan(PsyncPgSetRun *run, PsyncPgSession *session)
 static void
 plan_keys(PsyncPgSetRun *run, PsyncPgSession *session, PsyncPgMap *map)
 {
-	PsyncPgNet	none = {.map = map};
+	PsyncPgNet	none = {.map = map};	/* which makes for temporary tables */
 
 	add_preparation(run, session, &none, 1);
+	add_join_methods(run, true);
 	add_copy(run, map, psync_pg_sql_copy_keys(map), NULL, run->group->nentries, true);
 }
 
@@ -380,7 +388,8 @@ advance(PsyncPgSession *session, bool wait)
 
 	while (wait || psync_pg_result_ready(session))
 	{
-		PGresult   *result = psync_pg_get_result(session);
+		PGresult   *result = wait ? psync_pg_get_result(session) :
+			PQgetResult(session->conn);
 
 		if (result == NULL)
 			return true;

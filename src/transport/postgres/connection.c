@@ -192,6 +192,23 @@ psync_pg_query(PsyncPgSession *session, const char *sql, int nparams,
 	return result;
 }
 
+/* Run a command with the parameters that the map holds. */
+bool
+psync_pg_try_params(PsyncPgSession *session, const char *sql,
+					const PsyncPgMap *map, int nparams, PsyncPgError *error)
+{
+	PGresult   *result;
+
+	Assert(PQpipelineStatus(session->conn) == PQ_PIPELINE_OFF);
+	Assert(nparams <= map->shape->ncolumns + map->shape->nkeys);
+	if (!PQsendQueryParams(session->conn, sql, nparams, map->types, map->values,
+						   map->lengths, map->formats, 0))
+		psync_pg_lost(session);
+	result = collect(session, error);
+	PQclear(result);
+	return result != NULL;
+}
+
 /* Run commands; false and *error if one of them fails. */
 bool
 psync_pg_try(PsyncPgSession *session, const char *sql, PsyncPgError *error)

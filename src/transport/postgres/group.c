@@ -48,7 +48,7 @@ psync_pg_group_reset(PsyncPgGroup *group)
 	group->maps = NIL;
 	group->has_truncate = false;
 	group->key_changed = false;
-	group->chunk = NULL;
+	group->batch = false;
 }
 
 /* Can the group take a change of this map, or must it be sent first? */
@@ -88,8 +88,8 @@ add_entry(PsyncPgGroup *group)
 	return &group->entries[group->nentries++];
 }
 
-static void
-add_map(PsyncPgGroup *group, PsyncPgMap *map)
+void
+psync_pg_group_add_map(PsyncPgGroup *group, PsyncPgMap *map)
 {
 	MemoryContext old;
 
@@ -135,7 +135,7 @@ psync_pg_group_add(PsyncPgGroup *group, const PsyncChange *change,
 
 	group->key_changed |= entry->key_changed;
 	if (map != NULL)
-		add_map(group, map);
+		psync_pg_group_add_map(group, map);
 	else
 		group->has_truncate = true;
 }
@@ -157,7 +157,7 @@ psync_pg_group_merge(PsyncPgGroup *group, const PsyncPgGroup *later)
 		entry->part_at += shift;
 	}
 	foreach(lc, later->maps)
-		add_map(group, lfirst(lc));
+		psync_pg_group_add_map(group, lfirst(lc));
 	group->has_truncate |= later->has_truncate;
 	group->key_changed |= later->key_changed;
 }

@@ -35,7 +35,7 @@ extern const PsyncServices *psync_pg_services;
  * buffer: this bounds the worker's memory (P7).
  */
 #define PSYNC_PG_GROUP_BYTES_MAX	(4 * 1024 * 1024)
-#define PSYNC_PG_GROUP_CHANGES_MAX	(48 * 1024)
+#define PSYNC_PG_GROUP_CHANGES_MAX	(64 * 1024)
 
 /* ---------------------------------------------------------------- facts */
 
@@ -84,8 +84,8 @@ typedef struct PsyncPgTable
 	bool		deferrable;		/* has constraints that SET CONSTRAINTS affects */
 	List	   *foreign_keys;	/* of PsyncPgForeignKey * */
 	bool		referenced;		/* some foreign key points here */
-	bool		actions_outside;	/* … from a table that is not the sync's, and
-									 * deletes or changes rows there */
+	bool		actions;		/* … and deletes or changes rows there */
+	bool		actions_outside;	/* … in a table that is not the sync's */
 	int			rank;			/* in the group at hand: above all tables that
 								 * it references */
 } PsyncPgTable;
@@ -175,7 +175,7 @@ typedef struct PsyncPgGroup
 	List	   *maps;			/* of PsyncPgMap *, one per table */
 	bool		has_truncate;
 	bool		key_changed;	/* of any entry */
-	const PsyncChunk *chunk;	/* NULL, or rows of this chunk */
+	bool		batch;			/* rows of a chunk */
 } PsyncPgGroup;
 
 /* ------------------------------------------------------------- failures */
@@ -240,6 +240,10 @@ typedef struct PsyncPgSession
 	uint32		growing_max;	/* bytes */
 	uint32		since_poke;
 	PsyncPgSetRun *run;			/* how far the target is with it */
+
+	/* apply_batch.c */
+	PsyncPgMap *chunk_map;		/* of the chunk that is being received */
+	bool		chunk_whole;	/* its rows must stay in one group */
 } PsyncPgSession;
 
 /* connection.c */
@@ -250,6 +254,9 @@ extern PGresult *psync_pg_get_result(PsyncPgSession *session);
 extern bool psync_pg_result_ready(PsyncPgSession *session);
 extern PGresult *psync_pg_query(PsyncPgSession *session, const char *sql,
 								int nparams, const char *const *params);
+extern bool psync_pg_try_params(PsyncPgSession *session, const char *sql,
+								const PsyncPgMap *map, int nparams,
+								PsyncPgError *error);
 extern bool psync_pg_try(PsyncPgSession *session, const char *sql,
 						 PsyncPgError *error);
 extern void psync_pg_execute(PsyncPgSession *session, const char *sql);
@@ -322,6 +329,7 @@ extern PsyncPgGroup *psync_pg_group_create(MemoryContext context);
 extern void psync_pg_group_reset(PsyncPgGroup *group);
 extern void psync_pg_group_add(PsyncPgGroup *group, const PsyncChange *change,
 							   PsyncPgMap *map, PsyncPgTable *table);
+extern void psync_pg_group_add_map(PsyncPgGroup *group, PsyncPgMap *map);
 extern bool psync_pg_group_takes(const PsyncPgGroup *group, const PsyncPgMap *map);
 extern bool psync_pg_group_is_small(const PsyncPgGroup *group);
 extern void psync_pg_group_merge(PsyncPgGroup *group, const PsyncPgGroup *later);
@@ -372,11 +380,15 @@ extern void psync_pg_set_poke(PsyncPgSession *session);
 extern bool psync_pg_set_finish(PsyncPgSession *session, PsyncPgFailure *failure);
 
 /* apply_batch.c */
-extern void psync_pg_mirror_delete(PsyncPgSession *session, PsyncPgGroup *group);
+extern void psync_pg_chunk_begin(PsyncPgSession *session, const PsyncChunk *chunk);
+extern void psync_pg_chunk_row(PsyncPgSession *session, const char *image,
+							   uint32 size);
+extern void psync_pg_chunk_end(PsyncPgSession *session, const PsyncChunk *chunk);
 
 /* apply.c */
 #define PSYNC_PG_SAVEPOINT	"psync_group"
 
+extern void psync_pg_apply_init(PsyncPgSession *session);
 extern void psync_pg_apply_change(PsyncPgSession *session,
 								  const PsyncChange *change);
 extern void psync_pg_apply_submit(PsyncPgSession *session);

@@ -176,8 +176,11 @@ read_foreign_keys(PsyncPgSession *session, PsyncPgTable *table, PGresult *result
 			continue;
 		table->referenced = true;
 		/* cascade, set null, set default */
-		if (!key->inside && strchr("cnd", key->on_delete) != NULL)
-			table->actions_outside = true;
+		if (strchr("cnd", key->on_delete) != NULL)
+		{
+			table->actions = true;
+			table->actions_outside |= !key->inside;
+		}
 	}
 }
 

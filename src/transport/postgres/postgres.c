@@ -1,0 +1,155 @@
+/*
+ * postgres.c
+ *		The postgres transport: another PostgreSQL database as target.
+ *
+ * Exactly once (P5): the position is committed with the changes, under a
+ * condition on the position before (position.c).  Where a crash may fall:
+ *
+ *	before COMMIT arrives		the target rolls back, the window is sent again
+ *	after, before the answer	the position read on the next open says that the
+ *								window is done
+ *
+ * Any error ends the session, so that no state of it can be wrong afterwards;
+ * the core opens a new one after its back-off.
+ *
+ *	postgres.c			callbacks				connection.c	libpq, settings
+ *	position.c			the position table		error.c			remote errors
+ *	target_table.c		facts of a table		column_map.c	columns by name
+ *	statement.c			SQL						image.c			row images
+ *	group.c				changes in memory		collapse.c		last per key
+ *	apply.c				windows, strategies		apply_pipeline.c	one by one
+ *	apply_set.c			many at once			apply_batch.c	chunks
+ *	options.c			options (part of the core)
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "transport/postgres/postgres_transport.h"
+
+PG_MODULE_MAGIC;
+
+extern PGDLLEXPORT const PsyncTransport *payment_sync_transport_init(const PsyncServices *services);
+
+const PsyncServices *psync_pg_services = NULL;
+
+static PsyncPgSession *
+get_session(PsyncTarget *target)
+{
+	Assert(target->private_data != NULL);
+	return target->private_data;
+}
+
+static void
+pg_open(PsyncTarget *target)
+{
+	MemoryContext context = AllocSetContextCreate(target->context,
+												  "payment_sync postgres session",
+												  ALLOCSET_DEFAULT_SIZES);
+	PsyncPgSession *session = MemoryContextAllocZero(context, sizeof(PsyncPgSession));
+
+	Assert(target->private_data == NULL);
+	session->target = target;
+	session->context = context;
+	session->scratch = AllocSetContextCreate(context, "payment_sync postgres scratch",
+											 ALLOCSET_DEFAULT_SIZES);
+	psync_pg_apply_init(session);
+
+	/* from here on close() has something to close */
+	target->private_data = session;
+	psync_pg_connect(session);
+}
+
+static char *
+pg_read_position(PsyncTarget *target)
+{
+	char	   *position = psync_pg_position_read(get_session(target));
+
+	return position != NULL ? pstrdup(position) : NULL;
+}
+
+/* Nothing is sent before there is something to send. */
+static void
+pg_begin_window(PsyncTarget *target, const PsyncWindowInfo *info)
+{
+	PsyncPgSession *session = get_session(target);
+
+	Assert(!session->in_transaction && !session->applying);
+	Assert(session->growing->nentries == 0);
+	(void) session;
+}
+
+static void
+pg_change(PsyncTarget *target, const PsyncChange *change)
+{
+	psync_pg_apply_change(get_session(target), change);
+}
+
+static void
+pg_begin_chunk(PsyncTarget *target, const PsyncChunk *chunk)
+{
+	psync_pg_chunk_begin(get_session(target), chunk);
+}
+
+static void
+pg_chunk_row(PsyncTarget *target, const char *image, uint32 size)
+{
+	psync_pg_chunk_row(get_session(target), image, size);
+}
+
+static void
+pg_end_chunk(PsyncTarget *target, const PsyncChunk *chunk)
+{
+	psync_pg_chunk_end(get_session(target), chunk);
+}
+
+static void
+pg_commit_window(PsyncTarget *target, const char *position)
+{
+	psync_pg_apply_commit(get_session(target), position);
+}
+
+/* The target rolls back when the connection goes; the core closes it next. */
+static bool
+pg_abort_window(PsyncTarget *target)
+{
+	return false;
+}
+
+static void
+pg_close(PsyncTarget *target)
+{
+	PsyncPgSession *session = target->private_data;
+
+	/* open() may have failed early */
+	if (session == NULL)
+		return;
+	target->private_data = NULL;
+	psync_pg_disconnect(session);
+	MemoryContextDelete(session->context);
+}
+
+static const PsyncTransport transport = {
+	.magic = PSYNC_TRANSPORT_MAGIC,
+	.name = "postgres",
+	.open = pg_open,
+	.read_position = pg_read_position,
+	.begin_window = pg_begin_window,
+	.change = pg_change,
+	.begin_chunk = pg_begin_chunk,
+	.chunk_row = pg_chunk_row,
+	.end_chunk = pg_end_chunk,
+	.commit_window = pg_commit_window,
+	.abort_window = pg_abort_window,
+	.close = pg_close,
+};
+
+const PsyncTransport *
+payment_sync_transport_init(const PsyncServices *services)
+{
+	Assert(services->magic == PSYNC_TRANSPORT_MAGIC);
+	psync_pg_services = services;
+	return &transport;
+}
