@@ -311,6 +311,11 @@ CREATE FUNCTION payment_sync.sync_lag(
 COMMENT ON FUNCTION payment_sync.sync_lag(uuid) IS
 	'committed changes that a sync has not delivered, the size of their log chunks, and the time of the first';
 
+CREATE FUNCTION payment_sync.log_size() RETURNS bigint
+	AS 'MODULE_PATHNAME', 'payment_sync_log_size'
+	LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION payment_sync.log_size() IS 'size of the change log in bytes';
+
 CREATE FUNCTION payment_sync.sync_held(
 	hint_filenode oid[], hint_block bigint[]) RETURNS bigint
 	AS 'MODULE_PATHNAME', 'payment_sync_sync_held'

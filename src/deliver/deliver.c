@@ -111,7 +111,8 @@ fingerprint(const PsyncSync *sync)
 	{
 		PsyncTable *table = lfirst(lc);
 
-		appendStringInfo(&buf, " %u \"%s\" \"%s\" \"%s\" \"%s\"", table->relid,
+		appendStringInfo(&buf, " %u%s \"%s\" \"%s\" \"%s\" \"%s\"", table->relid,
+						 psync_owns_table(table->relid, sync->owner) ? "" : "!",
 						 table->source_schema, table->source_name,
 						 table->target_schema, table->target_name);
 	}
@@ -443,6 +444,17 @@ positions_as_owner(void)
 	return psync_sync_list_positions();
 }
 
+/*
+ * What the target has confirmed must be on its disk before we forget it: the
+ * log is truncated by saved positions, and a batch goes on at its saved key.
+ */
+static void
+flush_target(PsyncDelivery *delivery)
+{
+	if (delivery->target != NULL && delivery->transport->flush != NULL)
+		delivery->transport->flush(delivery->target);
+}
+
 void
 psync_delivery_save(PsyncDelivery *delivery)
 {
@@ -455,6 +467,8 @@ psync_delivery_save(PsyncDelivery *delivery)
 	Assert(!delivery->window_begun);
 
 	old = MemoryContextSwitchTo(delivery->window_context);
+	if (delivery->unsaved.windows > 0)
+		flush_target(delivery);
 	psync_reader_hint(delivery->reader, &hint);
 	delivery->unsaved.hint = &hint;
 	delivery->unsaved.position =
@@ -523,6 +537,7 @@ deliver_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 										PSYNC_TRANSACTION_MS);
 	if (delivery->batch != NULL)
 	{
+		flush_target(delivery);
 		psync_batch_delivered(delivery, delivery->batch);
 		commit = true;
 	}
@@ -554,6 +569,17 @@ psync_delivery_step(PsyncDelivery *delivery)
 	found = psync_reader_open(delivery->reader, &size,
 							  delivery->batch ? psync_batch_read : NULL,
 							  delivery->batch);
+
+	/*
+	 * B may see changes of a table that joined the sync after we looked; who
+	 * passed over them now would never come back (P2).
+	 */
+	AcceptInvalidationMessages();
+	if (definition_changed(delivery))
+	{
+		MemoryContextSwitchTo(old);
+		return PSYNC_DELIVER_GONE;
+	}
 	if (!found && delivery->batch == NULL)
 	{
 		MemoryContextSwitchTo(old);

@@ -242,9 +242,9 @@ check_column(Relation rel, const char *name)
 				 errdetail("Its values are not stored.")));
 }
 
-/* The columns named exist, once each, and include the key. */
+/* The columns named exist, once each. */
 static void
-check_columns(Relation rel, List *columns, List *key)
+check_columns(Relation rel, List *columns)
 {
 	List	   *seen = NIL;
 	ListCell   *lc;
@@ -258,6 +258,14 @@ check_columns(Relation rel, List *columns, List *key)
 					 errmsg("column \"%s\" is named twice", (char *) lfirst(lc))));
 		seen = lappend(seen, lfirst(lc));
 	}
+}
+
+/* If columns are named, the key's are among them. */
+static void
+check_key_captured(List *columns, List *key)
+{
+	ListCell   *lc;
+
 	if (columns == NIL)
 		return;
 	foreach(lc, key)
@@ -341,8 +349,10 @@ payment_sync_capture_table(PG_FUNCTION_ARGS)
 	check_kind(rel);
 	check_place(rel);
 	check_partitions(rel);
+	check_columns(rel, columns);
+	check_columns(rel, key);
 	key = require_key(rel, key);
-	check_columns(rel, columns, key);
+	check_key_captured(columns, key);
 	relation_close(rel, NoLock);	/* ALTER TABLE minds open relations */
 
 	psync_captured_write(relid, columns, key, old_values);

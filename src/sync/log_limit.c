@@ -25,11 +25,9 @@
 #include "compat.h"
 #include "sync/admin.h"
 
+PG_FUNCTION_INFO_V1(payment_sync_log_size);
 PG_FUNCTION_INFO_V1(payment_sync_sync_held);
 PG_FUNCTION_INFO_V1(payment_sync_log_size_limit);
-
-/* No process looks more often than this. */
-#define PSYNC_LIMIT_CHECK_MS	5000
 
 /* Bytes from where the reader would start to the log's end. */
 int64
@@ -132,13 +130,8 @@ check_sync(const PsyncSync *sync)
 void
 psync_log_limit_check(void)
 {
-	static TimestampTz last_check = 0;
-	TimestampTz now = GetCurrentTimestamp();
 	ListCell   *lc;
 
-	if (!TimestampDifferenceExceeds(last_check, now, PSYNC_LIMIT_CHECK_MS))
-		return;
-	last_check = now;
 	foreach(lc, psync_sync_list_with_state())
 		check_sync(lfirst(lc));
 }
@@ -157,6 +150,13 @@ elements(ArrayType *array, Oid type, int16 len, char align, Datum *values)
 				(errcode(ERRCODE_ARRAY_SUBSCRIPT_ERROR),
 				 errmsg("a hint has %d elements", PSYNC_LOG_TABLES)));
 	memcpy(values, elems, PSYNC_LOG_TABLES * sizeof(Datum));
+}
+
+/* log_size() */
+Datum
+payment_sync_log_size(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_INT64(psync_log_size());
 }
 
 /* sync_held(hint_filenode oid[], hint_block bigint[]) */

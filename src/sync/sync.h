@@ -78,8 +78,7 @@ extern void psync_sync_disable(const pg_uuid_t *id, const char *reason);
 
 /*
  * Warn of syncs that hold back too much of the log, or disable them, as they
- * are set.  To be called now and then, in a transaction that can be committed
- * soon; looks no more often than every few seconds.
+ * are set.  To be called now and then, in a transaction of its own.
  */
 extern void psync_log_limit_check(void);
 

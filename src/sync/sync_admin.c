@@ -16,6 +16,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "foreign/foreign.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/array.h"
@@ -29,6 +30,7 @@
 
 #include "compat.h"
 #include "sync/admin.h"
+#include "transport/registry.h"
 #include "worker/worker.h"
 
 PG_FUNCTION_INFO_V1(payment_sync_create_sync);
@@ -83,8 +85,9 @@ require_argument(FunctionCallInfo fcinfo, int n, const char *name)
 				 errmsg("argument \"%s\" must not be null", name)));
 }
 
+/* The tables named; the order counts, since targets are parallel to it. */
 static List *
-oid_list(ArrayType *array)
+table_list(ArrayType *array)
 {
 	Datum	   *elems;
 	bool	   *nulls;
@@ -99,19 +102,25 @@ oid_list(ArrayType *array)
 			ereport(ERROR,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("table array must not contain nulls")));
-		result = list_append_unique_oid(result, DatumGetObjectId(elems[i]));
+		if (list_member_oid(result, DatumGetObjectId(elems[i])))
+			ereport(ERROR,
+					(errcode(ERRCODE_DUPLICATE_OBJECT),
+					 errmsg("table \"%s\" is named twice",
+							get_rel_name(DatumGetObjectId(elems[i])))));
+		result = lappend_oid(result, DatumGetObjectId(elems[i]));
 	}
 	return result;
 }
 
-/* The caller owns the table, and it is captured. */
+/*
+ * The caller owns the table, and it is captured.  The lock keeps
+ * release_table() from slipping in before we commit; writers do not mind it.
+ */
 static void
 check_table(Oid relid)
 {
-	if (get_rel_name(relid) == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation with OID %u does not exist", relid)));
+	psync_check_table_owner(relid);
+	LockRelationOid(relid, ShareUpdateExclusiveLock);
 	psync_check_table_owner(relid);
 	if (!psync_is_captured(relid))
 		ereport(ERROR,
@@ -119,6 +128,37 @@ check_table(Oid relid)
 				 errmsg("table \"%s\" is not captured", get_rel_name(relid)),
 				 errhint("Run payment_sync.capture_table('%s') first.",
 						 psync_qualified_name(relid))));
+}
+
+/* The caller may use the server, and there is a transport for it. */
+static void
+check_server(const char *name)
+{
+	psync_check_server_usage(name);
+	(void) psync_wrapper_library(GetForeignServerByName(name, false)->fdwid);
+}
+
+/* The name is free; if two sessions see this at once, the index decides. */
+static void
+check_new_name(const char *name)
+{
+	if (name[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME),
+				 errmsg("name of a sync must not be empty")));
+	if (psync_sync_load_by_name(name) != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("sync \"%s\" already exists", name)));
+}
+
+static void
+refuse_batch(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("a sync without a server cannot have a batch"),
+			 errhint("Copy the tables yourself, then fetch the changes.")));
 }
 
 /* The current snapshot as a position, taken under the lock that keeps it. */
@@ -163,6 +203,7 @@ add_table(const pg_uuid_t *id, Oid relid, const char *schema, const char *table,
 	char		nulls[6] = "     ";
 	NameData	schema_name;
 	NameData	table_name;
+	uint64		added;
 
 	namestrcpy(&schema_name, schema != NULL ? schema : "");
 	namestrcpy(&table_name, table != NULL ? table : "");
@@ -173,9 +214,16 @@ add_table(const pg_uuid_t *id, Oid relid, const char *schema, const char *table,
 	values[3] = NameGetDatum(&table_name);
 	nulls[3] = table != NULL ? ' ' : 'n';
 	values[4] = BoolGetDatum(mirror);
-	run("INSERT INTO payment_sync.sync_table (sync, relid, target_schema, target_table)"
-		" VALUES ($1, $2::regclass, $3, $4)",
-		4, types, values, nulls);
+	added = psync_owner_execute("INSERT INTO payment_sync.sync_table"
+								" (sync, relid, target_schema, target_table)"
+								" VALUES ($1, $2::regclass, $3, $4) ON CONFLICT DO NOTHING",
+								4, types, values, nulls);
+	SPI_finish();
+	if (added == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("table \"%s\" belongs to the sync already",
+						get_rel_name(relid))));
 	if (batch)
 	{
 		/* reuse the slots: sync, relid, mirror */
@@ -301,22 +349,16 @@ payment_sync_create_sync(PG_FUNCTION_ARGS)
 	for (int i = 0; i < lengthof(required); i++)
 		if (required[i] != NULL)
 			require_argument(fcinfo, i, required[i]);
-	tables = oid_list(PG_GETARG_ARRAYTYPE_P(1));
+	tables = table_list(PG_GETARG_ARRAYTYPE_P(1));
 	if (tables == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("a sync needs at least one table")));
-	if (psync_sync_load_by_name(NameStr(*PG_GETARG_NAME(0))) != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("sync \"%s\" already exists", NameStr(*PG_GETARG_NAME(0)))));
+	check_new_name(NameStr(*PG_GETARG_NAME(0)));
 	if (!PG_ARGISNULL(2))
-		psync_check_server_usage(NameStr(*PG_GETARG_NAME(2)));
+		check_server(NameStr(*PG_GETARG_NAME(2)));
 	else if (PG_GETARG_BOOL(3))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("a sync without a server cannot have a batch"),
-				 errhint("Copy the tables yourself, then fetch the changes.")));
+		refuse_batch();
 	check_on_log_full(text_to_cstring(PG_GETARG_TEXT_PP(8)));
 
 	insert_sync(fcinfo, &id);
@@ -356,57 +398,101 @@ remove_tables(const PsyncSync *sync, List *tables)
 	}
 }
 
-/*
- * alter_sync(name, new_name, server, add_tables, drop_tables, targets,
- *			  batch, exclude_origins, max_log_size, on_log_full)
- * NULL leaves a property as it is; max_log_size '' removes the limit.
- */
-Datum
-payment_sync_alter_sync(PG_FUNCTION_ARGS)
+/* Arguments of alter_sync(). */
+enum
 {
-	PsyncSync  *sync;
-	Oid			types[6] = {UUIDOID, NAMEOID, NAMEOID, TEXTARRAYOID, INT8OID, TEXTOID};
-	Datum		values[6];
-	char		nulls[7] = "      ";
-	char	   *size = PG_ARGISNULL(8) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(8));
+	ALTER_NAME,
+	ALTER_NEW_NAME,
+	ALTER_SERVER,
+	ALTER_ADD_TABLES,
+	ALTER_DROP_TABLES,
+	ALTER_TARGETS,
+	ALTER_BATCH,
+	ALTER_EXCLUDE_ORIGINS,
+	ALTER_MAX_LOG_SIZE,
+	ALTER_ON_LOG_FULL
+};
 
-	require_argument(fcinfo, 0, "name");
-	sync = get_own_sync(NameStr(*PG_GETARG_NAME(0)));
-	if (!PG_ARGISNULL(2))
+static void
+check_alteration(FunctionCallInfo fcinfo, const PsyncSync *sync)
+{
+	bool		batch = !PG_ARGISNULL(ALTER_BATCH) && PG_GETARG_BOOL(ALTER_BATCH);
+
+	if (!PG_ARGISNULL(ALTER_NEW_NAME))
+		check_new_name(NameStr(*PG_GETARG_NAME(ALTER_NEW_NAME)));
+	if (!PG_ARGISNULL(ALTER_SERVER))
 	{
-		psync_check_server_usage(NameStr(*PG_GETARG_NAME(2)));
+		check_server(NameStr(*PG_GETARG_NAME(ALTER_SERVER)));
 		if (sync->server == NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 					 errmsg("sync \"%s\" has no target", sync->name),
 					 errhint("Drop it and create one with a server.")));
 	}
-	if (!PG_ARGISNULL(9))
-		check_on_log_full(text_to_cstring(PG_GETARG_TEXT_PP(9)));
+	if (PG_ARGISNULL(ALTER_ADD_TABLES) &&
+		(batch || !PG_ARGISNULL(ALTER_TARGETS)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("arguments \"targets\" and \"batch\" need \"add_tables\""),
+				 errhint("Drop tables and add them again to give them other targets.")));
+	if (batch && sync->server == NULL)
+		refuse_batch();
+	if (!PG_ARGISNULL(ALTER_ON_LOG_FULL))
+		check_on_log_full(text_to_cstring(PG_GETARG_TEXT_PP(ALTER_ON_LOG_FULL)));
+}
+
+static void
+update_sync(FunctionCallInfo fcinfo, const PsyncSync *sync)
+{
+	static const int arguments[] = {ALTER_NEW_NAME, ALTER_SERVER,
+	ALTER_EXCLUDE_ORIGINS, ALTER_ON_LOG_FULL, ALTER_MAX_LOG_SIZE};
+	Oid			types[6] = {UUIDOID, NAMEOID, NAMEOID, TEXTARRAYOID, TEXTOID, INT8OID};
+	Datum		values[6];
+	char		nulls[7] = "      ";
 
 	values[0] = UUIDPGetDatum(&sync->id);
-	values[1] = PG_GETARG_DATUM(1);
-	nulls[1] = PG_ARGISNULL(1) ? 'n' : ' ';
-	values[2] = PG_GETARG_DATUM(2);
-	nulls[2] = PG_ARGISNULL(2) ? 'n' : ' ';
-	values[3] = PG_GETARG_DATUM(7);
-	nulls[3] = PG_ARGISNULL(7) ? 'n' : ' ';
-	values[4] = Int64GetDatum(size == NULL ? 0 : size[0] == '\0' ? -1 : parse_size(size));
-	nulls[4] = size == NULL ? 'n' : ' ';
-	values[5] = PG_GETARG_DATUM(9);
-	nulls[5] = PG_ARGISNULL(9) ? 'n' : ' ';
+	for (int i = 0; i < lengthof(arguments); i++)
+	{
+		values[i + 1] = PG_GETARG_DATUM(arguments[i]);
+		nulls[i + 1] = PG_ARGISNULL(arguments[i]) ? 'n' : ' ';
+	}
+	if (!PG_ARGISNULL(ALTER_MAX_LOG_SIZE))
+	{
+		char	   *size = text_to_cstring(PG_GETARG_TEXT_PP(ALTER_MAX_LOG_SIZE));
+
+		values[5] = Int64GetDatum(size[0] == '\0' ? -1 : parse_size(size));
+	}
 	run("UPDATE payment_sync.sync SET name = COALESCE($2, name),"
 		" server = COALESCE($3, server), exclude_origins = COALESCE($4, exclude_origins),"
-		" max_log_size = NULLIF(COALESCE($5, max_log_size), -1),"
-		" on_log_full = COALESCE($6, on_log_full) WHERE id = $1",
+		" on_log_full = COALESCE($5, on_log_full),"
+		" max_log_size = NULLIF(COALESCE($6, max_log_size), -1) WHERE id = $1",
 		6, types, values, nulls);
+}
 
-	if (!PG_ARGISNULL(4))
-		remove_tables(sync, oid_list(PG_GETARG_ARRAYTYPE_P(4)));
-	if (!PG_ARGISNULL(3))
-		add_tables(&sync->id, oid_list(PG_GETARG_ARRAYTYPE_P(3)),
-				   PG_ARGISNULL(5) ? NULL : PG_GETARG_ARRAYTYPE_P(5), NULL,
-				   PG_ARGISNULL(6) ? false : PG_GETARG_BOOL(6), false);
+/*
+ * alter_sync(name, new_name, server, add_tables, drop_tables, targets,
+ *			  batch, exclude_origins, max_log_size, on_log_full)
+ * NULL leaves a property as it is; max_log_size '' removes the limit.
+ *
+ * A table that is added without a batch is delivered from our commit on, and
+ * perhaps some changes from before.
+ */
+Datum
+payment_sync_alter_sync(PG_FUNCTION_ARGS)
+{
+	PsyncSync  *sync;
+
+	require_argument(fcinfo, ALTER_NAME, "name");
+	sync = get_own_sync(NameStr(*PG_GETARG_NAME(ALTER_NAME)));
+	check_alteration(fcinfo, sync);
+	update_sync(fcinfo, sync);
+	if (!PG_ARGISNULL(ALTER_DROP_TABLES))
+		remove_tables(sync, table_list(PG_GETARG_ARRAYTYPE_P(ALTER_DROP_TABLES)));
+	if (!PG_ARGISNULL(ALTER_ADD_TABLES))
+		add_tables(&sync->id, table_list(PG_GETARG_ARRAYTYPE_P(ALTER_ADD_TABLES)),
+				   PG_ARGISNULL(ALTER_TARGETS) ? NULL : PG_GETARG_ARRAYTYPE_P(ALTER_TARGETS),
+				   NULL, !PG_ARGISNULL(ALTER_BATCH) && PG_GETARG_BOOL(ALTER_BATCH),
+				   false);
 	psync_definition_changed();
 	PG_RETURN_VOID();
 }
@@ -440,6 +526,26 @@ start_anew(const PsyncSync *sync, bool batch)
 			2, types, values, NULL);
 }
 
+/* Tables may have got other owners since they joined the sync. */
+static void
+check_tables_of(const PsyncSync *sync)
+{
+	ListCell   *lc;
+
+	foreach(lc, sync->tables)
+	{
+		PsyncTable *table = lfirst(lc);
+
+		if (!psync_owns_table(table->relid, sync->owner))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("cannot enable sync \"%s\"", sync->name),
+					 errdetail("Its owner \"%s\" does not own table \"%s\".",
+							   GetUserNameFromId(sync->owner, false),
+							   table->source_name)));
+	}
+}
+
 /*
  * enable_sync(name, start): start NULL goes on where it stopped; 'now' leaves
  * out what is pending; 'batch' starts now and mirrors all tables.
@@ -459,12 +565,17 @@ payment_sync_enable_sync(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("invalid start \"%s\"", start),
 				 errhint("Valid values are \"now\" and \"batch\"; leave it out to go on where the sync stopped.")));
+	if (sync->server != NULL)
+		check_server(sync->server);
+	else if (start != NULL && strcmp(start, "batch") == 0)
+		refuse_batch();
 	if (start == NULL && !sync->has_state)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("sync \"%s\" has no position to go on from", sync->name),
 				 errdetail("It was restored from a dump, or it was disabled because the change log had become too large."),
 				 errhint("Use start => 'batch' to copy its tables anew, or start => 'now' if the target is known to be equal.")));
+	check_tables_of(sync);
 	if (start != NULL)
 		start_anew(sync, strcmp(start, "batch") == 0);
 

@@ -37,7 +37,7 @@
  * Changed whenever a struct in this file changes, so that a stale library is
  * refused instead of crashing: "PS", then a counter.
  */
-#define PSYNC_TRANSPORT_MAGIC	0x50530001
+#define PSYNC_TRANSPORT_MAGIC	0x50530002
 
 #define PSYNC_TRANSPORT_INIT	"payment_sync_transport_init"
 
@@ -272,10 +272,18 @@ typedef struct PsyncTransport
 	void		(*end_chunk) (PsyncTarget *target, const PsyncChunk *chunk);
 
 	/*
-	 * Required.  Make the window durable, together with "position" if the
-	 * target can store one.  Returns only when the target has confirmed.
+	 * Required.  Commit the window, together with "position" if the target
+	 * can store one.  Returns only when the target has confirmed.  With a
+	 * flush callback it need not be durable yet, but must then be lost as a
+	 * whole, with its position, if it is lost.
 	 */
 	void		(*commit_window) (PsyncTarget *target, const char *position);
+
+	/*
+	 * Optional.  Make all windows committed so far durable.  Called before
+	 * the core forgets them, about once a second, and between windows only.
+	 */
+	void		(*flush) (PsyncTarget *target);
 
 	/*
 	 * Required.  Forget the window.  Called after an error; must not raise.

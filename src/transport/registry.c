@@ -142,6 +142,29 @@ psync_transport_load(const char *library, const char *wrapper)
 /* ----------------------------------------------------------------- target */
 
 /*
+ * A sync hands out rows by the right of its owner; tables may have got other
+ * owners since they joined it.
+ */
+static void
+check_tables(const PsyncSync *sync)
+{
+	ListCell   *lc;
+
+	foreach(lc, sync->tables)
+	{
+		PsyncTable *table = lfirst(lc);
+
+		if (!psync_owns_table(table->relid, sync->owner))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("permission denied to deliver table \"%s\"",
+							table->source_name),
+					 errdetail("User \"%s\", owner of sync \"%s\", does not own the table.",
+							   GetUserNameFromId(sync->owner, false), sync->name)));
+	}
+}
+
+/*
  * Options lists may point into the caller's context; the target's lists all
  * live in its own.
  */
@@ -166,6 +189,7 @@ psync_target_create(MemoryContext context, const PsyncSync *sync,
 				 errmsg("permission denied for foreign server %s", server->servername),
 				 errdetail("User \"%s\", owner of sync \"%s\", lacks the privilege USAGE.",
 						   GetUserNameFromId(sync->owner, false), sync->name)));
+	check_tables(sync);
 	mapping = GetUserMapping(sync->owner, server->serverid);
 
 	target->sync_name = pstrdup(sync->name);

@@ -39,6 +39,9 @@
  * are a reason to start a worker that tidies and leaves.
  */
 #define PSYNC_TIDY_MS			5000
+
+/* How often to look for syncs that hold back too much of the log. */
+#define PSYNC_LIMIT_CHECK_MS	5000
 #define PSYNC_TIDY_ALONE_MS		60000
 
 static PsyncSharedWorker *my_slot = NULL;
@@ -291,6 +294,36 @@ psync_worker_tidy_alone(void)
 	}
 }
 
+static void
+psync_worker_check_limit_work(void *arg)
+{
+	psync_log_limit_check();
+}
+
+/*
+ * Does a sync hold back too much of the log?  It grows by commits only, and
+ * those wake us.
+ */
+static void
+psync_worker_check_limit(void)
+{
+	static TimestampTz last_check = 0;
+	TimestampTz now = GetCurrentTimestamp();
+	ErrorData  *error;
+
+	if (!TimestampDifferenceExceeds(last_check, now, PSYNC_LIMIT_CHECK_MS))
+		return;
+	last_check = now;
+	error = psync_process_try(psync_worker_check_limit_work, NULL);
+	if (error == NULL)
+		return;
+	ereport(WARNING,
+			(errcode(error->sqlerrcode),
+			 errmsg("could not check the size of the change log: %s",
+					error->message)));
+	FreeErrorData(error);
+}
+
 /* ---------------------------------------------------------------------- loop */
 
 /*
@@ -401,6 +434,8 @@ psync_worker_loop(void)
 		if (changed && tidy_at == PSYNC_NEVER)
 			tidy_at = psync_after(GetCurrentTimestamp(), PSYNC_TIDY_MS);
 		psync_worker_tidy_if_due();
+		if (present)
+			psync_worker_check_limit();
 
 		leave = psync_worker_decide(present, asked);
 		if (leave != PSYNC_LEAVE_NOT)

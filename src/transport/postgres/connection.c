@@ -71,7 +71,7 @@ static const struct
 	{"extra_float_digits", "3", true},
 	{"bytea_output", "hex", true},
 	{"row_security", "off", true},	/* an error instead of rows left out */
-	{"synchronous_commit", "on", false},	/* confirmed means durable */
+	{"synchronous_commit", "off", false},	/* see psync_pg_position_flush() */
 	{"statement_timeout", "0", false},
 	{"lock_timeout", "0", false},
 	{"idle_in_transaction_session_timeout", "0", false},

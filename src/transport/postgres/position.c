@@ -237,6 +237,28 @@ psync_pg_position_recorded(PsyncPgSession *session, const char *position)
 	session->position = copy;
 }
 
+/*
+ * Make durable what was committed so far.  Windows are committed without
+ * waiting for the target's disk: if the target crashes it loses the last ones
+ * together with their position, and they are sent again, since the core
+ * forgets nothing before it has called this.  A commit that does wait flushes
+ * all WAL before it.
+ */
+void
+psync_pg_position_flush(PsyncPgSession *session)
+{
+	if (session->position == NULL)
+		return;
+	psync_pg_execute(session,
+					 psprintf("BEGIN; SET LOCAL synchronous_commit TO on;"
+							  " UPDATE %s SET updated = pg_catalog.clock_timestamp()"
+							  " WHERE log_id OPERATOR(pg_catalog.=) %s"
+							  " AND sync_id OPERATOR(pg_catalog.=) %s; COMMIT",
+							  session->position_table,
+							  quote_literal_cstr(session->target->log_id),
+							  quote_literal_cstr(session->target->sync_id)));
+}
+
 /* The statement has failed. */
 void
 psync_pg_position_refused(PsyncPgSession *session, const PsyncPgError *error)

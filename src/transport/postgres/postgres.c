@@ -111,6 +111,12 @@ pg_commit_window(PsyncTarget *target, const char *position)
 	psync_pg_apply_commit(get_session(target), position);
 }
 
+static void
+pg_flush(PsyncTarget *target)
+{
+	psync_pg_position_flush(get_session(target));
+}
+
 /* The target rolls back when the connection goes; the core closes it next. */
 static bool
 pg_abort_window(PsyncTarget *target)
@@ -142,6 +148,7 @@ static const PsyncTransport transport = {
 	.chunk_row = pg_chunk_row,
 	.end_chunk = pg_end_chunk,
 	.commit_window = pg_commit_window,
+	.flush = pg_flush,
 	.abort_window = pg_abort_window,
 	.close = pg_close,
 };

@@ -276,6 +276,7 @@ extern bool psync_pg_error_is_change(const PsyncPgError *error);
 /* position.c */
 extern char *psync_pg_position_read(PsyncPgSession *session);
 extern int	psync_pg_position_send(PsyncPgSession *session, const char *position);
+extern void psync_pg_position_flush(PsyncPgSession *session);
 extern void psync_pg_position_recorded(PsyncPgSession *session,
 									   const char *position);
 extern void psync_pg_position_refused(PsyncPgSession *session,
