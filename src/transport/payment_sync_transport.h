@@ -37,7 +37,7 @@
  * Changed whenever a struct in this file changes, so that a stale library is
  * refused instead of crashing: "PS", then a counter.
  */
-#define PSYNC_TRANSPORT_MAGIC	0x50530002
+#define PSYNC_TRANSPORT_MAGIC	0x50530003
 
 #define PSYNC_TRANSPORT_INIT	"payment_sync_transport_init"
 
@@ -230,7 +230,122 @@ typedef struct PsyncServices
 
 	/* Value of an option, or NULL; and with a default. */
 	const char *(*option) (const PsyncTarget *target, const char *keyword);
+
+	/*
+	 * An attempt has ended.  Called by a message transport from within poll(),
+	 * exactly once per handle that submit() took, unless close comes first.
+	 * Does not raise and does not wait: the core takes note and acts later.
+	 */
+	void		(*settle) (PsyncTarget *target, uint64 handle,
+						   const PsyncOutcome *outcome);
 } PsyncServices;
+
+/* ------------------------------------------------------------- messages */
+
+/*
+ * Some targets take no windows but messages: an HTTP endpoint, a broker.  A
+ * transport for such a target sets "messages" in its table and leaves out the
+ * callbacks for windows.  The core then does all that is the same for every
+ * protocol: it makes events of changes and bodies of events, keeps the order
+ * per key, limits what is in flight, retries, keeps dead letters, and records
+ * what has been acknowledged.  The transport does what is the protocol's: it
+ * turns a message into a request, and an answer into an outcome.
+ *
+ *		open -> { submit* -> poll }* -> close
+ */
+
+/* One attribute of an event that travels beside the body (CloudEvents' binary
+ * mode, a broker's headers): name without any protocol's prefix. */
+typedef struct PsyncAttribute
+{
+	const char *name;
+	const char *value;			/* UTF-8, not yet encoded for any protocol */
+} PsyncAttribute;
+
+/*
+ * One attempt to send one body.  All of it stays as it is, at the same
+ * address, until the attempt is settled; a later attempt of the same message
+ * has the same bytes (it is frozen), but another handle.
+ */
+typedef struct PsyncMessage
+{
+	uint64		handle;			/* names the attempt to services->settle() */
+	int			attempt;		/* 1, 2, … */
+	const char *id;				/* P6: of the event, or made of the ids of all
+								 * events in the body; no dot, no space */
+	int			nevents;		/* in the body */
+
+	/* of the first event, for addresses and routing */
+	const char *type;			/* "payments.insert" */
+	const char *schema;			/* of the table, at the source */
+	const char *table;
+	const char *operation;		/* "insert", … */
+	const char *key;			/* values of the key's columns, comma-separated */
+
+	const char *content_type;	/* media type without parameters */
+	const char *body;			/* identity bytes: what is to be signed */
+	size_t		size;			/* bytes */
+	int			nattributes;
+	const PsyncAttribute *attributes;
+} PsyncMessage;
+
+typedef enum PsyncOutcomeKind
+{
+	PSYNC_OUTCOME_DELIVERED,	/* acknowledged as the target's options say */
+	PSYNC_OUTCOME_AGAIN,		/* lost with a stale connection: send at once,
+								 * counts as no failure */
+	PSYNC_OUTCOME_RETRY,		/* this message may succeed later */
+	PSYNC_OUTCOME_REFUSED,		/* this message never will */
+	PSYNC_OUTCOME_TARGET,		/* it is about the target, not the message:
+								 * wrong credentials, no such address */
+	PSYNC_OUTCOME_GONE			/* the target wants no more, ever */
+} PsyncOutcomeKind;
+
+/*
+ * How an attempt ended.  Texts come from a target: the transport has capped
+ * them and made them valid in the database's encoding, and they hold no
+ * secret (P9).  Valid during the call of services->settle() only.
+ */
+typedef struct PsyncOutcome
+{
+	PsyncOutcomeKind kind;
+	int			sqlerrcode;		/* 0 if delivered */
+	int			status;			/* the protocol's own, e.g. 503; 0: none */
+	int64		retry_after_ms; /* as the target asked, not yet clamped; -1 */
+	const char *reason;			/* one line; NULL if delivered */
+	const char *excerpt;		/* of the answer, or NULL */
+	const bool *refused;		/* per event of the body: refused although the
+								 * answer is positive; NULL: none */
+	int64		elapsed_us;		/* from submission to the answer */
+} PsyncOutcome;
+
+/* A step of check_target(). */
+typedef void (*PsyncCheckReport) (void *arg, const char *step, bool ok,
+								  const char *detail, int64 elapsed_us);
+
+typedef struct PsyncMessageTransport
+{
+	/*
+	 * Required.  Begin an attempt; the answer is given to services->settle()
+	 * from within a later poll(), never from within submit().  Does not block.
+	 * False if there is no room now: the core polls and tries again.
+	 */
+	bool		(*submit) (PsyncTarget *target, const PsyncMessage *message);
+
+	/*
+	 * Required.  Move attempts on; return when one was settled, the latch was
+	 * set, or after timeout_ms (0: do not wait; -1: no limit).  Waits through
+	 * services->wait() only.
+	 */
+	void		(*poll) (PsyncTarget *target, long timeout_ms);
+
+	/* Optional.  The request that submit() would send, secrets masked. */
+	char	   *(*preview) (PsyncTarget *target, const PsyncMessage *message);
+
+	/* Optional.  Try the target step by step; open() was not called. */
+	void		(*check) (PsyncTarget *target, const PsyncMessage *ping,
+						  PsyncCheckReport report, void *arg);
+} PsyncMessageTransport;
 
 /* ------------------------------------------------------------ callbacks */
 
@@ -293,6 +408,10 @@ typedef struct PsyncTransport
 
 	/* Required.  Disconnect and free.  Must not raise; may not wait long. */
 	void		(*close) (PsyncTarget *target);
+
+	/* The target takes messages; all callbacks between open and close are
+	 * NULL then.  NULL: it takes windows. */
+	const PsyncMessageTransport *messages;
 } PsyncTransport;
 
 typedef const PsyncTransport *(*PsyncTransportInit) (const PsyncServices *services);
