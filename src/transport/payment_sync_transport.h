@@ -199,8 +199,10 @@ typedef struct PsyncTarget
 	void	   *private_data;	/* the transport's own */
 } PsyncTarget;
 
+struct PsyncOutcome;
+
 /*
- * What the core offers.  All of it may raise errors.
+ * What the core offers.  All of it may raise errors, except settle().
  */
 typedef struct PsyncServices
 {
@@ -237,7 +239,7 @@ typedef struct PsyncServices
 	 * Does not raise and does not wait: the core takes note and acts later.
 	 */
 	void		(*settle) (PsyncTarget *target, uint64 handle,
-						   const PsyncOutcome *outcome);
+						   const struct PsyncOutcome *outcome);
 } PsyncServices;
 
 /* ------------------------------------------------------------- messages */

@@ -74,6 +74,14 @@ missing_callback(const PsyncTransport *transport)
 		return "name";
 	if (transport->open == NULL)
 		return "open";
+	if (transport->close == NULL)
+		return "close";
+	if (transport->messages != NULL)
+	{
+		if (transport->messages->submit == NULL)
+			return "submit";
+		return transport->messages->poll == NULL ? "poll" : NULL;
+	}
 	if (transport->begin_window == NULL)
 		return "begin_window";
 	if (transport->change == NULL)
@@ -82,8 +90,6 @@ missing_callback(const PsyncTransport *transport)
 		return "commit_window";
 	if (transport->abort_window == NULL)
 		return "abort_window";
-	if (transport->close == NULL)
-		return "close";
 	/* chunks: all callbacks or none */
 	if (transport->begin_chunk != NULL && transport->chunk_row == NULL)
 		return "chunk_row";
