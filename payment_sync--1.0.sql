@@ -3,6 +3,12 @@
 -- Everything below is qualified, except what is PostgreSQL's own.
 SET LOCAL search_path TO pg_catalog, pg_temp;
 
+CREATE FUNCTION payment_sync.version() RETURNS text
+	AS 'MODULE_PATHNAME', 'payment_sync_version'
+	LANGUAGE C IMMUTABLE PARALLEL SAFE;
+COMMENT ON FUNCTION payment_sync.version() IS
+	'version of the loaded library; that of the SQL objects is in pg_extension';
+
 -- ======================================================================
 -- The change log
 -- ======================================================================
@@ -205,6 +211,10 @@ CREATE VIEW payment_sync.captured_tables AS
 	FROM payment_sync.captured c
 	JOIN pg_class r ON r.oid = c.relid;
 COMMENT ON VIEW payment_sync.captured_tables IS 'captured tables; columns is null if all are captured, also those added later';
+COMMENT ON COLUMN payment_sync.captured_tables."table" IS 'captured table; of a partitioned one the topmost';
+COMMENT ON COLUMN payment_sync.captured_tables.columns IS 'captured columns; null: all, also those added later';
+COMMENT ON COLUMN payment_sync.captured_tables.key IS 'columns that tell a row from another, in the order of their index';
+COMMENT ON COLUMN payment_sync.captured_tables.old_values IS 'which previous values are kept: none, changed or all';
 COMMENT ON COLUMN payment_sync.captured_tables.syncs IS 'syncs that deliver the table''s changes';
 
 -- ======================================================================
@@ -224,6 +234,29 @@ CREATE FOREIGN DATA WRAPPER payment_sync_postgres
 	OPTIONS (library 'payment_sync_postgres');
 COMMENT ON FOREIGN DATA WRAPPER payment_sync_postgres IS
 	'targets that are PostgreSQL databases';
+
+CREATE FUNCTION payment_sync.read_transport_options(
+	OUT wrapper text, OUT option text, OUT places text[], OUT type text,
+	OUT valid text, OUT superuser boolean, OUT secret boolean,
+	OUT meaning text) RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'payment_sync_read_transport_options'
+	LANGUAGE C STABLE PARALLEL SAFE;
+COMMENT ON FUNCTION payment_sync.read_transport_options() IS
+	'options of the wrappers, as their validators know them';
+
+CREATE VIEW payment_sync.transport_options AS
+	SELECT wrapper, option, places, type, valid, superuser, secret, meaning
+	FROM payment_sync.read_transport_options();
+COMMENT ON VIEW payment_sync.transport_options IS
+	'options of wrappers, servers and user mappings, as the validators know them';
+COMMENT ON COLUMN payment_sync.transport_options.wrapper IS 'foreign-data wrapper';
+COMMENT ON COLUMN payment_sync.transport_options.option IS 'the option''s name';
+COMMENT ON COLUMN payment_sync.transport_options.places IS 'kinds of objects that may have it: foreign-data wrapper, server, user mapping';
+COMMENT ON COLUMN payment_sync.transport_options.type IS 'string, integer, boolean or enum';
+COMMENT ON COLUMN payment_sync.transport_options.valid IS 'range or list of valid values; null: any string';
+COMMENT ON COLUMN payment_sync.transport_options.superuser IS 'may only a superuser set it?';
+COMMENT ON COLUMN payment_sync.transport_options.secret IS 'a secret, which no message shows?';
+COMMENT ON COLUMN payment_sync.transport_options.meaning IS 'what it is for, its unit and default';
 
 -- ======================================================================
 -- Tie: which tables go where
@@ -351,9 +384,16 @@ CREATE VIEW payment_sync.syncs WITH (security_barrier = true) AS
 	FROM payment_sync.sync s
 	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.owner, 'USAGE');
 COMMENT ON VIEW payment_sync.syncs IS 'syncs: definition';
-COMMENT ON COLUMN payment_sync.syncs.server IS 'null: changes are fetched';
+COMMENT ON COLUMN payment_sync.syncs.name IS 'the sync''s name';
+COMMENT ON COLUMN payment_sync.syncs.server IS 'foreign server of its target; null: changes are fetched';
+COMMENT ON COLUMN payment_sync.syncs.owner IS 'role with whose rights it works, and whose user mapping it uses';
+COMMENT ON COLUMN payment_sync.syncs.enabled IS 'may it run?';
+COMMENT ON COLUMN payment_sync.syncs.tables IS 'its captured tables';
 COMMENT ON COLUMN payment_sync.syncs.targets IS 'names of the tables at the target, in the order of tables';
-COMMENT ON COLUMN payment_sync.syncs.max_log_size IS 'bytes; null: payment_sync.max_log_size holds';
+COMMENT ON COLUMN payment_sync.syncs.exclude_origins IS 'origins whose changes are left out; * stands for all but changes made here';
+COMMENT ON COLUMN payment_sync.syncs.max_log_size IS 'bytes of the change log that it may hold back; null: payment_sync.max_log_size holds';
+COMMENT ON COLUMN payment_sync.syncs.on_log_full IS 'what happens beyond that: warn, or disable the sync, too';
+COMMENT ON COLUMN payment_sync.syncs.created IS 'when it was created';
 
 CREATE VIEW payment_sync.stat_sync WITH (security_barrier = true) AS
 	SELECT s.name, s.server,
@@ -395,15 +435,30 @@ CREATE VIEW payment_sync.stat_sync WITH (security_barrier = true) AS
 	LEFT JOIN LATERAL payment_sync.sync_lag(s.id) l ON true
 	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.owner, 'USAGE');
 COMMENT ON VIEW payment_sync.stat_sync IS 'syncs: what each is doing, what is pending, what went wrong';
+COMMENT ON COLUMN payment_sync.stat_sync.name IS 'the sync''s name';
+COMMENT ON COLUMN payment_sync.stat_sync.server IS 'foreign server of its target; null: changes are fetched';
 COMMENT ON COLUMN payment_sync.stat_sync.state IS 'running, idle, pending (its turn will come), waiting (for the next retry), pull, disabled, or stopped (has no position)';
 COMMENT ON COLUMN payment_sync.stat_sync.lag_changes IS 'committed changes not yet delivered; the position behind this is saved within a second or so';
-COMMENT ON COLUMN payment_sync.stat_sync.lag_bytes IS 'size of their chunks in the change log';
+COMMENT ON COLUMN payment_sync.stat_sync.lag_bytes IS 'size of these changes in the change log';
 COMMENT ON COLUMN payment_sync.stat_sync.lag IS 'age of the oldest of them';
+COMMENT ON COLUMN payment_sync.stat_sync.windows IS 'windows delivered; of a pull sync, windows acknowledged';
+COMMENT ON COLUMN payment_sync.stat_sync.changes IS 'changes delivered';
 COMMENT ON COLUMN payment_sync.stat_sync.rows_read IS 'rows delivered by batches';
+COMMENT ON COLUMN payment_sync.stat_sync.bytes IS 'bytes of change log delivered';
+COMMENT ON COLUMN payment_sync.stat_sync.changes_per_second IS 'changes delivered per second of late; 0 after ten seconds without any';
 COMMENT ON COLUMN payment_sync.stat_sync.stats_since IS 'when counting began; counters survive restarts and crashes';
+COMMENT ON COLUMN payment_sync.stat_sync.last_success IS 'when the target last confirmed a window';
+COMMENT ON COLUMN payment_sync.stat_sync.errors IS 'failures since stats_since';
 COMMENT ON COLUMN payment_sync.stat_sync.failures IS 'failures in a row, zero after a success';
+COMMENT ON COLUMN payment_sync.stat_sync.last_error IS 'message of the last failure';
+COMMENT ON COLUMN payment_sync.stat_sync.last_error_detail IS 'detail of the last failure';
+COMMENT ON COLUMN payment_sync.stat_sync.last_error_state IS 'SQLSTATE of the last failure';
+COMMENT ON COLUMN payment_sync.stat_sync.last_error_at IS 'when the last failure happened';
+COMMENT ON COLUMN payment_sync.stat_sync.next_retry IS 'when delivery is tried again after a failure';
+COMMENT ON COLUMN payment_sync.stat_sync.worker_pid IS 'process that delivers at this moment';
 COMMENT ON COLUMN payment_sync.stat_sync.log_held IS 'bytes of the change log that cannot be truncated because of this sync, at most';
 COMMENT ON COLUMN payment_sync.stat_sync.log_full IS 'is that beyond the limit?  See max_log_size and on_log_full';
+COMMENT ON COLUMN payment_sync.stat_sync.disabled_reason IS 'why it was disabled, if disable_sync() or the system said so';
 
 CREATE VIEW payment_sync.progress_batch WITH (security_barrier = true) AS
 	SELECT s.name AS sync, b.relid::regclass AS "table", b.state, b.mirror,
@@ -417,7 +472,17 @@ CREATE VIEW payment_sync.progress_batch WITH (security_barrier = true) AS
 	JOIN payment_sync.sync s ON s.id = b.sync
 	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.owner, 'USAGE');
 COMMENT ON VIEW payment_sync.progress_batch IS 'the latest batch of each table of each sync';
-COMMENT ON COLUMN payment_sync.progress_batch.percent IS 'by the planner''s estimate of the table''s rows; null if there is none';
+COMMENT ON COLUMN payment_sync.progress_batch.sync IS 'the sync''s name';
+COMMENT ON COLUMN payment_sync.progress_batch."table" IS 'table that is copied';
+COMMENT ON COLUMN payment_sync.progress_batch.state IS 'pending, running, done or cancelled';
+COMMENT ON COLUMN payment_sync.progress_batch.mirror IS 'are rows removed from the target that the source lacks?';
+COMMENT ON COLUMN payment_sync.progress_batch.chunks IS 'chunks delivered';
+COMMENT ON COLUMN payment_sync.progress_batch.rows IS 'rows delivered';
+COMMENT ON COLUMN payment_sync.progress_batch.rows_estimated IS 'the planner''s estimate of the table''s rows when the batch was asked for';
+COMMENT ON COLUMN payment_sync.progress_batch.percent IS 'rows in percent of rows_estimated; null if there is no estimate';
+COMMENT ON COLUMN payment_sync.progress_batch.requested IS 'when the batch was asked for';
+COMMENT ON COLUMN payment_sync.progress_batch.started IS 'when its first chunk was read';
+COMMENT ON COLUMN payment_sync.progress_batch.finished IS 'when it was done or cancelled';
 
 CREATE FUNCTION payment_sync.wake_workers() RETURNS void
 	AS 'MODULE_PATHNAME', 'payment_sync_wake_workers'
@@ -444,6 +509,10 @@ COMMENT ON VIEW payment_sync.changes IS
 COMMENT ON COLUMN payment_sync.changes.xid IS 'top-level transaction';
 COMMENT ON COLUMN payment_sync.changes."position" IS 'order of changes to one key; says nothing about the order of commits';
 COMMENT ON COLUMN payment_sync.changes.at IS 'when the change was written to the log';
+COMMENT ON COLUMN payment_sync.changes.operation IS 'insert, update, delete or truncate';
+COMMENT ON COLUMN payment_sync.changes."table" IS 'captured table';
+COMMENT ON COLUMN payment_sync.changes.key IS 'the row''s key; of an update the new one; null for truncate';
+COMMENT ON COLUMN payment_sync.changes.new IS 'captured columns after the change; null for delete and truncate';
 COMMENT ON COLUMN payment_sync.changes.old IS 'of an update the previous values, as old_values says; of a delete the row, or its key';
 COMMENT ON COLUMN payment_sync.changes.origin IS 'who applied the change here; null: made here';
 
@@ -500,7 +569,8 @@ COMMENT ON EVENT TRIGGER payment_sync_sql_drop IS 'forgets dropped tables, and k
 -- payment_sync.capture_table FROM PUBLIC, and grant it to them.
 GRANT USAGE ON SCHEMA payment_sync TO PUBLIC;
 GRANT SELECT ON payment_sync.captured_tables, payment_sync.syncs,
-	payment_sync.stat_sync, payment_sync.progress_batch, payment_sync.changes
+	payment_sync.stat_sync, payment_sync.progress_batch, payment_sync.changes,
+	payment_sync.transport_options
 	TO PUBLIC;
 
 -- The launcher need not wait for its next look at the databases.

@@ -10,6 +10,7 @@
 #include "postgres.h"
 
 #include "fmgr.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
 
 #include "capture/capture.h"
@@ -18,6 +19,8 @@
 #include "worker/worker.h"
 
 PG_MODULE_MAGIC;
+
+PG_FUNCTION_INFO_V1(payment_sync_version);
 
 PGDLLEXPORT void _PG_init(void);
 
@@ -30,4 +33,15 @@ _PG_init(void)
 
 	/* Last: what is not defined by now is a mistake in someone's settings. */
 	MarkGUCPrefixReserved("payment_sync");
+}
+
+/*
+ * version(): of this library, as the control file had it when it was built.
+ * If it is not the extension's, the server runs a library that is older or
+ * newer than the last ALTER EXTENSION … UPDATE.
+ */
+Datum
+payment_sync_version(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(PSYNC_VERSION));
 }
