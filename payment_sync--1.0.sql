@@ -197,7 +197,7 @@ COMMENT ON FUNCTION payment_sync.capture_table(regclass, name[], name[], text) I
 
 CREATE FUNCTION payment_sync.release_table(rel regclass) RETURNS void
 	AS 'MODULE_PATHNAME', 'payment_sync_release_table'
-	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 COMMENT ON FUNCTION payment_sync.release_table(regclass) IS 'ends the recording of a table''s changes';
 
 -- Names of tables and columns are no secret, as in the system catalogs.
@@ -309,7 +309,7 @@ COMMENT ON FUNCTION payment_sync.disable_sync(name, text) IS
 
 CREATE FUNCTION payment_sync.drop_sync(name name) RETURNS void
 	AS 'MODULE_PATHNAME', 'payment_sync_drop_sync'
-	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 COMMENT ON FUNCTION payment_sync.drop_sync(name) IS 'removes a sync; its tables stay captured';
 
 CREATE PROCEDURE payment_sync.incremental_sync(name name)
@@ -526,13 +526,13 @@ CREATE FUNCTION payment_sync.fetch_changes(
 	OUT "table" regclass, OUT key jsonb, OUT new jsonb, OUT old jsonb,
 	OUT origin text) RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'payment_sync_fetch_changes'
-	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 COMMENT ON FUNCTION payment_sync.fetch_changes(name, integer) IS
 	'next changes of a sync without server, in order; the same ones until they are acknowledged';
 
 CREATE FUNCTION payment_sync.ack_changes(name name, "position" text) RETURNS void
 	AS 'MODULE_PATHNAME', 'payment_sync_ack_changes'
-	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 COMMENT ON FUNCTION payment_sync.ack_changes(name, text) IS
 	'the fetched change at this position, and all before it, are dealt with, if this transaction commits';
 

@@ -38,13 +38,8 @@ require_nonatomic(FunctionCallInfo fcinfo, const char *name)
 static PsyncSync *
 get_sync(const char *name)
 {
-	PsyncSync  *sync = psync_sync_load_by_name(name);
+	PsyncSync  *sync = psync_sync_get_own(name);
 
-	if (sync == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("sync \"%s\" does not exist", name)));
-	psync_check_sync_owner(sync);
 	if (sync->server == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
@@ -109,13 +104,24 @@ deliver_in_session(const pg_uuid_t *id)
 	psync_wakeup_config();
 }
 
+/*
+ * Argument "name", copied: the call's memory does not outlive the commits.
+ * Procedures are called on null input, too.
+ */
+static void
+copy_name(FunctionCallInfo fcinfo, char *name)
+{
+	psync_require_argument(fcinfo, 0, "name");
+	strlcpy(name, NameStr(*PG_GETARG_NAME(0)), NAMEDATALEN);
+}
+
 Datum
 payment_sync_incremental_sync(PG_FUNCTION_ARGS)
 {
 	char		name[NAMEDATALEN];
 	PsyncSync  *sync;
 
-	strlcpy(name, NameStr(*PG_GETARG_NAME(0)), NAMEDATALEN);
+	copy_name(fcinfo, name);
 	require_nonatomic(fcinfo, "incremental_sync");
 
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
@@ -156,10 +162,13 @@ request_batch(PsyncSync *sync, Oid relid, bool mirror)
 
 	requested = psync_owner_execute(command, 3, types, values, nulls);
 	SPI_finish();
+	if (requested == 0 && OidIsValid(relid))
+		psync_refuse_table_of_sync(sync, relid);
 	if (requested == 0)
 		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("sync \"%s\" has no such table", sync->name)));
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("sync \"%s\" has no tables", sync->name),
+				 errhint("Add some with payment_sync.alter_sync(name, add_tables => …).")));
 }
 
 Datum
@@ -167,14 +176,12 @@ payment_sync_batch_sync(PG_FUNCTION_ARGS)
 {
 	char		name[NAMEDATALEN];
 	Oid			relid = PG_ARGISNULL(1) ? InvalidOid : PG_GETARG_OID(1);
-	bool		mirror = PG_ARGISNULL(2) ? false : PG_GETARG_BOOL(2);
+	bool		mirror;
 	PsyncSync  *sync;
 
-	if (PG_ARGISNULL(0))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("name of the sync must not be null")));
-	strlcpy(name, NameStr(*PG_GETARG_NAME(0)), NAMEDATALEN);
+	copy_name(fcinfo, name);
+	psync_require_argument(fcinfo, 2, "mirror");
+	mirror = PG_GETARG_BOOL(2);
 	require_nonatomic(fcinfo, "batch_sync");
 
 	SPI_connect_ext(SPI_OPT_NONATOMIC);

@@ -29,6 +29,7 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
+#include "closest.h"
 #include "compat.h"
 #include "sync/admin.h"
 
@@ -222,15 +223,32 @@ require_key(Relation rel, List *names)
 /* ---------------------------------------------------------------- columns */
 
 static void
+refuse_unknown_column(Relation rel, const char *name)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	PsyncClosest closest;
+
+	psync_closest_begin(&closest, name);
+	for (int i = 0; i < desc->natts; i++)
+	{
+		if (!TupleDescAttr(desc, i)->attisdropped)
+			psync_closest_offer(&closest, NameStr(TupleDescAttr(desc, i)->attname));
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_COLUMN),
+			 errmsg("column \"%s\" of table \"%s\" does not exist",
+					name, RelationGetRelationName(rel)),
+			 closest.name ?
+			 errhint("Perhaps you meant the column \"%s\".", closest.name) : 0));
+}
+
+static void
 check_column(Relation rel, const char *name)
 {
 	AttrNumber	attnum = get_attnum(RelationGetRelid(rel), name);
 
 	if (attnum == InvalidAttrNumber)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("column \"%s\" of table \"%s\" does not exist",
-						name, RelationGetRelationName(rel))));
+		refuse_unknown_column(rel, name);
 	if (attnum < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_COLUMN_REFERENCE),
@@ -337,10 +355,8 @@ payment_sync_capture_table(PG_FUNCTION_ARGS)
 	Oid			relid;
 	Relation	rel;
 
-	if (PG_ARGISNULL(0) || PG_ARGISNULL(3))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("arguments \"rel\" and \"old_values\" must not be null")));
+	psync_require_argument(fcinfo, 0, "rel");
+	psync_require_argument(fcinfo, 3, "old_values");
 	relid = PG_GETARG_OID(0);
 	old_values = text_to_cstring(PG_GETARG_TEXT_PP(3));
 	check_old_values(old_values);
@@ -379,21 +395,36 @@ refuse_if_synced(Oid relid)
 				 errhint("Take it out with payment_sync.alter_sync(name, drop_tables => …), or drop the sync, first.")));
 }
 
+/* A partition may be captured by way of its parent. */
+static void
+refuse_not_captured(Oid relid)
+{
+	Oid			root = psync_captured_root(relid);
+
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("table \"%s\" is not captured", get_rel_name(relid)),
+			 OidIsValid(root) ?
+			 errdetail("Its changes are captured as those of partitioned table \"%s\".",
+					   get_rel_name(root)) : 0,
+			 errhint("View payment_sync.captured_tables lists the captured tables.")));
+}
+
 /*
  * release_table(rel regclass)
  */
 Datum
 payment_sync_release_table(PG_FUNCTION_ARGS)
 {
-	Oid			relid = PG_GETARG_OID(0);
+	Oid			relid;
 	Oid			types[1] = {OIDOID};
 	Datum		values[1];
 
+	psync_require_argument(fcinfo, 0, "rel");
+	relid = PG_GETARG_OID(0);
 	relation_close(open_own_table(relid), NoLock);
 	if (!psync_is_captured(relid))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("table \"%s\" is not captured", get_rel_name(relid))));
+		refuse_not_captured(relid);
 	refuse_if_synced(relid);
 
 	/* first the definition: it protects the triggers (ddl_drop.c) */

@@ -119,14 +119,9 @@ psync_pull_acknowledged(const PsyncPull *pull, const PsyncChange *change)
 static PsyncPull *
 lock_own_pull(const char *name)
 {
-	PsyncSync  *sync = psync_sync_load_by_name(name);
+	PsyncSync  *sync = psync_sync_get_own(name);
 	PsyncPull  *pull;
 
-	if (sync == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("sync \"%s\" does not exist", name)));
-	psync_check_sync_owner(sync);
 	if (sync->server != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
@@ -311,15 +306,20 @@ fetch_round(PsyncChangeRows *rows, PsyncPull *pull, int max_changes)
 Datum
 payment_sync_fetch_changes(PG_FUNCTION_ARGS)
 {
-	char	   *name = NameStr(*PG_GETARG_NAME(0));
-	int32		max_changes = PG_GETARG_INT32(1);
 	PsyncChangeRows rows;
+	char	   *name;
+	int32		max_changes;
 	bool		done = false;
 
+	psync_require_argument(fcinfo, 0, "name");
+	psync_require_argument(fcinfo, 1, "max_changes");
+	name = NameStr(*PG_GETARG_NAME(0));
+	max_changes = PG_GETARG_INT32(1);
 	if (max_changes < 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("max_changes must be at least 1")));
+				 errmsg("invalid max_changes %d", max_changes),
+				 errhint("Give the number of changes to return at most, 1 or more.")));
 	psync_change_rows_begin(fcinfo, &rows);
 	PG_TRY();
 	{
@@ -392,12 +392,16 @@ save_acknowledged(const PsyncPull *pull, uint64 position, uint64 xid)
 Datum
 payment_sync_ack_changes(PG_FUNCTION_ARGS)
 {
-	char	   *given = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	PsyncPull  *pull = lock_own_pull(NameStr(*PG_GETARG_NAME(0)));
+	PsyncPull  *pull;
+	char	   *given;
 	int64		window;
 	uint64		position;
 	uint64		xid;
 
+	psync_require_argument(fcinfo, 0, "name");
+	psync_require_argument(fcinfo, 1, "position");
+	given = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	pull = lock_own_pull(NameStr(*PG_GETARG_NAME(0)));
 	parse_position(given, &window, &position, &xid);
 	if (window > pull->window || (window == pull->window && pull->upto == NULL))
 		bad_position(given);

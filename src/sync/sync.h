@@ -10,6 +10,7 @@
 #ifndef PSYNC_SYNC_H
 #define PSYNC_SYNC_H
 
+#include "fmgr.h"
 #include "utils/uuid.h"
 
 #include "log/log.h"
@@ -97,6 +98,19 @@ extern bool psync_sync_lock_wanted(const pg_uuid_t *id);
 extern void psync_check_table_owner(Oid relid);
 extern void psync_check_server_usage(const char *server);
 extern void psync_check_sync_owner(const PsyncSync *sync);
+
+/* An argument of a function that is called on null input, but needs this one. */
+extern void psync_require_argument(FunctionCallInfo fcinfo, int n,
+								   const char *name);
+
+/* What "relid" is called in messages, also if it does not exist. */
+extern const char *psync_table_name(Oid relid);
+extern bool psync_sync_has_table(const PsyncSync *sync, Oid relid);
+extern void psync_refuse_table_of_sync(const PsyncSync *sync, Oid relid)
+			pg_attribute_noreturn();
+
+/* The sync of that name, which the caller must own; else an error. */
+extern PsyncSync *psync_sync_get_own(const char *name);
 
 /* Work on the extension's own tables as their owner. */
 typedef struct PsyncOwnerContext

@@ -63,28 +63,6 @@ run(const char *command, int nargs, Oid *types, Datum *values, const char *nulls
 	SPI_finish();
 }
 
-static PsyncSync *
-get_own_sync(const char *name)
-{
-	PsyncSync  *sync = psync_sync_load_by_name(name);
-
-	if (sync == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("sync \"%s\" does not exist", name)));
-	psync_check_sync_owner(sync);
-	return sync;
-}
-
-static void
-require_argument(FunctionCallInfo fcinfo, int n, const char *name)
-{
-	if (PG_ARGISNULL(n))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("argument \"%s\" must not be null", name)));
-}
-
 /* The tables named; the order counts, since targets are parallel to it. */
 static List *
 table_list(ArrayType *array)
@@ -101,15 +79,32 @@ table_list(ArrayType *array)
 		if (nulls[i])
 			ereport(ERROR,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("table array must not contain nulls")));
+					 errmsg("array of tables must not contain nulls")));
 		if (list_member_oid(result, DatumGetObjectId(elems[i])))
 			ereport(ERROR,
 					(errcode(ERRCODE_DUPLICATE_OBJECT),
 					 errmsg("table \"%s\" is named twice",
-							get_rel_name(DatumGetObjectId(elems[i])))));
+							psync_table_name(DatumGetObjectId(elems[i])))));
 		result = lappend_oid(result, DatumGetObjectId(elems[i]));
 	}
 	return result;
+}
+
+static void
+refuse_uncaptured(Oid relid)
+{
+	Oid			root = psync_captured_root(relid);
+
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("table \"%s\" is not captured", get_rel_name(relid)),
+			 OidIsValid(root) ?
+			 errdetail("Its changes are captured as those of partitioned table \"%s\".",
+					   get_rel_name(root)) : 0,
+			 OidIsValid(root) ?
+			 errhint("Name the partitioned table instead.") :
+			 errhint("Run payment_sync.capture_table('%s') first.",
+					 psync_qualified_name(relid))));
 }
 
 /*
@@ -123,11 +118,7 @@ check_table(Oid relid)
 	LockRelationOid(relid, ShareUpdateExclusiveLock);
 	psync_check_table_owner(relid);
 	if (!psync_is_captured(relid))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("table \"%s\" is not captured", get_rel_name(relid)),
-				 errhint("Run payment_sync.capture_table('%s') first.",
-						 psync_qualified_name(relid))));
+		refuse_uncaptured(relid);
 }
 
 /* The caller may use the server, and there is a transport for it. */
@@ -145,11 +136,13 @@ check_new_name(const char *name)
 	if (name[0] == '\0')
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_NAME),
-				 errmsg("name of a sync must not be empty")));
+				 errmsg("name of a sync must not be empty"),
+				 errhint("Choose a name of 1 to 63 bytes, unique among the syncs of this database.")));
 	if (psync_sync_load_by_name(name) != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_DUPLICATE_OBJECT),
-				 errmsg("sync \"%s\" already exists", name)));
+				 errmsg("sync \"%s\" already exists", name),
+				 errhint("Choose another name, or change that sync with payment_sync.alter_sync().")));
 }
 
 static void
@@ -254,7 +247,8 @@ add_tables(const pg_uuid_t *id, List *tables, ArrayType *targets,
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("targets names %d tables, but there are %d", n,
-							list_length(tables))));
+							list_length(tables)),
+					 errhint("Give one target for each table, in the same order; NULL stands for the table's own name.")));
 	}
 	foreach(lc, tables)
 	{
@@ -282,7 +276,9 @@ parse_size(const char *text)
 	if (size <= 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("max_log_size must be positive")));
+				 errmsg("invalid max_log_size \"%s\"", text),
+				 errdetail("The size must be greater than zero."),
+				 errhint("Without a limit of its own, payment_sync.max_log_size holds for the sync.")));
 	return size;
 }
 
@@ -348,12 +344,13 @@ payment_sync_create_sync(PG_FUNCTION_ARGS)
 
 	for (int i = 0; i < lengthof(required); i++)
 		if (required[i] != NULL)
-			require_argument(fcinfo, i, required[i]);
+			psync_require_argument(fcinfo, i, required[i]);
 	tables = table_list(PG_GETARG_ARRAYTYPE_P(1));
 	if (tables == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("a sync needs at least one table")));
+				 errmsg("a sync needs at least one table"),
+				 errhint("Name captured tables as in '{payments,refunds}'.")));
 	check_new_name(NameStr(*PG_GETARG_NAME(0)));
 	if (!PG_ARGISNULL(2))
 		check_server(NameStr(*PG_GETARG_NAME(2)));
@@ -389,10 +386,7 @@ remove_tables(const PsyncSync *sync, List *tables)
 									  2, types, values, NULL);
 		SPI_finish();
 		if (removed == 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_UNDEFINED_OBJECT),
-					 errmsg("sync \"%s\" has no table \"%s\"", sync->name,
-							get_rel_name(lfirst_oid(lc)))));
+			psync_refuse_table_of_sync(sync, lfirst_oid(lc));
 		run("DELETE FROM payment_sync.batch WHERE sync = $1 AND relid = $2",
 			2, types, values, NULL);
 	}
@@ -482,8 +476,8 @@ payment_sync_alter_sync(PG_FUNCTION_ARGS)
 {
 	PsyncSync  *sync;
 
-	require_argument(fcinfo, ALTER_NAME, "name");
-	sync = get_own_sync(NameStr(*PG_GETARG_NAME(ALTER_NAME)));
+	psync_require_argument(fcinfo, ALTER_NAME, "name");
+	sync = psync_sync_get_own(NameStr(*PG_GETARG_NAME(ALTER_NAME)));
 	check_alteration(fcinfo, sync);
 	update_sync(fcinfo, sync);
 	if (!PG_ARGISNULL(ALTER_DROP_TABLES))
@@ -558,8 +552,8 @@ payment_sync_enable_sync(PG_FUNCTION_ARGS)
 	Oid			types[1] = {UUIDOID};
 	Datum		values[1];
 
-	require_argument(fcinfo, 0, "name");
-	sync = get_own_sync(NameStr(*PG_GETARG_NAME(0)));
+	psync_require_argument(fcinfo, 0, "name");
+	sync = psync_sync_get_own(NameStr(*PG_GETARG_NAME(0)));
 	if (start != NULL && strcmp(start, "now") != 0 && strcmp(start, "batch") != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -595,8 +589,8 @@ payment_sync_disable_sync(PG_FUNCTION_ARGS)
 	Datum		values[2];
 	char		nulls[3] = "  ";
 
-	require_argument(fcinfo, 0, "name");
-	sync = get_own_sync(NameStr(*PG_GETARG_NAME(0)));
+	psync_require_argument(fcinfo, 0, "name");
+	sync = psync_sync_get_own(NameStr(*PG_GETARG_NAME(0)));
 	values[0] = UUIDPGetDatum(&sync->id);
 	values[1] = PG_GETARG_DATUM(1);
 	nulls[1] = PG_ARGISNULL(1) ? 'n' : ' ';
@@ -614,8 +608,8 @@ payment_sync_drop_sync(PG_FUNCTION_ARGS)
 	Oid			types[1] = {UUIDOID};
 	Datum		values[1];
 
-	require_argument(fcinfo, 0, "name");
-	sync = get_own_sync(NameStr(*PG_GETARG_NAME(0)));
+	psync_require_argument(fcinfo, 0, "name");
+	sync = psync_sync_get_own(NameStr(*PG_GETARG_NAME(0)));
 	values[0] = UUIDPGetDatum(&sync->id);
 	run("DELETE FROM payment_sync.sync WHERE id = $1", 1, types, values, NULL);
 	psync_definition_changed();
@@ -634,11 +628,13 @@ payment_sync_cancel_batch(PG_FUNCTION_ARGS)
 	char		nulls[3] = "  ";
 	uint64		cancelled;
 
-	require_argument(fcinfo, 0, "name");
-	sync = get_own_sync(NameStr(*PG_GETARG_NAME(0)));
+	psync_require_argument(fcinfo, 0, "name");
+	sync = psync_sync_get_own(NameStr(*PG_GETARG_NAME(0)));
 	values[0] = UUIDPGetDatum(&sync->id);
 	values[1] = PG_GETARG_DATUM(1);
 	nulls[1] = PG_ARGISNULL(1) ? 'n' : ' ';
+	if (!PG_ARGISNULL(1) && !psync_sync_has_table(sync, PG_GETARG_OID(1)))
+		psync_refuse_table_of_sync(sync, PG_GETARG_OID(1));
 	cancelled = psync_owner_execute("UPDATE payment_sync.batch SET state = 'cancelled',"
 									" finished = clock_timestamp() WHERE sync = $1"
 									" AND ($2 IS NULL OR relid = $2)"

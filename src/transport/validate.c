@@ -22,15 +22,12 @@
 #include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
-#include "utils/varlena.h"
 
+#include "closest.h"
 #include "compat.h"
 #include "transport/registry.h"
 
 PG_FUNCTION_INFO_V1(payment_sync_postgres_validator);
-
-/* A suggestion must not differ in more than this many letters. */
-#define PSYNC_SUGGESTION_DISTANCE_MAX	4
 
 /* Where the object's options are allowed; 0 if such objects have none. */
 static int
@@ -72,42 +69,27 @@ find_option(const PsyncOption *table, const char *keyword)
 static const char *
 closest_keyword(const PsyncOption *table, int place, const char *keyword)
 {
-	const char *best = NULL;
-	int			best_distance = PSYNC_SUGGESTION_DISTANCE_MAX + 1;
+	PsyncClosest closest;
 
+	psync_closest_begin(&closest, keyword);
 	for (const PsyncOption *option = table; option->keyword; option++)
 	{
-		int			distance;
-
-		if ((option->where & place) == 0)
-			continue;
-		distance = varstr_levenshtein_less_equal(option->keyword,
-												 strlen(option->keyword),
-												 keyword, strlen(keyword),
-												 1, 1, 1,
-												 best_distance, true);
-		/* as many changes as letters: no resemblance at all */
-		if (distance < best_distance && distance < (int) strlen(keyword))
-		{
-			best = option->keyword;
-			best_distance = distance;
-		}
+		if (option->where & place)
+			psync_closest_offer(&closest, option->keyword);
 	}
-	return best;
+	return closest.name;
 }
 
 static void
 refuse_unknown(const PsyncOption *table, int place, const char *keyword)
 {
-	const char *closest = NULL;
+	const char *closest = closest_keyword(table, place, keyword);
 
-	/* the distance is not defined for longer strings */
-	if (strlen(keyword) <= NAMEDATALEN)
-		closest = closest_keyword(table, place, keyword);
 	ereport(ERROR,
 			(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
 			 errmsg("invalid option \"%s\"", keyword),
-			 closest ? errhint("Perhaps you meant the option \"%s\".", closest) : 0));
+			 closest ? errhint("Perhaps you meant the option \"%s\".", closest) :
+			 errhint("View payment_sync.transport_options lists the valid options.")));
 }
 
 static void
@@ -163,6 +145,8 @@ is_one_of(const char *value, const char *values)
 {
 	size_t		len = strlen(value);
 
+	if (strchr(value, '|') != NULL)
+		return false;
 	for (const char *at = values; at != NULL; at = strchr(at, '|'))
 	{
 		if (*at == '|')
