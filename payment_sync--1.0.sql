@@ -17,34 +17,35 @@ COMMENT ON FUNCTION payment_sync.version() IS
 -- Writers only append, readers never delete: a table that every sync is done
 -- with is truncated.  Hence no index, no autovacuum (nothing to clean), no
 -- truncation by vacuum, and no TOAST table (a change too large for one page
--- is continued in further tuples).
+-- is continued in further tuples).  CREATE TABLE would make one for a bytea
+-- column whose storage is changed afterwards; ALTER TABLE looks at both at once.
 CREATE TABLE payment_sync.log_0 (
 	xid xid8 NOT NULL,
 	position bigint NOT NULL,
 	at timestamptz NOT NULL,
 	changes integer NOT NULL,
-	origin name,
-	data bytea NOT NULL
+	origin name
 ) USING heap WITH (autovacuum_enabled = off, vacuum_truncate = off);
-ALTER TABLE payment_sync.log_0 ALTER COLUMN data SET STORAGE PLAIN;
+ALTER TABLE payment_sync.log_0
+	ADD COLUMN data bytea NOT NULL, ALTER COLUMN data SET STORAGE PLAIN;
 CREATE TABLE payment_sync.log_1 (
 	xid xid8 NOT NULL,
 	position bigint NOT NULL,
 	at timestamptz NOT NULL,
 	changes integer NOT NULL,
-	origin name,
-	data bytea NOT NULL
+	origin name
 ) USING heap WITH (autovacuum_enabled = off, vacuum_truncate = off);
-ALTER TABLE payment_sync.log_1 ALTER COLUMN data SET STORAGE PLAIN;
+ALTER TABLE payment_sync.log_1
+	ADD COLUMN data bytea NOT NULL, ALTER COLUMN data SET STORAGE PLAIN;
 CREATE TABLE payment_sync.log_2 (
 	xid xid8 NOT NULL,
 	position bigint NOT NULL,
 	at timestamptz NOT NULL,
 	changes integer NOT NULL,
-	origin name,
-	data bytea NOT NULL
+	origin name
 ) USING heap WITH (autovacuum_enabled = off, vacuum_truncate = off);
-ALTER TABLE payment_sync.log_2 ALTER COLUMN data SET STORAGE PLAIN;
+ALTER TABLE payment_sync.log_2
+	ADD COLUMN data bytea NOT NULL, ALTER COLUMN data SET STORAGE PLAIN;
 
 COMMENT ON TABLE payment_sync.log_0 IS 'change log, first of three rotating tables: chunks of packed changes';
 COMMENT ON TABLE payment_sync.log_1 IS 'change log, second of three rotating tables: chunks of packed changes';
