@@ -143,7 +143,11 @@ prepare_table(PsyncDelivery *delivery, PsyncBatch *batch)
 	}
 	batch->plain = rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE;
 	batch->encoder = psync_capture_rel_for_query(rel, batch->context);
+
+	/* recording a shape is an insertion, and those want a snapshot */
+	PushActiveSnapshot(GetTransactionSnapshot());
 	shape_id = psync_rel_cache_shape(crel);
+	PopActiveSnapshot();
 	CommandCounterIncrement();	/* it may just have been recorded */
 	batch->shape = psync_delivery_shape(delivery, shape_id);
 	table_close(rel, AccessShareLock);
