@@ -3,6 +3,11 @@
 -- Everything below is qualified, except what is PostgreSQL's own.
 SET LOCAL search_path TO pg_catalog, pg_temp;
 
+-- Made here and not by the control file, so that it belongs to the extension
+-- and goes with it; and so that nobody else's schema is ever taken for ours.
+CREATE SCHEMA payment_sync;
+COMMENT ON SCHEMA payment_sync IS 'functions and views of payment_sync, its change log and its definitions';
+
 CREATE FUNCTION payment_sync.version() RETURNS text
 	AS 'MODULE_PATHNAME', 'payment_sync_version'
 	LANGUAGE C IMMUTABLE PARALLEL SAFE;
