@@ -37,7 +37,7 @@
  * Changed whenever a struct in this file changes, so that a stale library is
  * refused instead of crashing: "PS", then a counter.
  */
-#define PSYNC_TRANSPORT_MAGIC	0x50530003
+#define PSYNC_TRANSPORT_MAGIC	0x50530004
 
 #define PSYNC_TRANSPORT_INIT	"payment_sync_transport_init"
 
@@ -197,6 +197,7 @@ typedef struct PsyncTarget
 	List	   *tables;			/* of PsyncTable *, the sync's tables */
 	MemoryContext context;		/* lives until close */
 	void	   *private_data;	/* the transport's own */
+	void	   *core_data;		/* the core's own */
 } PsyncTarget;
 
 struct PsyncOutcome;
@@ -341,7 +342,10 @@ typedef struct PsyncMessageTransport
 	 */
 	void		(*poll) (PsyncTarget *target, long timeout_ms);
 
-	/* Optional.  The request that submit() would send, secrets masked. */
+	/*
+	 * Optional.  The request that submit() would send, secrets masked.
+	 * Between open() and close(); does not touch the network.
+	 */
 	char	   *(*preview) (PsyncTarget *target, const PsyncMessage *message);
 
 	/* Optional.  Try the target step by step; open() was not called. */
