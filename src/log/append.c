@@ -98,6 +98,15 @@ put_uint32(char *at, uint32 value)
 	memcpy(at, &value, sizeof(value));
 }
 
+static uint32
+get_uint32(const char *at)
+{
+	uint32		value;
+
+	memcpy(&value, at, sizeof(value));
+	return pg_ntoh32(value);
+}
+
 /*
  * The lock that orders appends to a log table.  All processes agree on its
  * kind: shared memory exists for all or for none.
@@ -147,6 +156,42 @@ append_tuple(Relation rel, HeapTuple tuple)
 }
 
 /*
+ * Let the chunk's deltas relate to the position of its first change.
+ *
+ * While it is pending they may relate to the parent's base, so that the two
+ * could be joined.  A chunk that is written by itself must not keep that base:
+ * a reader opens a chunk when it comes to the chunk's position, so thousands of
+ * savepoints that all bear the position of their parent's first change would
+ * be open at once (P7).  It also makes (xid, position) name one chunk, which is
+ * how a reader knows whose continuation a tuple is.
+ */
+static void
+rebase_chunk(PsyncPending *entry)
+{
+	uint32		less = get_uint32(entry->data.data + 2);
+	int			offset = 0;
+
+	if (less == 0)
+		return;
+	while (offset < entry->data.len)
+	{
+		char	   *header = entry->data.data + offset;
+		uint32		delta = get_uint32(header + 2);
+		uint32		size;
+
+		Assert(delta >= less);
+		put_uint32(header + 2, delta - less);
+
+		/* over the new image and the old part; log.h has the offsets */
+		size = get_uint32(header + 10);
+		offset += PSYNC_CHANGE_HEADER_SIZE + size + sizeof(uint32);
+		offset += get_uint32(header + PSYNC_CHANGE_HEADER_SIZE + size);
+	}
+	Assert(offset == entry->data.len);
+	entry->base += less;
+}
+
+/*
  * Write the entry's chunk under the current (sub)transaction's id, in as many
  * tuples as it takes, and empty the entry.
  */
@@ -162,6 +207,7 @@ write_chunk(PsyncPending *entry)
 	Assert(entry->changes > 0);
 	Assert(entry->nest_level == GetCurrentTransactionNestLevel());
 
+	rebase_chunk(entry);
 	rel = table_open(psync_log_relid(psync_log_active()), RowExclusiveLock);
 
 	values[0] = FullTransactionIdGetDatum(GetTopFullTransactionId());

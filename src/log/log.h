@@ -8,7 +8,7 @@
  *
  *	column		type		meaning
  *	xid			xid8		top-level transaction
- *	position	int8		of the chunk's first change, or a little less
+ *	position	int8		of the chunk's first change; with xid, it names the chunk
  *	at			timestamptz	when the chunk was written
  *	changes		int4		their number; 0: this tuple continues the data of
  *							the previous one with the same xid and position

@@ -209,8 +209,10 @@ open_chunk(PsyncReader *reader)
 	{
 		PsyncChunkRef *more = &reader->refs[reader->next_ref];
 
-		if (more->head || more->xid != ref->xid || more->table != ref->table)
+		if (more->head || more->xid != ref->xid ||
+			more->position != ref->position)
 			break;
+		Assert(more->table == ref->table);
 		CHECK_FOR_INTERRUPTS();
 		read_tuple(rel, more, chunk);
 		reader->next_ref++;

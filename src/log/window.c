@@ -87,8 +87,10 @@ compare_refs(const void *a, const void *b)
 		return x->position < y->position ? -1 : 1;
 	if (x->xid != y->xid)
 		return x->xid < y->xid ? -1 : 1;
-	if (x->table != y->table)
-		return x->table < y->table ? -1 : 1;
+	/* of one chunk: the tuples' order in the heap is theirs, the head's first */
+	Assert(x->table == y->table);
+	if (x->head != y->head)
+		return x->head ? -1 : 1;
 	if (x->block != y->block)
 		return x->block < y->block ? -1 : 1;
 	return (int) x->offset - (int) y->offset;
