@@ -63,11 +63,18 @@ typedef struct PsyncCaptureRel
 	AttrNumber	attnum_max;		/* of columns: none behind it is deformed */
 	bool		shape_new;		/* shape_id was recorded by the current
 								 * transaction and goes with it */
+	uint64		transaction;	/* in which the next was set; kept, with it,
+								 * when the entry is rebuilt */
+	CommandId	command_last;	/* the last command whose changes of this
+								 * relation were logged */
 	MemoryContext context;		/* of all that this struct points to */
 } PsyncCaptureRel;
 
 /* rel_cache.c */
 extern void psync_rel_cache_init(void);
+
+/* Counts this backend's transactions, to tell old notes from new ones. */
+extern uint64 psync_capture_transaction;
 
 /*
  * The state of a relation that fires a capture trigger.  Valid until the next
@@ -84,6 +91,32 @@ extern uint32 psync_rel_cache_shape(PsyncCaptureRel *crel);
  */
 extern PsyncCaptureRel *psync_capture_rel_for_query(Relation rel,
 													MemoryContext context);
+
+/* latest.c: what has become of a row since its trigger was queued */
+typedef enum PsyncRowFate
+{
+	PSYNC_ROW_CURRENT,
+	PSYNC_ROW_CHANGED,			/* again, by this transaction */
+	PSYNC_ROW_GONE				/* likewise; or moved to another partition */
+} PsyncRowFate;
+
+/*
+ * *latest is set to the slot itself (CURRENT), a new slot that the caller is
+ * to drop (CHANGED), or NULL (GONE).
+ */
+extern PsyncRowFate psync_row_fate(Relation rel, TupleTableSlot *slot,
+								   TupleTableSlot **latest);
+
+/* Were changes of the relation by a later command logged already? */
+extern bool psync_row_is_late(PsyncCaptureRel *crel, TupleTableSlot *slot,
+							  bool deleted);
+
+/*
+ * The row that has, now, the key that the slot's row has or had, in a new
+ * slot; or NULL.
+ */
+extern TupleTableSlot *psync_row_by_key(PsyncCaptureRel *crel, Relation rel,
+										TupleTableSlot *slot);
 
 /* row_image.c */
 extern void psync_image_append(StringInfo buf, PsyncCaptureRel *crel,

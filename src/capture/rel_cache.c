@@ -53,6 +53,8 @@ typedef struct PsyncCapturedRow
 	PsyncOldValues old_values;
 } PsyncCapturedRow;
 
+uint64		psync_capture_transaction = 1;
+
 static HTAB *cache = NULL;
 static bool any_new_shape = false;
 
@@ -94,10 +96,11 @@ forget_new_shapes(bool keep)
 static void
 xact_callback(XactEvent event, void *arg)
 {
-	if (event == XACT_EVENT_COMMIT)
-		forget_new_shapes(true);
-	else if (event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
-		forget_new_shapes(false);
+	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT &&
+		event != XACT_EVENT_PREPARE)
+		return;
+	forget_new_shapes(event == XACT_EVENT_COMMIT);
+	psync_capture_transaction++;
 }
 
 static void
@@ -354,6 +357,8 @@ psync_rel_cache_get(Relation rel)
 	bool		found;
 	PsyncCaptureRel *crel = hash_search(cache, &relid, HASH_ENTER, &found);
 	MemoryContext old;
+	uint64		transaction = found ? crel->transaction : 0;
+	CommandId	command_last = found ? crel->command_last : FirstCommandId;
 
 	if (found && crel->valid)
 		return crel;
@@ -361,6 +366,8 @@ psync_rel_cache_get(Relation rel)
 		MemoryContextDelete(crel->context);
 
 	memset((char *) crel + sizeof(Oid), 0, sizeof(PsyncCaptureRel) - sizeof(Oid));
+	crel->transaction = transaction;
+	crel->command_last = command_last;
 	crel->context = AllocSetContextCreate(CacheMemoryContext,
 										  "payment_sync captured relation",
 										  ALLOCSET_SMALL_SIZES);

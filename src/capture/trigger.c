@@ -73,7 +73,8 @@ log_delete(PsyncCaptureRel *crel, TupleTableSlot *slot)
 		pfree(include);
 }
 
-static void
+/* Returns whether the key changed. */
+static bool
 log_update(PsyncCaptureRel *crel, TupleTableSlot *oldslot,
 		   TupleTableSlot *newslot)
 {
@@ -112,6 +113,65 @@ log_update(PsyncCaptureRel *crel, TupleTableSlot *oldslot,
 	}
 	if (include != stack)
 		pfree(include);
+	return key_changed;
+}
+
+static bool
+key_changed(PsyncCaptureRel *crel, TupleTableSlot *oldslot, TupleTableSlot *newslot)
+{
+	bool	   *changed = palloc(Max(crel->ncolumns, 1) * sizeof(bool));
+	bool		result;
+
+	(void) psync_image_changed(crel, oldslot, newslot, changed, &result);
+	pfree(changed);
+	return result;
+}
+
+/*
+ * An insert, or an update if there is an old row.  Returns whether a key was
+ * taken away.
+ */
+static bool
+capture_new_row(PsyncCaptureRel *crel, Relation rel, TupleTableSlot *oldslot,
+				TupleTableSlot *newslot)
+{
+	TupleTableSlot *latest;
+	bool		freed = false;
+
+	switch (psync_row_fate(rel, newslot, &latest))
+	{
+		case PSYNC_ROW_CURRENT:
+		case PSYNC_ROW_CHANGED:
+			if (oldslot == NULL)
+				log_insert(crel, latest);
+			else
+				freed = log_update(crel, oldslot, latest);
+			break;
+		case PSYNC_ROW_GONE:
+			/* the new key's end was logged as such, the old key's was not */
+			freed = oldslot != NULL && key_changed(crel, oldslot, newslot);
+			if (freed)
+				log_delete(crel, oldslot);
+			break;
+	}
+	if (latest != NULL && latest != newslot)
+		ExecDropSingleTupleTableSlot(latest);
+	return freed;
+}
+
+/*
+ * A key was taken away, by a command that is logged late: if it was given to a
+ * row since, that row was logged before.
+ */
+static void
+log_key_again(PsyncCaptureRel *crel, Relation rel, TupleTableSlot *oldslot)
+{
+	TupleTableSlot *row = psync_row_by_key(crel, rel, oldslot);
+
+	if (row == NULL)
+		return;
+	log_insert(crel, row);
+	ExecDropSingleTupleTableSlot(row);
 }
 
 static TriggerData *
@@ -133,6 +193,9 @@ payment_sync_capture_change(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger;
 	PsyncCaptureRel *crel;
+	bool		deleted;
+	bool		late;
+	bool		freed = true;
 
 	trigger = check_trigger(fcinfo, "capture_change",
 							CALLED_AS_TRIGGER(fcinfo) &&
@@ -142,12 +205,19 @@ payment_sync_capture_change(PG_FUNCTION_ARGS)
 	if (!crel->captured)
 		return PointerGetDatum(NULL);
 
-	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
-		log_insert(crel, trigger->tg_trigslot);
-	else if (TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
+	deleted = TRIGGER_FIRED_BY_DELETE(trigger->tg_event);
+	late = psync_row_is_late(crel, TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) ?
+							 trigger->tg_newslot : trigger->tg_trigslot, deleted);
+	if (deleted)
 		log_delete(crel, trigger->tg_trigslot);
+	else if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
+		freed = capture_new_row(crel, trigger->tg_relation, NULL,
+								trigger->tg_trigslot);
 	else
-		log_update(crel, trigger->tg_trigslot, trigger->tg_newslot);
+		freed = capture_new_row(crel, trigger->tg_relation,
+								trigger->tg_trigslot, trigger->tg_newslot);
+	if (late && freed)
+		log_key_again(crel, trigger->tg_relation, trigger->tg_trigslot);
 	return PointerGetDatum(NULL);
 }
 
