@@ -41,6 +41,7 @@ PG_FUNCTION_INFO_V1(payment_sync_capture_truncate);
 static Oid	truncated_root = InvalidOid;
 static CommandId truncated_command = InvalidCommandId;
 static SubTransactionId truncated_subxact = InvalidSubTransactionId;
+static uint64 truncated_transaction = 0;
 
 static void
 log_insert(PsyncCaptureRel *crel, TupleTableSlot *slot)
@@ -231,6 +232,7 @@ static bool
 truncation_logged(Oid rootid)
 {
 	return truncated_root == rootid &&
+		truncated_transaction == psync_capture_transaction &&
 		truncated_command == GetCurrentCommandId(false) &&
 		truncated_subxact == GetCurrentSubTransactionId();
 }
@@ -241,6 +243,7 @@ log_truncate(PsyncCaptureRel *crel)
 	(void) psync_log_begin(PSYNC_TRUNCATE, crel->rootid);
 	psync_log_end(0);
 	truncated_root = crel->rootid;
+	truncated_transaction = psync_capture_transaction;
 	truncated_command = GetCurrentCommandId(false);
 	truncated_subxact = GetCurrentSubTransactionId();
 }

@@ -212,8 +212,10 @@ require_triggers(Oid relid, Oid root)
 {
 	PsyncTrigger ignored;
 
+	/* TRUNCATE fires the triggers of the table named and of leaves */
 	if (psync_trigger_find(relid, PSYNC_ROW_FUNCTION, &ignored) &&
-		(relid != root || psync_trigger_find(relid, PSYNC_TRUNCATE_FUNCTION, &ignored)))
+		((relid != root && get_rel_relkind(relid) == RELKIND_PARTITIONED_TABLE) ||
+		 psync_trigger_find(relid, PSYNC_TRUNCATE_FUNCTION, &ignored)))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
