@@ -95,6 +95,50 @@ next_transaction(PsyncDelivery *delivery)
 	MemoryContextSwitchTo(old);
 }
 
+/*
+ * The delivery whose step or save is under way; between those, and while
+ * anything is closed, a transaction is not ours to end.
+ */
+static PsyncDelivery *stepping = NULL;
+
+/*
+ * A transaction would hold locks: on the log tables, against rotation; on a
+ * table that a chunk was read from, against ALTER TABLE and all who queue
+ * behind it.  A target that hangs must not do that to anyone (P7).  A worker
+ * has no transaction at all meanwhile; a session that delivers by a procedure
+ * cannot be without one, so it gets a new one.
+ */
+bool
+psync_delivery_pause(void)
+{
+	MemoryContext old = CurrentMemoryContext;
+
+	if (stepping == NULL || !IsTransactionState())
+		return false;
+	Assert(!ActiveSnapshotSet());
+
+	if (stepping->next != psync_worker_next_transaction)
+	{
+		next_transaction(stepping);
+		return false;
+	}
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(old);
+	return true;
+}
+
+void
+psync_delivery_resume(void)
+{
+	MemoryContext old = CurrentMemoryContext;
+
+	Assert(stepping != NULL && !IsTransactionState());
+
+	StartTransactionCommand();
+	stepping->transaction_start = GetCurrentTimestamp();
+	MemoryContextSwitchTo(old);
+}
+
 /* ------------------------------------------------------------- definition */
 
 /* All that a delivery was built from, in one string. */
@@ -455,16 +499,15 @@ flush_target(PsyncDelivery *delivery)
 		delivery->transport->flush(delivery->target);
 }
 
-void
-psync_delivery_save(PsyncDelivery *delivery)
+static void
+save_progress(PsyncDelivery *delivery)
 {
 	PsyncReadHint hint;
 	PsyncOwnerContext save;
 	MemoryContext old;
 
-	if (delivery->unsaved_since == 0)
-		return;
 	Assert(!delivery->window_begun);
+	Assert(stepping == delivery);
 
 	old = MemoryContextSwitchTo(delivery->window_context);
 	if (delivery->unsaved.windows > 0)
@@ -487,6 +530,16 @@ psync_delivery_save(PsyncDelivery *delivery)
 	next_transaction(delivery);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(delivery->window_context);
+}
+
+void
+psync_delivery_save(PsyncDelivery *delivery)
+{
+	if (delivery->unsaved_since == 0)
+		return;
+	stepping = delivery;
+	save_progress(delivery);
+	stepping = NULL;
 }
 
 TimestampTz
@@ -551,8 +604,8 @@ deliver_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 		next_transaction(delivery);
 }
 
-PsyncDeliverResult
-psync_delivery_step(PsyncDelivery *delivery)
+static PsyncDeliverResult
+step(PsyncDelivery *delivery)
 {
 	PsyncWindowSize size;
 	MemoryContext old;
@@ -596,15 +649,31 @@ psync_delivery_step(PsyncDelivery *delivery)
 	if (delivery->unsaved_since != 0 &&
 		TimestampDifferenceExceeds(delivery->unsaved_since, GetCurrentTimestamp(),
 								   PSYNC_SAVE_INTERVAL_MS))
-		psync_delivery_save(delivery);
+		save_progress(delivery);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(delivery->window_context);
 	return PSYNC_DELIVER_DONE;
 }
 
+PsyncDeliverResult
+psync_delivery_step(PsyncDelivery *delivery)
+{
+	PsyncDeliverResult result;
+
+	/* after an error, psync_delivery_close() tidies this up */
+	stepping = delivery;
+	result = step(delivery);
+	stepping = NULL;
+	return result;
+}
+
 void
 psync_delivery_close(PsyncDelivery *delivery)
 {
+	PsyncDelivery *outer = stepping != delivery ? stepping : NULL;
+
+	/* ours to close, perhaps from within another one's wait */
+	stepping = NULL;
 	if (delivery->target != NULL)
 	{
 		if (delivery->window_begun)
@@ -612,4 +681,5 @@ psync_delivery_close(PsyncDelivery *delivery)
 		delivery->transport->close(delivery->target);
 	}
 	MemoryContextDelete(delivery->context);
+	stepping = outer;
 }

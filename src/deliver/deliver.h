@@ -43,6 +43,13 @@ extern PsyncDeliverResult psync_delivery_step(PsyncDelivery *delivery);
 extern void psync_delivery_save(PsyncDelivery *delivery);
 extern void psync_delivery_close(PsyncDelivery *delivery);
 
+/*
+ * Around a long wait for the target: end the transaction, and begin another.
+ * pause() does nothing, and returns false, if this is not a moment for it.
+ */
+extern bool psync_delivery_pause(void);
+extern void psync_delivery_resume(void);
+
 /* Something is unsaved since: for the worker's timer; 0 if nothing. */
 extern TimestampTz psync_delivery_unsaved_since(PsyncDelivery *delivery);
 

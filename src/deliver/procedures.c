@@ -1,8 +1,9 @@
 /*
  * procedures.c
- *		incremental_sync() and batch_sync(): delivery in the caller's session.
+ *		incremental_sync() and batch_sync(): delivery in the caller's session;
+ *		tidy_log(): rotation of the log, for where there is no worker.
  *
- * Both run the worker's code.  They need to end transactions on their way, so
+ * All run the worker's code.  They need to end transactions on their way, so
  * they must be called outside a transaction block.
  */
 #include "postgres.h"
@@ -20,6 +21,7 @@
 
 PG_FUNCTION_INFO_V1(payment_sync_incremental_sync);
 PG_FUNCTION_INFO_V1(payment_sync_batch_sync);
+PG_FUNCTION_INFO_V1(payment_sync_tidy_log);
 
 static void
 require_nonatomic(FunctionCallInfo fcinfo, const char *name)
@@ -189,6 +191,34 @@ payment_sync_batch_sync(PG_FUNCTION_ARGS)
 	request_batch(sync, relid, mirror);
 	SPI_commit();
 	deliver_in_session(&sync->id);
+	SPI_finish();
+	PG_RETURN_VOID();
+}
+
+/*
+ * tidy_log()
+ *
+ * Each round is a transaction of its own, for it locks writers out of the
+ * tables that it empties; one round may only make room for the next.
+ */
+Datum
+payment_sync_tidy_log(PG_FUNCTION_ARGS)
+{
+	bool		more = true;
+
+	require_nonatomic(fcinfo, "tidy_log");
+
+	SPI_connect_ext(SPI_OPT_NONATOMIC);
+	SPI_commit();
+	for (int i = 0; i < PSYNC_LOG_TABLES && more; i++)
+	{
+		PsyncOwnerContext save;
+
+		psync_owner_enter(&save);
+		more = psync_log_rotate(psync_sync_list_positions);
+		psync_owner_leave(&save);
+		SPI_commit();
+	}
 	SPI_finish();
 	PG_RETURN_VOID();
 }

@@ -18,13 +18,34 @@
 long		(*psync_deliver_wait_hook) (void) = NULL;
 
 /*
- * Wait for the target.  Nothing that holds back vacuum may be held here.
+ * Most waits are over within this time.  Only a longer one is worth ending
+ * the transaction for.
+ */
+#define PSYNC_WAIT_SHORT_MS		10
+
+/* One wait for latch, socket or time, whichever comes first. */
+static int
+wait_once(pgsocket fd, int events, long timeout_ms)
+{
+	int			wake = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
+
+	if (fd != PGINVALID_SOCKET)
+		wake |= events;
+	if (timeout_ms >= 0)
+		wake |= WL_TIMEOUT;
+	return WaitLatchOrSocket(MyLatch, wake, fd, timeout_ms,
+							 psync_wait_event(PSYNC_WAIT_TARGET));
+}
+
+/*
+ * Wait for the target.  Nothing that holds back vacuum may be held here, and
+ * after a moment no lock either.
  */
 static int
 wait_for_target(pgsocket fd, int events, long timeout_ms)
 {
-	int			wake = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
 	bool		shortened = false;
+	long		first_ms;
 	int			rc;
 
 	CHECK_FOR_INTERRUPTS();
@@ -40,12 +61,18 @@ wait_for_target(pgsocket fd, int events, long timeout_ms)
 	InvalidateCatalogSnapshot();
 	Assert(!ActiveSnapshotSet());
 
-	if (fd != PGINVALID_SOCKET)
-		wake |= events;
-	if (timeout_ms >= 0)
-		wake |= WL_TIMEOUT;
-	rc = WaitLatchOrSocket(MyLatch, wake, fd, timeout_ms,
-						   psync_wait_event(PSYNC_WAIT_TARGET));
+	first_ms = timeout_ms >= 0 ? Min(timeout_ms, PSYNC_WAIT_SHORT_MS) :
+		PSYNC_WAIT_SHORT_MS;
+	rc = wait_once(fd, events, first_ms);
+	if ((rc & WL_TIMEOUT) != 0 && timeout_ms != first_ms)
+	{
+		bool		paused = psync_delivery_pause();
+
+		rc = wait_once(fd, events,
+					   timeout_ms < 0 ? -1 : timeout_ms - first_ms);
+		if (paused)
+			psync_delivery_resume();
+	}
 	if (rc & WL_LATCH_SET)
 	{
 		ResetLatch(MyLatch);

@@ -20,7 +20,7 @@
  *
  * Every callback is called in the delivering process only, never inside a
  * critical section, and always inside a local transaction that holds no
- * snapshot.  Callbacks may raise errors with ereport(ERROR); the core then
+ * snapshot; a wait may end it and begin another.  Callbacks may raise errors with ereport(ERROR); the core then
  * calls abort_window (if a window was begun) or close, and retries later with
  * back-off.  They may wait, but only through services->wait(), which handles
  * interrupts.  The current memory context during a callback is short-lived
