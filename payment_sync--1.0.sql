@@ -59,10 +59,14 @@ COMMENT ON TABLE payment_sync.log_2 IS 'change log, third of three rotating tabl
 CREATE TABLE payment_sync.log_rotation (
 	active smallint NOT NULL CHECK (active BETWEEN 0 AND 2),
 	rotated_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
-	identity uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid()
+	identity uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
+	database oid NOT NULL
 );
-INSERT INTO payment_sync.log_rotation (active) VALUES (0);
+INSERT INTO payment_sync.log_rotation (active, database)
+	SELECT 0, oid FROM pg_database WHERE datname = current_database();
 COMMENT ON TABLE payment_sync.log_rotation IS 'one row: which log table is active, and the identity of this change log';
+COMMENT ON COLUMN payment_sync.log_rotation.database IS
+	'the database that this log was made in; elsewhere, in a copy of it, the syncs have no position';
 
 -- Shapes: versions of captured tables' column lists.  Not dumped: they speak
 -- of attribute numbers and type oids of this database.
@@ -333,6 +337,12 @@ CREATE PROCEDURE payment_sync.batch_sync(
 COMMENT ON PROCEDURE payment_sync.batch_sync(name, regclass, boolean) IS
 	'copies a sync''s tables, or one of them, in this session; mirror removes what the source lacks';
 
+CREATE PROCEDURE payment_sync.tidy_log()
+	AS 'MODULE_PATHNAME', 'payment_sync_tidy_log'
+	LANGUAGE C;
+COMMENT ON PROCEDURE payment_sync.tidy_log() IS
+	'empties tables of the change log that no sync needs any more; workers and incremental_sync do it by themselves';
+
 CREATE FUNCTION payment_sync.cancel_batch(name name, rel regclass DEFAULT NULL) RETURNS boolean
 	AS 'MODULE_PATHNAME', 'payment_sync_cancel_batch'
 	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
@@ -405,7 +415,7 @@ CREATE VIEW payment_sync.stat_sync WITH (security_barrier = true) AS
 	SELECT s.name, s.server,
 		CASE
 			WHEN NOT s.enabled THEN 'disabled'
-			WHEN st.sync IS NULL OR st.released THEN 'stopped'
+			WHEN st.sync IS NULL OR st.released OR NOT o.here THEN 'stopped'
 			WHEN s.server IS NULL THEN 'pull'
 			WHEN w.pid IS NOT NULL THEN 'running'
 			WHEN st.retry_at > clock_timestamp() THEN 'waiting'
@@ -432,10 +442,15 @@ CREATE VIEW payment_sync.stat_sync WITH (security_barrier = true) AS
 		st.disabled_reason
 	FROM payment_sync.sync s
 	LEFT JOIN payment_sync.sync_state st ON st.sync = s.id
+	CROSS JOIN (SELECT d.datname = current_database() AS here
+				FROM payment_sync.log_rotation r
+				JOIN pg_database d ON d.oid = r.database
+				UNION ALL
+				SELECT false LIMIT 1) o
 	CROSS JOIN LATERAL (SELECT payment_sync.worker_pid(s.id) AS pid) w
 	CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM payment_sync.batch
 									   WHERE sync = s.id AND batch.state IN ('pending', 'running')) AS pending) b
-	CROSS JOIN LATERAL (SELECT CASE WHEN NOT st.released
+	CROSS JOIN LATERAL (SELECT CASE WHEN NOT st.released AND o.here
 									THEN payment_sync.sync_held(st.hint_filenode, st.hint_block) END AS held,
 							   payment_sync.log_size_limit(s.max_log_size) AS size_limit) h
 	LEFT JOIN LATERAL payment_sync.sync_lag(s.id) l ON true

@@ -136,8 +136,8 @@ append_data(PsyncOpenChunk *chunk, const char *data, uint32 size)
 
 /*
  * Append a tuple's data to the chunk; the first one also says whose it is.
- * No snapshot is needed: the tuple was found visible, and a log table is not
- * truncated while a sync has not passed it.
+ * No snapshot is needed: the tuple was found visible, and the table is still
+ * in the file in which it was found.
  */
 static void
 read_tuple(Relation rel, const PsyncChunkRef *ref, PsyncOpenChunk *chunk)
@@ -150,12 +150,7 @@ read_tuple(Relation rel, const PsyncChunkRef *ref, PsyncOpenChunk *chunk)
 	bytea	   *data;
 	bool		isnull;
 
-	if (ref->block >= RelationGetNumberOfBlocks(rel))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("change log table \"%s\" was truncated while it was read",
-						RelationGetRelationName(rel))));
-
+	Assert(ref->block < RelationGetNumberOfBlocks(rel));
 	buffer = ReadBuffer(rel, ref->block);
 	LockBuffer(buffer, BUFFER_LOCK_SHARE);
 	page = BufferGetPage(buffer);
@@ -204,6 +199,7 @@ open_chunk(PsyncReader *reader)
 	Relation	rel = table_open(psync_log_relid(ref->table), AccessShareLock);
 
 	Assert(ref->head);
+	psync_reader_check_file(reader, ref->table, rel);
 	read_tuple(rel, ref, chunk);
 	while (reader->next_ref < reader->nrefs)
 	{

@@ -104,6 +104,8 @@ struct PsyncReader
 	List	   *spare;			/* closed PsyncOpenChunk, to be used again */
 };
 
+extern void psync_reader_check_file(const PsyncReader *reader, int table,
+									Relation rel);
 extern void psync_reader_collect_more(PsyncReader *reader);
 extern void psync_reader_close_chunks(PsyncReader *reader);
 

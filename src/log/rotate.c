@@ -38,7 +38,7 @@
 #include "log/log.h"
 #include "log/log_internal.h"
 
-#define NATTS_ROTATION			3
+#define NATTS_ROTATION			4
 #define ANUM_ROTATION_ACTIVE	1
 #define ANUM_ROTATION_AT		2
 
@@ -174,6 +174,7 @@ switch_active(int from, int to)
 	if (!ConditionalLockRelationOid(relid, ShareRowExclusiveLock))
 		return;
 	rel = table_open(relid, NoLock);
+	Assert(RelationGetDescr(rel)->natts == NATTS_ROTATION);
 	if (read_active(rel, &tuple) == from)
 	{
 		values[ANUM_ROTATION_ACTIVE - 1] = Int16GetDatum(to);

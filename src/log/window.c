@@ -310,6 +310,25 @@ measure_tables(PsyncReader *reader)
 	}
 }
 
+/*
+ * References name blocks of the file that a table had under B.  Rotation does
+ * not touch a table that a sync has not passed, but a VACUUM FULL puts the
+ * tuples elsewhere, and a pull sync may be started anew by one session while
+ * another one has a window open.  Then the window must be found anew.
+ */
+void
+psync_reader_check_file(const PsyncReader *reader, int table, Relation rel)
+{
+	Assert(table >= 0 && table < PSYNC_LOG_TABLES);
+
+	if (reader->hint.filenode[table] != rel->rd_rel->relfilenode)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("change log table \"%s\" was rewritten while it was read",
+						RelationGetRelationName(rel)),
+				 errhint("Nothing is lost: try again.")));
+}
+
 /* Walk the chosen blocks and collect references, sorted. */
 static void
 collect(PsyncReader *reader, Snapshot snapshot, bool first_pass)
@@ -328,6 +347,7 @@ collect(PsyncReader *reader, Snapshot snapshot, bool first_pass)
 
 		scan.table = range->table;
 		scan.rel = table_open(psync_log_relid(range->table), AccessShareLock);
+		psync_reader_check_file(reader, range->table, scan.rel);
 		scan.strategy = NULL;
 		if (range->end - range->first > (BlockNumber) NBuffers / 4)
 			scan.strategy = GetAccessStrategy(BAS_BULKREAD);

@@ -132,7 +132,7 @@ lock_own_pull(const char *name)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("sync \"%s\" is disabled", name),
 				 errhint("Enable it with payment_sync.enable_sync().")));
-	pull = psync_pull_load(sync, true);
+	pull = sync->has_state ? psync_pull_load(sync, true) : NULL;
 	if (pull == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),

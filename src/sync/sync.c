@@ -14,6 +14,16 @@
 #include "compat.h"
 #include "sync/sync.h"
 
+/*
+ * Is the position of "st" one that counts?  Not if it was given up; and not in
+ * a database that was made as a copy of the one that the log is from (CREATE
+ * DATABASE … TEMPLATE): two databases must not deliver as one sync.
+ */
+#define IN_FORCE \
+	"NOT st.released AND EXISTS (SELECT FROM payment_sync.log_rotation r" \
+	" JOIN pg_database d ON d.oid = r.database" \
+	" WHERE d.datname = current_database())"
+
 #define SYNC_COLUMNS \
 	"SELECT s.id, s.name, s.server, s.owner::oid, s.enabled, s.exclude_origins," \
 	" s.max_log_size, s.on_log_full = 'disable'," \
@@ -23,7 +33,8 @@
 	"  AND b.state IN ('pending', 'running'))," \
 	" COALESCE(st.restart, false), st.log_full_at IS NOT NULL" \
 	" FROM payment_sync.sync s" \
-	" LEFT JOIN payment_sync.sync_state st ON st.sync = s.id AND NOT st.released"
+	" LEFT JOIN payment_sync.sync_state st ON st.sync = s.id AND " \
+	IN_FORCE
 
 static const char tables_command[] =
 	"SELECT c.oid, n.nspname, c.relname, COALESCE(t.target_schema, n.nspname),"
@@ -212,8 +223,8 @@ psync_sync_list_positions(void)
 	MemoryContext context = CurrentMemoryContext;
 	List	   *result = NIL;
 
-	(void) psync_owner_execute("SELECT position::text FROM payment_sync.sync_state"
-							   " WHERE NOT released", 0, NULL, NULL, NULL);
+	(void) psync_owner_execute("SELECT position::text FROM payment_sync.sync_state st"
+							   " WHERE " IN_FORCE, 0, NULL, NULL, NULL);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		char	   *text = SPI_getvalue(SPI_tuptable->vals[i],
@@ -225,6 +236,25 @@ psync_sync_list_positions(void)
 	}
 	SPI_finish();
 	return result;
+}
+
+/*
+ * In a copy of another database: from now on the log is this database's.  It
+ * gets an identity of its own, and the other's positions are forgotten.
+ */
+void
+psync_log_claim(void)
+{
+	(void) psync_owner_execute("WITH claimed AS ("
+							   "UPDATE payment_sync.log_rotation r"
+							   " SET identity = gen_random_uuid(), database = d.oid"
+							   " FROM pg_database d"
+							   " WHERE d.datname = current_database() AND r.database <> d.oid"
+							   " RETURNING 1), forgotten AS ("
+							   "DELETE FROM payment_sync.sync_state WHERE EXISTS (SELECT FROM claimed))"
+							   " DELETE FROM payment_sync.batch WHERE EXISTS (SELECT FROM claimed)",
+							   0, NULL, NULL, NULL);
+	SPI_finish();
 }
 
 char *

@@ -85,6 +85,7 @@ extern void psync_log_limit_check(void);
 
 /* Identity of this change log: a uuid made at CREATE EXTENSION, as text. */
 extern char *psync_log_identity(void);
+extern void psync_log_claim(void);
 
 /*
  * The session lock that the process delivering a sync holds.  Shared by the

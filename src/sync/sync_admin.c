@@ -162,6 +162,7 @@ choose_position(void)
 	char	   *result;
 
 	LockRelationOid(get_relname_relid("sync_state", schema), RowExclusiveLock);
+	psync_log_claim();
 	PushActiveSnapshot(GetLatestSnapshot());
 	result = psync_snapshot_text(psync_snapshot_current());
 	PopActiveSnapshot();
@@ -567,7 +568,7 @@ payment_sync_enable_sync(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("sync \"%s\" has no position to go on from", sync->name),
-				 errdetail("It was restored from a dump, or it was disabled because the change log had become too large."),
+				 errdetail("It was restored from a dump, its database was copied from another one, or it was disabled because the change log had become too large."),
 				 errhint("Use start => 'batch' to copy its tables anew, or start => 'now' if the target is known to be equal.")));
 	check_tables_of(sync);
 	if (start != NULL)

@@ -9,9 +9,11 @@
 #include "worker/worker.h"
 
 /*
- * Doubling, from retry_delay_min up to retry_delay_max, then spread by a
- * quarter to either side: syncs that failed together because one target went
- * down must not all knock again at the same moment when it comes up (P7).
+ * Doubling, from retry_delay_min up to retry_delay_max, then shortened by up
+ * to a third: syncs that failed together because one target went down must
+ * not all knock again at the same moment when it comes up (P7).  The spread is
+ * to one side, so that retry_delay_max is what it says, and less than half,
+ * so that each delay up to there is longer than the one before.
  */
 int64
 psync_backoff_delay(int failures)
@@ -25,8 +27,8 @@ psync_backoff_delay(int failures)
 	for (int i = 1; i < failures && delay < longest; i++)
 		delay *= 2;
 	delay = Min(delay, longest);
-	delay = (int64) (delay * (0.75 + 0.5 * psync_random()));
+	delay -= (int64) (delay * psync_random() / 3);
 
-	Assert(delay >= 0 && delay <= longest + longest / 4);
+	Assert(delay >= 0 && delay <= longest);
 	return Max(delay, 1);
 }
