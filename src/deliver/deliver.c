@@ -542,6 +542,12 @@ psync_delivery_save(PsyncDelivery *delivery)
 	stepping = NULL;
 }
 
+bool
+psync_delivery_takes_windows(PsyncDelivery *delivery)
+{
+	return delivery->target != NULL && delivery->transport->messages == NULL;
+}
+
 TimestampTz
 psync_delivery_unsaved_since(PsyncDelivery *delivery)
 {

@@ -17,6 +17,8 @@ typedef enum PsyncWaitEvent
 {
 	PSYNC_WAIT_LAUNCHER_MAIN,	/* the launcher, for a message or a timer */
 	PSYNC_WAIT_WORKER_MAIN,		/* an idle worker, for changes or a timer */
+	PSYNC_WAIT_PACE,			/* a worker, before the next window of a busy
+								 * sync */
 	PSYNC_WAIT_WORKER_EXIT,		/* a session, for workers to leave a database */
 	PSYNC_WAIT_TARGET			/* a delivering process, for its target */
 } PsyncWaitEvent;

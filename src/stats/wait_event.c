@@ -15,6 +15,7 @@
 static const char *const psync_wait_event_names[] = {
 	[PSYNC_WAIT_LAUNCHER_MAIN] = "PaymentSyncLauncherMain",
 	[PSYNC_WAIT_WORKER_MAIN] = "PaymentSyncWorkerMain",
+	[PSYNC_WAIT_PACE] = "PaymentSyncPace",
 	[PSYNC_WAIT_WORKER_EXIT] = "PaymentSyncWorkerExit",
 	[PSYNC_WAIT_TARGET] = "PaymentSyncTarget",
 };

@@ -2,8 +2,8 @@
  * serve.h
  *		The syncs of one worker; private to the worker process.
  *
- * serve.c keeps the set, turn.c gives turns, neighbour.c sees to it that a
- * long turn harms no other sync.
+ * serve.c keeps the set, turn.c gives turns, pace.c spaces the windows of a busy
+ * sync, neighbour.c sees to it that a long turn harms no other sync.
  */
 #ifndef PSYNC_WORKER_SERVE_H
 #define PSYNC_WORKER_SERVE_H
@@ -44,6 +44,8 @@ typedef struct PsyncServed
 	uint64		pass;			/* the pass in which it last had a turn */
 	int			failures;		/* in a row */
 	bool		unrecorded;		/* the table lacks the last failure */
+	int			credits;		/* windows that need not wait, see pace.c */
+	TimestampTz paced_at;		/* up to when credits are counted; 0: never */
 } PsyncServed;
 
 /* What this worker knows; "serving" is NULL between turns. */
@@ -79,6 +81,11 @@ extern void psync_turn(PsyncServed *served);
 extern void psync_turn_failed(PsyncServed *served, ErrorData *error);
 extern PsyncSync *psync_turn_load_runnable(const PsyncServed *served);
 extern void psync_turn_release(PsyncServed *served, TimestampTz not_before);
+
+/* pace.c */
+extern void psync_pace_spend(PsyncServed *served);
+extern TimestampTz psync_pace_next(PsyncServed *served);
+extern bool psync_pace_wait(TimestampTz until);
 
 /* neighbour.c */
 extern bool psync_neighbour_help_available(void);

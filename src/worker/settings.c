@@ -21,6 +21,7 @@ int			psync_retry_delay_min = 100;
 int			psync_retry_delay_max = 60 * 1000;
 int			psync_database_scan_interval = 60;
 int			psync_worker_idle_timeout = 60;
+int			psync_window_interval = 5;
 
 /*
  * Sizes of shared memory.  A session that has loaded the library by itself
@@ -86,6 +87,14 @@ psync_settings_define_delays(void)
 							&psync_worker_idle_timeout,
 							60, -1, INT_MAX / 1000,
 							PGC_SIGHUP, GUC_UNIT_S,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("payment_sync.window_interval",
+							"Sets the time from one window of a busy sync to the next.",
+							"A sync that was quiet before is not made to wait. "
+							"0 delivers each window at once.",
+							&psync_window_interval,
+							5, 0, 10000,
+							PGC_SIGHUP, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 }
 

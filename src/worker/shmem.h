@@ -101,6 +101,7 @@ extern int	psync_retry_delay_min;	/* ms */
 extern int	psync_retry_delay_max;	/* ms */
 extern int	psync_database_scan_interval;	/* s */
 extern int	psync_worker_idle_timeout;	/* s */
+extern int	psync_window_interval;	/* ms; 0: none */
 extern void psync_settings_init(void);
 
 /* shmem.c; all but init and ready need psync_shmem_ready() */

@@ -83,20 +83,11 @@ psync_turn_take(PsyncServed *served)
 	return served->not_before <= GetCurrentTimestamp();
 }
 
-/* Between windows: should the sync let others have a turn? */
+/* Does another sync of this worker wait for its turn? */
 static bool
-psync_turn_is_over(void)
+psync_turn_others_due(TimestampTz now)
 {
-	TimestampTz now = GetCurrentTimestamp();
 	dlist_iter	iter;
-
-	if (!TimestampDifferenceExceeds(psync_serve.turn_started, now,
-									PSYNC_TURN_MS))
-		return false;
-
-	if (pg_atomic_read_u32(&psync_serve.slot->wake) != 0 ||
-		psync_serve.reload_wanted)
-		return true;
 
 	dlist_foreach(iter, &psync_serve.syncs)
 	{
@@ -106,6 +97,39 @@ psync_turn_is_over(void)
 			return true;
 	}
 	return false;
+}
+
+/* Between windows: should the sync let others have a turn? */
+static bool
+psync_turn_is_over(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (!TimestampDifferenceExceeds(psync_serve.turn_started, now,
+									PSYNC_TURN_MS))
+		return false;
+
+	return pg_atomic_read_u32(&psync_serve.slot->wake) != 0 ||
+		psync_serve.reload_wanted || psync_turn_others_due(now);
+}
+
+/*
+ * Before each window: wait if the sync is paced.  False ends the turn: others
+ * are due, who may as well use the time, or there is a message for the loop.
+ */
+static bool
+psync_turn_pace(PsyncServed *served)
+{
+	TimestampTz next = psync_pace_next(served);
+
+	if (next == 0)
+		return true;
+	if (psync_turn_others_due(GetCurrentTimestamp()))
+	{
+		served->not_before = next;
+		return false;
+	}
+	return psync_pace_wait(next);
 }
 
 /*
@@ -118,7 +142,7 @@ psync_turn_deliver(PsyncServed *served)
 {
 	Assert(served->owned && served->delivery != NULL);
 
-	for (;;)
+	while (psync_turn_pace(served))
 	{
 		PsyncDeliverResult result = psync_delivery_step(served->delivery);
 
@@ -134,6 +158,7 @@ psync_turn_deliver(PsyncServed *served)
 			return;
 		}
 		Assert(result == PSYNC_DELIVER_DONE);
+		psync_pace_spend(served);
 		served->failures = 0;	/* as the delivery has recorded */
 		psync_serve.last_work = GetCurrentTimestamp();
 		if (psync_turn_is_over())
