@@ -155,7 +155,14 @@ read_tuple(Relation rel, const PsyncChunkRef *ref, PsyncOpenChunk *chunk)
 	LockBuffer(buffer, BUFFER_LOCK_SHARE);
 	page = BufferGetPage(buffer);
 	item = PageGetItemId(page, ref->offset);
-	Assert(ItemIdIsNormal(item));
+
+	/* a damaged page may have lost what was there a moment ago */
+	if (PageIsNew(page) || ref->offset > PageGetMaxOffsetNumber(page) ||
+		!ItemIdIsNormal(item))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("chunk (%u,%u) of change log table \"%s\" has vanished",
+						ref->block, ref->offset, RelationGetRelationName(rel))));
 
 	tuple.t_tableOid = RelationGetRelid(rel);
 	tuple.t_data = (HeapTupleHeader) PageGetItem(page, item);
