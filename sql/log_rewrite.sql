@@ -34,6 +34,26 @@ VACUUM FULL payment_sync.log_0, payment_sync.log_1, payment_sync.log_2;
 INSERT INTO rewrite_payment VALUES (1002, 'three');
 SELECT key FROM payment_sync.fetch_changes('rewrite', 5000);
 
+-- a table that loses the pages behind its last committed chunk, as in a crash
+-- of the machine (here by vacuum), and gets new ones before the next look
+SELECT payment_sync.ack_changes('rewrite', max(position))
+FROM payment_sync.fetch_changes('rewrite', 5000);
+INSERT INTO rewrite_payment VALUES (1003, 'four');
+BEGIN;
+INSERT INTO rewrite_payment SELECT i, repeat('x', 500) FROM generate_series(5001, 6000) i;
+ROLLBACK;
+SELECT payment_sync.ack_changes('rewrite', max(position))
+FROM payment_sync.fetch_changes('rewrite', 5000);
+SELECT count(*) FROM payment_sync.fetch_changes('rewrite', 5000);
+CREATE TEMP TABLE size_before AS SELECT payment_sync.log_size();
+VACUUM (TRUNCATE true) payment_sync.log_0, payment_sync.log_1, payment_sync.log_2;
+SELECT payment_sync.log_size() < log_size AS truncated FROM size_before;
+INSERT INTO rewrite_payment VALUES (1004, 'five');
+BEGIN;
+INSERT INTO rewrite_payment SELECT i, repeat('x', 500) FROM generate_series(5001, 8000) i;
+ROLLBACK;
+SELECT key FROM payment_sync.fetch_changes('rewrite', 5000);
+
 SELECT payment_sync.drop_sync('rewrite');
 SELECT payment_sync.release_table('rewrite_payment');
 DROP TABLE rewrite_payment;

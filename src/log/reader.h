@@ -79,6 +79,9 @@ struct PsyncReader
 
 	/* where to look */
 	PsyncReadHint hint;			/* each table's file and tail */
+	BlockNumber committed[PSYNC_LOG_TABLES];	/* at or before the last block
+												 * seen to hold a committed
+												 * chunk: no crash takes it away */
 	BlockNumber nblocks[PSYNC_LOG_TABLES];	/* under B */
 	PsyncHoldout *holdouts;
 	int			nholdouts;

@@ -197,6 +197,8 @@ scan_page(PsyncReader *reader, PsyncScan *scan, BlockNumber block)
 			reader->size.bytes += tuple.t_len;
 			if (reader->size.oldest == 0 || chunk->at < reader->size.oldest)
 				reader->size.oldest = chunk->at;
+			reader->committed[scan->table] = Max(reader->committed[scan->table],
+												 block);
 		}
 		if ((uint64) chunk->position > reader->pass_after &&
 			(uint64) chunk->position <= reader->pass_upto)
@@ -282,9 +284,24 @@ choose_ranges(PsyncReader *reader)
 	reader->nranges = n + 1;
 }
 
+/* All that is remembered of the table is void: read it from its first block. */
+static void
+forget_table(PsyncReader *reader, int table)
+{
+	int			kept = 0;
+
+	for (int i = 0; i < reader->nholdouts; i++)
+		if (reader->holdouts[i].table != table)
+			reader->holdouts[kept++] = reader->holdouts[i];
+	reader->nholdouts = kept;
+	reader->hint.block[table] = 0;
+	reader->committed[table] = 0;
+}
+
 /*
  * Note each log table's file and size under B.  A table that has another file
- * than remembered was truncated since: all of it is new.
+ * than remembered was truncated since, and one that has become shorter lost
+ * its end to VACUUM (TRUNCATE): chunks may lie anywhere in it.
  */
 static void
 measure_tables(PsyncReader *reader)
@@ -293,20 +310,17 @@ measure_tables(PsyncReader *reader)
 	{
 		Relation	rel = table_open(psync_log_relid(t), AccessShareLock);
 		Oid			filenode = rel->rd_rel->relfilenode;
+		BlockNumber blocks = RelationGetNumberOfBlocks(rel);
 
-		if (reader->hint.filenode[t] != filenode)
-		{
-			int			kept = 0;
-
-			for (int i = 0; i < reader->nholdouts; i++)
-				if (reader->holdouts[i].table != t)
-					reader->holdouts[kept++] = reader->holdouts[i];
-			reader->nholdouts = kept;
-			reader->hint.filenode[t] = filenode;
-			reader->hint.block[t] = 0;
-		}
-		reader->nblocks[t] = RelationGetNumberOfBlocks(rel);
+		if (reader->hint.filenode[t] != filenode ||
+			(reader->hint.block[t] > 0 && reader->hint.block[t] >= blocks))
+			forget_table(reader, t);
+		reader->hint.filenode[t] = filenode;
+		reader->nblocks[t] = blocks;
 		table_close(rel, NoLock);
+
+		Assert(reader->hint.block[t] == 0 ||
+			   reader->hint.block[t] < reader->nblocks[t]);
 	}
 }
 
@@ -403,6 +417,7 @@ psync_reader_create(MemoryContext parent, const PsyncSnapshot *after,
 	reader->after = copy_snapshot(after);
 	if (hint != NULL)
 		reader->hint = *hint;
+	memcpy(reader->committed, reader->hint.block, sizeof(reader->committed));
 	MemoryContextSwitchTo(old);
 	return reader;
 }
@@ -471,6 +486,19 @@ psync_reader_open_upto(PsyncReader *reader, const PsyncSnapshot *upto)
 	return open_window(reader, upto, NULL, NULL, NULL);
 }
 
+/* Let the next walk begin at the first holdout, since they are forgotten. */
+static void
+include_holdouts(PsyncReader *reader)
+{
+	for (int i = 0; i < reader->nholdouts; i++)
+	{
+		PsyncHoldout *holdout = &reader->holdouts[i];
+		BlockNumber *block = &reader->hint.block[holdout->table];
+
+		*block = Min(*block, holdout->first);
+	}
+}
+
 /*
  * The window is done.  The next one need not walk what lies before each
  * table's last page, except what is held out.
@@ -490,7 +518,7 @@ psync_reader_done(PsyncReader *reader)
 	/* holdouts are a shortcut, not a duty: with too many, walk again instead */
 	if (reader->nholdouts > PSYNC_HOLDOUTS_MAX)
 	{
-		psync_reader_hint(reader, &reader->hint);
+		include_holdouts(reader);
 		reader->nholdouts = 0;
 	}
 	if (reader->refs_capacity > 4096)
@@ -518,7 +546,7 @@ psync_reader_rewind(PsyncReader *reader)
 		reader->hint.block[range->table] = Min(reader->hint.block[range->table],
 											   range->first);
 	}
-	psync_reader_hint(reader, &reader->hint);
+	include_holdouts(reader);
 	reader->nholdouts = 0;
 	pfree(reader->upto);
 	reader->upto = NULL;
@@ -536,12 +564,25 @@ psync_reader_upto(PsyncReader *reader)
 	return reader->upto;
 }
 
-/* Where a reader that knows nothing of holdouts would have to start. */
+/*
+ * Where a reader that knows nothing of holdouts would have to start, to be
+ * stored.
+ *
+ * The tail itself may be a block that exists only in this moment: it was added
+ * to the file without WAL, and the chunk that it was added for is not written
+ * yet, or will be rolled back.  After a crash of the machine, or at a promoted
+ * standby, the table may end before it, and the next chunk would be put on a
+ * page before the tail and never be read (P2).  A block in which a committed
+ * chunk was seen is safe: WAL has it, and the transaction that stores the hint
+ * commits behind that.
+ */
 void
 psync_reader_hint(PsyncReader *reader, PsyncReadHint *hint)
 {
 	PsyncReadHint result = reader->hint;
 
+	for (int t = 0; t < PSYNC_LOG_TABLES; t++)
+		result.block[t] = Min(result.block[t], reader->committed[t]);
 	for (int i = 0; i < reader->nholdouts; i++)
 	{
 		PsyncHoldout *holdout = &reader->holdouts[i];
