@@ -33,6 +33,7 @@
 #include "access/heapam.h"
 #include "access/relation.h"
 #include "access/table.h"
+#include "access/xact.h"
 #include "access/xlog.h"
 #include "access/xlog_internal.h"
 #include "miscadmin.h"
@@ -452,7 +453,18 @@ open_window(PsyncReader *reader, const PsyncSnapshot *upto, PsyncWindowSize *siz
 	old = MemoryContextSwitchTo(reader->context);
 	reader->upto = upto != NULL ? copy_snapshot(upto) : psync_snapshot_current();
 	MemoryContextSwitchTo(old);
-	Assert(psync_snapshot_covers(reader->upto, reader->after));
+	if (!psync_snapshot_covers(reader->upto, reader->after))
+	{
+		/*
+		 * A transaction under repeatable read has made a sync itself, whose
+		 * position is later than all that the transaction can see.
+		 */
+		Assert(IsolationUsesXactSnapshot() && under_snapshot == NULL);
+		PopActiveSnapshot();
+		pfree(reader->upto);
+		reader->upto = NULL;
+		return false;
+	}
 
 	measure_tables(reader);
 	choose_ranges(reader);
