@@ -127,13 +127,21 @@ read_active(Relation rel, HeapTuple *copy)
 int
 psync_log_active(void)
 {
+	Oid			relid;
 	Relation	rel;
 
 	if (active >= 0)
 		return active;
 
-	rotation_relid = our_relid("log_rotation");
-	rel = table_open(rotation_relid, AccessShareLock);
+	relid = our_relid("log_rotation");
+	rel = table_open(relid, AccessShareLock);
+
+	/*
+	 * Set only now, since opening the table may have run our callback.  None
+	 * arrives while a locked table is read; one that is sent meanwhile is
+	 * processed later, and then finds what it is to reset.
+	 */
+	rotation_relid = relid;
 	active = read_active(rel, NULL);
 	table_close(rel, AccessShareLock);
 	return active;
