@@ -1,6 +1,6 @@
 -- the change log's tables rewritten or shrunk behind the back of its readers
 SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS payment_sync;
+CREATE EXTENSION payment_sync;
 RESET client_min_messages;
 CREATE TABLE rewrite_payment (id int PRIMARY KEY, note text);
 SELECT payment_sync.capture_table('rewrite_payment');
@@ -57,3 +57,4 @@ SELECT key FROM payment_sync.fetch_changes('rewrite', 5000);
 SELECT payment_sync.drop_sync('rewrite');
 SELECT payment_sync.release_table('rewrite_payment');
 DROP TABLE rewrite_payment;
+DROP EXTENSION payment_sync;

@@ -1,7 +1,7 @@
 -- a transaction of many savepoints: chunks that could not be joined, read again
 -- in order and in little memory
 SET client_min_messages = warning;
-CREATE EXTENSION IF NOT EXISTS payment_sync;
+CREATE EXTENSION payment_sync;
 RESET client_min_messages;
 CREATE TABLE save_payment (id int PRIMARY KEY, note text);
 SELECT payment_sync.capture_table('save_payment');
@@ -68,3 +68,4 @@ SELECT payment_sync.drop_sync('save_pull');
 SELECT payment_sync.release_table('save_payment');
 DROP TABLE save_payment, save_read;
 DROP FUNCTION save_half();
+DROP EXTENSION payment_sync;

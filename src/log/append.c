@@ -66,6 +66,7 @@
 typedef struct PsyncPending
 {
 	int			nest_level;
+	Oid			log;			/* psync_log_current() when it was begun */
 	int			changes;		/* 0: the entry is empty */
 	uint64		base;			/* position to which the changes' deltas relate */
 	char		origin[NAMEDATALEN];	/* "" for local changes */
@@ -142,6 +143,14 @@ append_unlock(Oid relid)
 /*
  * Insert one tuple at the end of the log table.  With no target block and no
  * free space map, heap_insert() tries the last page and then extends.
+ *
+ * Logical decoding leaves chunks out.  They are of no use to a subscriber, least
+ * of all to one that has a log of its own, and a publication FOR ALL TABLES
+ * would include the log tables.
+ *
+ * The lock on the relation's extension is taken while we hold ours.  Nobody
+ * waits for ours while holding that one: vacuum takes it at most for a moment,
+ * other writers of the table come this way.
  */
 static void
 append_tuple(Relation rel, HeapTuple tuple)
@@ -150,9 +159,29 @@ append_tuple(Relation rel, HeapTuple tuple)
 
 	append_lock(RelationGetRelid(rel));
 	RelationSetTargetBlock(rel, InvalidBlockNumber);
-	heap_insert(rel, tuple, GetCurrentCommandId(true), HEAP_INSERT_SKIP_FSM,
-				NULL);
+	heap_insert(rel, tuple, GetCurrentCommandId(true),
+				HEAP_INSERT_SKIP_FSM | HEAP_INSERT_NO_LOGICAL, NULL);
 	append_unlock(RelationGetRelid(rel));
+}
+
+/*
+ * The entry holds no change any more: it was written, or its level aborted.
+ * A huge row's buffer is not kept for the rest of the session.
+ */
+static void
+empty_chunk(PsyncPending *entry)
+{
+	entry->changes = 0;
+	if (entry->data.maxlen > 16 * PSYNC_CHUNK_BYTES_MAX)
+	{
+		MemoryContext old = MemoryContextSwitchTo(pending_context);
+
+		pfree(entry->data.data);
+		initStringInfo(&entry->data);
+		MemoryContextSwitchTo(old);
+	}
+	else
+		resetStringInfo(&entry->data);
 }
 
 /*
@@ -207,6 +236,12 @@ write_chunk(PsyncPending *entry)
 	Assert(entry->changes > 0);
 	Assert(entry->nest_level == GetCurrentTransactionNestLevel());
 
+	if (entry->log != psync_log_current())
+	{
+		/* DROP EXTENSION in this transaction: the log is gone */
+		empty_chunk(entry);
+		return;
+	}
 	rebase_chunk(entry);
 	rel = table_open(psync_log_relid(psync_log_active()), RowExclusiveLock);
 
@@ -238,15 +273,7 @@ write_chunk(PsyncPending *entry)
 
 	/* the lock stays until the end of the transaction, as for any writer */
 	table_close(rel, NoLock);
-
-	entry->changes = 0;
-	if (entry->data.maxlen > 16 * PSYNC_CHUNK_BYTES_MAX)
-	{
-		pfree(entry->data.data);
-		initStringInfo(&entry->data);
-	}
-	else
-		resetStringInfo(&entry->data);
+	empty_chunk(entry);
 }
 
 /*
@@ -283,10 +310,10 @@ pending_entry(void)
 
 	entry = &pending[pending_count++];
 	entry->nest_level = level;
-	entry->changes = 0;
+	entry->log = InvalidOid;
 	entry->base = 0;
 	entry->origin[0] = '\0';
-	resetStringInfo(&entry->data);
+	empty_chunk(entry);
 	return entry;
 }
 
@@ -332,18 +359,27 @@ psync_log_begin(PsyncOperation op, uint32 shape_id)
 {
 	const char *origin = psync_origin != NULL ? psync_origin : "";
 	uint64		position = next_position(op);
-	PsyncPending *entry = pending_entry();
+	Oid			log = psync_log_relid(0);
+	PsyncPending *entry;
 	char	   *header;
 
+	/* an error that was caught without a savepoint may leave half a change */
+	if (current != NULL)
+		current->data.len = current_start;
+	current = NULL;
+
+	entry = pending_entry();
+	if (entry->changes > 0 && entry->log != log)
+		empty_chunk(entry);		/* the extension was made anew */
 	if (entry->changes > 0 &&
 		(strcmp(entry->origin, origin) != 0 ||
 		 position - entry->base > PG_UINT32_MAX))
 		write_chunk(entry);
 	if (entry->changes == 0)
 	{
-		/* a change begun and then given up leaves bytes but no change */
 		resetStringInfo(&entry->data);
 		start_chunk(entry, position, origin);
+		entry->log = log;
 	}
 
 	current = entry;
@@ -362,11 +398,26 @@ psync_log_begin(PsyncOperation op, uint32 shape_id)
 	return &entry->data;
 }
 
+/*
+ * A type's send or output function may run anything, even a statement that
+ * changes a captured table.  That change has replaced ours.
+ */
+static void
+require_current(void)
+{
+	if (unlikely(current == NULL))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("cannot log a change while another one is being encoded"),
+				 errdetail("The output function of a captured column's type has changed a captured table.")));
+}
+
 /* The new image is complete, the old part follows. */
 void
 psync_log_old(void)
 {
-	Assert(current != NULL && current_old == 0);
+	Assert(current_old == 0);
+	require_current();
 
 	current_old = current->data.len;
 	put_uint32(current->data.data + current_start + 10,
@@ -382,8 +433,10 @@ psync_log_old(void)
 void
 psync_log_end(uint8 flags)
 {
-	PsyncPending *entry = current;
+	PsyncPending *entry;
 
+	require_current();
+	entry = current;
 	if (current_old == 0)
 		psync_log_old();
 	put_uint32(entry->data.data + current_old,
@@ -438,7 +491,8 @@ ensure_wal_beyond(uint64 position)
 static void
 forget_pending(void)
 {
-	pending_count = 0;
+	while (pending_count > 0)
+		empty_chunk(&pending[--pending_count]);
 	last_position = 0;
 	logged = false;
 	current = NULL;
@@ -476,7 +530,7 @@ xact_callback(XactEvent event, void *arg)
 static bool
 can_join(const PsyncPending *parent, const PsyncPending *child)
 {
-	return parent->changes == 0 ||
+	return parent->changes == 0 || parent->log != child->log ||
 		(parent->base == child->base &&
 		 strcmp(parent->origin, child->origin) == 0 &&
 		 parent->data.len + child->data.len <= PSYNC_CHUNK_BYTES_MAX);
@@ -491,12 +545,15 @@ join_parent(void)
 	Assert(can_join(parent, child));
 	if (child->changes > 0)
 	{
-		if (parent->changes == 0)
+		/* of another log: it was dropped by the child, or one of its own */
+		if (parent->changes == 0 || parent->log != child->log)
 		{
 			StringInfoData spare = parent->data;
 
 			parent->data = child->data;
 			child->data = spare;
+			parent->changes = 0;
+			parent->log = child->log;
 			parent->base = child->base;
 			strlcpy(parent->origin, child->origin, NAMEDATALEN);
 		}
@@ -544,7 +601,7 @@ subxact_callback(SubXactEvent event, SubTransactionId mySubid,
 		case SUBXACT_EVENT_ABORT_SUB:
 			while (pending_count > 0 &&
 				   pending[pending_count - 1].nest_level >= level)
-				pending_count--;
+				empty_chunk(&pending[--pending_count]);
 			current = NULL;
 			break;
 		default:

@@ -26,5 +26,6 @@ extern void psync_append_init(void);
 extern void psync_append_shmem_request(void);
 extern void psync_append_shmem_startup(void);
 extern void psync_rotate_init(void);
+extern Oid	psync_log_current(void);
 
 #endif							/* PSYNC_LOG_INTERNAL_H */

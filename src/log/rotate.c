@@ -80,6 +80,21 @@ our_relid(const char *name)
 	return relid;
 }
 
+/*
+ * The oid of log_0, which stands for the whole log: InvalidOid without the
+ * extension, and another one if it was dropped and made again.
+ */
+Oid
+psync_log_current(void)
+{
+	Oid			schema;
+
+	if (OidIsValid(log_relids[0]))
+		return log_relids[0];
+	schema = get_namespace_oid(PSYNC_SCHEMA, true);
+	return OidIsValid(schema) ? get_relname_relid("log_0", schema) : InvalidOid;
+}
+
 Oid
 psync_log_relid(int n)
 {
