@@ -88,10 +88,10 @@ static void
 put_varlena(StringInfo buf, PsyncCaptureRel *crel, Datum value)
 {
 	struct varlena *datum = (struct varlena *) DatumGetPointer(value);
-	struct varlena *plain = datum;
+	struct varlena *plain = pg_detoast_datum_packed(datum);
 
-	if (VARATT_IS_EXTENDED(datum) && !VARATT_IS_SHORT(datum))
-		plain = detoast_attr(datum);
+	/* not by VARATT_IS_SHORT(), which a TOAST pointer also is */
+	Assert(!VARATT_IS_EXTERNAL(plain) && !VARATT_IS_COMPRESSED(plain));
 	put_field(buf, crel, VARDATA_ANY(plain), VARSIZE_ANY_EXHDR(plain));
 	if (plain != datum)
 		pfree(plain);
