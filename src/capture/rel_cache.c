@@ -314,7 +314,10 @@ build_columns(PsyncCaptureRel *crel, Relation rel, Relation root)
 		crel->attnum_max = Max(crel->attnum_max, column->attnum);
 
 		if (column->encoding == PSYNC_ENC_TEXT)
+		{
 			getTypeOutputInfo(from->type, &function, &is_varlena);
+			crel->textual = true;
+		}
 		else if (column->encoding == PSYNC_ENC_SEND)
 			getTypeBinaryOutputInfo(from->type, &function, &is_varlena);
 		else

@@ -9,16 +9,24 @@
  *
  * Most columns of payments are of a few types whose binary form is their
  * stored form, byte-swapped at most; these are copied without a call.  The
- * others go through their send functions (P10).  Send functions of textual
- * types convert to the client's encoding, which has no business here; while
- * one could do so, the client encoding is set to the database's.
+ * others go through their send functions (P10).
+ *
+ * A session's settings have no business in an image.  Send functions of
+ * textual types convert to the client's encoding; while one could do so, the
+ * client encoding is set to the database's.  Output functions print dates,
+ * floats and names of objects as the session likes them; while one could do
+ * so, the settings are those that every server can read.
  */
 #include "postgres.h"
 
 #include "access/detoast.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "port/pg_bswap.h"
+#include "utils/builtins.h"
 #include "utils/datum.h"
+#include "utils/float.h"
+#include "utils/guc.h"
 #include "utils/uuid.h"
 
 #include "capture/capture.h"
@@ -193,6 +201,40 @@ put_columns(StringInfo buf, PsyncCaptureRel *crel, TupleTableSlot *slot,
 	}
 }
 
+static void
+set_for_now(const char *setting, const char *value)
+{
+	(void) set_config_option(setting, value, PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+}
+
+/*
+ * Encode under settings that do not depend on the session.  If an output
+ * function fails, the end of the (sub)transaction restores them.
+ */
+static void
+put_columns_as_text(StringInfo buf, PsyncCaptureRel *crel,
+					TupleTableSlot *slot, const bool *include)
+{
+	int			level;
+
+	if (!crel->textual)
+	{
+		put_columns(buf, crel, slot, include);
+		return;
+	}
+	level = NewGUCNestLevel();
+	if (DateStyle != USE_ISO_DATES)
+		set_for_now("datestyle", "ISO");
+	if (IntervalStyle != INTSTYLE_POSTGRES)
+		set_for_now("intervalstyle", "postgres");
+	if (extra_float_digits < 1)
+		set_for_now("extra_float_digits", "1");
+	set_for_now("search_path", "pg_catalog");
+	put_columns(buf, crel, slot, include);
+	AtEOXact_GUC(true, level);
+}
+
 /*
  * Encode under the database's own encoding.  The usual case, that client and
  * database agree, must not pay for a PG_TRY.
@@ -205,13 +247,13 @@ put_columns_unconverted(StringInfo buf, PsyncCaptureRel *crel,
 
 	if (client == GetDatabaseEncoding())
 	{
-		put_columns(buf, crel, slot, include);
+		put_columns_as_text(buf, crel, slot, include);
 		return;
 	}
 	(void) SetClientEncoding(GetDatabaseEncoding());
 	PG_TRY();
 	{
-		put_columns(buf, crel, slot, include);
+		put_columns_as_text(buf, crel, slot, include);
 	}
 	PG_FINALLY();
 	{

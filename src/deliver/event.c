@@ -4,13 +4,20 @@
  *
  * An image's fields are decoded by their types' own functions and rendered by
  * to_jsonb(), so a value looks exactly as to_jsonb() of the table's row would
- * have shown it.  A column whose type is gone shows its bytes in hex.
+ * have shown it; except that names of objects (regclass …) are qualified.
+ *
+ * What a type's functions accept may have changed since: an attribute was
+ * added to a composite type, the table that a regclass names was dropped.  One
+ * such value must not hide all the others.  It is shown as the text or, in
+ * hex, the bytes that the image holds; so is one whose type is gone.
  *
  * Not by way of a row type: each set of columns would need one, and a session
  * keeps those it has seen for good.
  */
 #include "postgres.h"
 
+#include "access/transam.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "nodes/primnodes.h"
@@ -19,6 +26,8 @@
 #include "utils/fmgroids.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/syscache.h"
 
 #include "compat.h"
@@ -109,6 +118,19 @@ type_exists(Oid type)
 	return SearchSysCacheExists1(TYPEOID, ObjectIdGetDatum(type));
 }
 
+/*
+ * Does the image hold the very text that people see?  Labels of enums, and
+ * names of objects; either may be called something else by now.
+ */
+static bool
+image_is_text(const PsyncColumn *column)
+{
+	if (!column->textual)
+		return type_is_enum(column->type);
+	return column->type < FirstGenbkiObjectId &&
+		!OidIsValid(get_element_type(column->type));
+}
+
 char *
 psync_value_to_text(const PsyncColumn *column, const char *value, int32 size)
 {
@@ -117,7 +139,7 @@ psync_value_to_text(const PsyncColumn *column, const char *value, int32 size)
 
 	if (size < 0)
 		return NULL;
-	if (column->textual)
+	if (column->textual || image_is_text(column))
 		return pnstrdup(value, size);
 	if (!type_exists(column->type))
 		return bytes_to_hex(value, size);
@@ -198,6 +220,60 @@ value_to_jsonb(Oid type, Datum value)
 	return FunctionCallInvoke(fcinfo);
 }
 
+/* As it is in the image. */
+static Datum
+raw_to_jsonb(const PsyncColumn *column, const PsyncField *field)
+{
+	char	   *text = column->textual || image_is_text(column) ?
+		pnstrdup(field->value, field->size) :
+		bytes_to_hex(field->value, field->size);
+
+	return value_to_jsonb(TEXTOID, CStringGetTextDatum(text));
+}
+
+/* Does the error say that the value is none of its type, as that is now? */
+static bool
+is_about_value(int sqlstate)
+{
+	int			category = ERRCODE_TO_CATEGORY(sqlstate);
+
+	return category == ERRCODE_DATA_EXCEPTION ||
+		category == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION ||
+		category == ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION;
+}
+
+/* A subtransaction, since input functions hold resources when they fail. */
+static Datum
+try_field_to_jsonb(const PsyncColumn *column, const PsyncField *field)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	Datum		result;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		result = value_to_jsonb(column->type,
+								psync_value_to_datum(column, field->value,
+													 field->size));
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		if (!is_about_value(geterrcode()))
+			PG_RE_THROW();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		result = (Datum) 0;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return result != (Datum) 0 ? result : raw_to_jsonb(column, field);
+}
+
 /*
  * A field as jsonb.  A domain's value is read as its base type's: it was valid
  * when it was written, whatever the domain demands by now.
@@ -209,10 +285,12 @@ field_to_jsonb(const PsyncColumn *column, const PsyncField *field)
 
 	Assert(field->size >= 0);
 	if (!type_exists(column->type))
-		return value_to_jsonb(TEXTOID,
-							  CStringGetTextDatum(bytes_to_hex(field->value,
-															   field->size)));
+		return raw_to_jsonb(column, field);
 	base.type = getBaseTypeAndTypmod(column->type, &base.typmod);
+	if (image_is_text(&base))
+		return raw_to_jsonb(&base, field);
+	if (base.textual || base.type >= FirstNormalObjectId)
+		return try_field_to_jsonb(&base, field);
 	return value_to_jsonb(base.type,
 						  psync_value_to_datum(&base, field->value, field->size));
 }
