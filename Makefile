@@ -9,7 +9,7 @@ OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/capture/*.c src/log/*.c 
 	src/transport/*/options.c)))
 
 # Build fewer with "make TRANSPORTS=".
-TRANSPORTS ?= postgres
+TRANSPORTS ?= postgres http
 SUBDIRS = $(addprefix src/transport/,$(TRANSPORTS))
 
 REGRESS = $(patsubst sql/%.sql,%,$(sort $(wildcard sql/*.sql)))

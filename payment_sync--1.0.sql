@@ -245,6 +245,20 @@ CREATE FOREIGN DATA WRAPPER payment_sync_postgres
 COMMENT ON FOREIGN DATA WRAPPER payment_sync_postgres IS
 	'targets that are PostgreSQL databases';
 
+CREATE FUNCTION payment_sync.payment_sync_http_validator(options text[], catalog oid)
+RETURNS void
+LANGUAGE C STRICT VOLATILE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'payment_sync_http_validator';
+COMMENT ON FUNCTION payment_sync.payment_sync_http_validator(text[], oid) IS
+	'checks options of payment_sync_http, its servers and user mappings';
+
+CREATE FOREIGN DATA WRAPPER payment_sync_http
+	NO HANDLER
+	VALIDATOR payment_sync.payment_sync_http_validator
+	OPTIONS (library 'payment_sync_http');
+COMMENT ON FOREIGN DATA WRAPPER payment_sync_http IS
+	'targets that take webhooks or speak REST';
+
 CREATE FUNCTION payment_sync.read_transport_options(
 	OUT wrapper text, OUT option text, OUT places text[], OUT type text,
 	OUT valid text, OUT superuser boolean, OUT secret boolean,

@@ -66,12 +66,12 @@ ORDER BY 1;
 SELECT wrapper, option, places, type, valid, superuser, secret
 FROM payment_sync.transport_options
 WHERE option IN ('library', 'host', 'sslmode', 'connect_timeout', 'password', 'password_required')
-ORDER BY option;
+ORDER BY option, wrapper;
 SELECT wrapper, option AS without_meaning FROM payment_sync.transport_options
 WHERE COALESCE(meaning, '') = '';
 SELECT wrapper, option AS doubtful FROM payment_sync.transport_options
 WHERE type IN ('enum', 'integer', 'boolean') AND valid IS NULL
-	OR secret AND places <> '{user mapping}';
+	OR secret AND 'user mapping' <> ALL (places);
 
 DROP VIEW members;
 SET client_min_messages = warning;

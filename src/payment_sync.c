@@ -16,6 +16,7 @@
 #include "capture/capture.h"
 #include "compat.h"
 #include "log/log.h"
+#include "transport/registry.h"
 #include "worker/worker.h"
 
 PG_MODULE_MAGIC;
@@ -29,6 +30,7 @@ _PG_init(void)
 {
 	psync_log_init();			/* the change log; settings of size */
 	psync_rel_cache_init();		/* what writers know of captured tables */
+	psync_transport_settings_init();	/* which hosts may be reached */
 	psync_worker_init();		/* launcher and workers, and their wake-up */
 
 	/* Last: what is not defined by now is a mistake in someone's settings. */

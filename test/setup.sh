@@ -33,7 +33,7 @@ install_packages()
 	fi
 	PGVERSION=$version
 	for package in "postgresql-$version" "postgresql-server-dev-$version" libpq-dev \
-		build-essential libipc-run-perl "$@"; do
+		libcurl4-openssl-dev libssl-dev libzstd-dev zlib1g-dev pkg-config build-essential libipc-run-perl "$@"; do
 		dpkg-query -W -f '${Status}' "${package/VERSION/$version}" 2>/dev/null |
 			grep -q 'install ok installed' || missing+=("${package/VERSION/$version}")
 	done

@@ -24,6 +24,7 @@
  */
 const PsyncWrapper psync_wrappers[] = {
 	{"payment_sync_postgres", "payment_sync_postgres", psync_postgres_options},
+	{"payment_sync_http", "payment_sync_http", psync_http_options},
 	{"postgres_fdw", "payment_sync_postgres", NULL},
 	{NULL, NULL, NULL}
 };

@@ -26,6 +26,7 @@ extern const PsyncWrapper psync_wrappers[];
 
 /* Option tables, each beside its transport and ended by a NULL keyword. */
 extern const PsyncOption psync_postgres_options[];
+extern const PsyncOption psync_http_options[];
 
 /* What the core offers; defined in deliver/services.c. */
 extern const PsyncServices *psync_services;
@@ -57,5 +58,11 @@ extern PsyncTarget *psync_target_create(MemoryContext context,
  */
 extern void psync_options_validate(List *options, Oid catalog,
 								   const PsyncOption *table);
+
+/* What no table can express, in transport/http/options.c. */
+extern void psync_http_check_options(List *options, Oid catalog);
+
+/* Settings of transports that the core must know; for _PG_init. */
+extern void psync_transport_settings_init(void);
 
 #endif							/* PSYNC_REGISTRY_H */

@@ -28,6 +28,7 @@
 #include "transport/registry.h"
 
 PG_FUNCTION_INFO_V1(payment_sync_postgres_validator);
+PG_FUNCTION_INFO_V1(payment_sync_http_validator);
 
 /* Where the object's options are allowed; 0 if such objects have none. */
 static int
@@ -214,5 +215,15 @@ payment_sync_postgres_validator(PG_FUNCTION_ARGS)
 	List	   *options = untransformRelOptions(PG_GETARG_DATUM(0));
 
 	psync_options_validate(options, PG_GETARG_OID(1), psync_postgres_options);
+	PG_RETURN_VOID();
+}
+
+Datum
+payment_sync_http_validator(PG_FUNCTION_ARGS)
+{
+	List	   *options = untransformRelOptions(PG_GETARG_DATUM(0));
+
+	psync_options_validate(options, PG_GETARG_OID(1), psync_http_options);
+	psync_http_check_options(options, PG_GETARG_OID(1));
 	PG_RETURN_VOID();
 }

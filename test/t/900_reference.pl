@@ -164,23 +164,26 @@ is_deeply([ map { $_->[1] } grep { $_->[0] eq 'Settings' } @$order ],
 
 # --------------------------------------------------------------- options
 
-my ($option_order, $option_text) = entries('postgres.md');
-my @documented;
-push @documented, table_rows($_, 'option') for values %$option_text;
 my $by_name = sub { $a->[0] cmp $b->[0] };
-is_deeply(
-	[ sort $by_name map { [ map { plain(s/\\\|/|/gr) } @$_ ] } @documented ],
-	[ sort $by_name query(<<'SQL') ],
+for my $transport (qw(postgres http))
+{
+	my ($option_order, $option_text) = entries("$transport.md");
+	my @documented;
+	push @documented, table_rows($_, 'option') for values %$option_text;
+	is_deeply(
+		[ sort $by_name map { [ map { plain(s/\\\|/|/gr) } @$_ ] } @documented ],
+		[ sort $by_name query(<<"SQL") ],
 SELECT option || CASE WHEN superuser THEN ' (superuser)' ELSE '' END,
 	array_to_string(places, ', '), COALESCE(replace(valid, '|', ', '), 'string'),
 	meaning || CASE WHEN secret THEN '; secret' ELSE '' END
-FROM payment_sync.transport_options WHERE wrapper = 'payment_sync_postgres'
+FROM payment_sync.transport_options WHERE wrapper = 'payment_sync_$transport'
 SQL
-	'options of payment_sync_postgres: places, values, meanings');
+		"options of payment_sync_$transport: places, values, meanings");
+}
 
 # links within the pages lead somewhere
 for my $file (qw(README.md CONTRIBUTING.md doc/reference/sql.md doc/reference/postgres.md
-	doc/operating/README.md doc/concepts/README.md doc/internals/README.md))
+	doc/reference/http.md doc/operating/README.md doc/concepts/README.md doc/internals/README.md))
 {
 	my $page = slurp_file("$root/$file");
 	my ($folder) = $file =~ m{^(.*/)?};

@@ -1,0 +1,143 @@
+/*
+ * auth.c
+ *		Credentials: what shows the target who sends.
+ *
+ *		bearer token, basic	a header "Authorization" made once
+ *		API key				a header made once, besides
+ *		OAuth 2				a header per request, with the token at hand (oauth.c)
+ *		AWS signature 4		made by libcurl for each request
+ *		client certificate	handed to libcurl from memory, never from a file
+ *
+ * At most one of those that make the header "Authorization" is used.
+ */
+#include "postgres.h"
+
+#include "common/base64.h"
+
+#include "transport/http/http_transport.h"
+
+static const char *
+option(const PsyncTarget *target, const char *keyword)
+{
+	return psync_http_services->option(target, keyword);
+}
+
+/* The option, or an error that says which one needs it. */
+static const char *
+required_option(const PsyncTarget *target, const char *keyword, const char *by)
+{
+	const char *value = option(target, keyword);
+
+	if (value == NULL || value[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
+				 errmsg("option \"%s\" of server \"%s\" needs option \"%s\"",
+						by, target->server_name, keyword)));
+	return value;
+}
+
+/* The password is part of the header's value, but a secret by itself, too. */
+static void
+init_basic(PsyncHttpSettings *settings, const PsyncTarget *target)
+{
+	const char *password = required_option(target, "password", "user");
+	char	   *pair = psprintf("%s:%s", option(target, "user"), password);
+	int			room = pg_b64_enc_len(strlen(pair));
+	char	   *value = palloc0(strlen("Basic ") + room + 1);
+	int			n;
+
+	strcpy(value, "Basic ");
+	n = pg_b64_encode((void *) pair, strlen(pair), value + strlen("Basic "), room);
+	if (n < 0)
+		elog(ERROR, "could not encode credentials");
+	psync_http_settings_add_secret(settings, value + strlen("Basic "));
+	psync_http_settings_add_header(settings, "Authorization", value, true);
+	psync_http_settings_add_secret(settings, password);
+	explicit_bzero(pair, strlen(pair));
+	explicit_bzero(value, strlen(value));
+}
+
+static void
+init_bearer(PsyncHttpSettings *settings, const PsyncTarget *target)
+{
+	const char *token = option(target, "bearer_token");
+	char	   *value = psprintf("Bearer %s", token);
+
+	psync_http_settings_add_header(settings, "Authorization", value, true);
+	psync_http_settings_add_secret(settings, token);
+	explicit_bzero(value, strlen(value));
+}
+
+static void
+init_oauth(PsyncHttpSettings *settings, const PsyncTarget *target)
+{
+	PsyncHttpOauth *oauth = palloc0(sizeof(PsyncHttpOauth));
+	const char *auth = option(target, "oauth_auth");
+
+	oauth->client_id = pstrdup(option(target, "oauth_client_id"));
+	oauth->client_secret = pstrdup(required_option(target, "oauth_client_secret",
+												   "oauth_client_id"));
+	oauth->scope = option(target, "oauth_scope");
+	oauth->audience = option(target, "oauth_audience");
+	oauth->in_body = auth != NULL && strcmp(auth, "body") == 0;
+	oauth->token.method = "POST";
+	oauth->token.url = pstrdup(required_option(target, "oauth_token_url", "oauth_client_id"));
+	if (!psync_http_route_parse(&oauth->token))
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("invalid option \"%s\" of server \"%s\"",
+						"oauth_token_url", target->server_name),
+				 errdetail("It is not a URL.")));
+	psync_http_settings_add_secret(settings, oauth->client_secret);
+	settings->oauth = oauth;
+}
+
+static void
+init_aws(PsyncHttpSettings *settings, const PsyncTarget *target)
+{
+	const char *token = option(target, "aws_session_token");
+	const char *secret = required_option(target, "aws_secret_key", "aws_access_key");
+
+	settings->aws_sigv4 = psprintf("aws:amz:%s:%s",
+								   required_option(target, "aws_region", "aws_access_key"),
+								   required_option(target, "aws_service", "aws_access_key"));
+	settings->aws_userpwd = psprintf("%s:%s", option(target, "aws_access_key"), secret);
+	psync_http_settings_add_secret(settings, secret);
+	psync_http_settings_add_secret(settings, settings->aws_userpwd);
+	if (token != NULL)
+		psync_http_settings_add_header(settings, "X-Amz-Security-Token", token, true);
+}
+
+void
+psync_http_auth_init(PsyncHttpSettings *settings, PsyncTarget *target)
+{
+	static const char *const schemes[] = {
+		"bearer_token", "user", "oauth_client_id", "aws_access_key"
+	};
+	int			nschemes = 0;
+
+	for (int i = 0; i < lengthof(schemes); i++)
+		nschemes += option(target, schemes[i]) != NULL;
+	if (nschemes > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
+				 errmsg("server \"%s\" and its user mapping have more than one kind of credentials",
+						target->server_name),
+				 errdetail("Each of them makes the header \"Authorization\".")));
+
+	if (option(target, "bearer_token") != NULL)
+		init_bearer(settings, target);
+	if (option(target, "user") != NULL)
+		init_basic(settings, target);
+	if (option(target, "oauth_client_id") != NULL)
+		init_oauth(settings, target);
+	if (option(target, "aws_access_key") != NULL)
+		init_aws(settings, target);
+	if (option(target, "api_key") != NULL)
+	{
+		const char *header = option(target, "api_key_header");
+
+		psync_http_settings_add_header(settings, header ? header : "X-API-Key",
+									   option(target, "api_key"), true);
+	}
+}

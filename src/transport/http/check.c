@@ -1,0 +1,244 @@
+/*
+ * check.c
+ *		Trying a target step by step, with a signed ping on a new connection.
+ *
+ * One request goes all the way; the steps are told by how far it came, with
+ * the time that each took.
+ */
+#include "postgres.h"
+
+#include <time.h>
+
+#include "utils/timestamp.h"
+
+#include "transport/http/http_transport.h"
+
+/* Receivers allow for five minutes; a clock that far off is to be mended. */
+#define PSYNC_HTTP_CLOCK_SKEW_MAX	60
+
+typedef struct Check
+{
+	PsyncCheckReport report;
+	void	   *arg;
+	PsyncHttpTransfer *transfer;
+	PsyncOutcome outcome;
+} Check;
+
+static void
+step(Check *check, const char *name, bool ok, const char *detail, int64 elapsed_us)
+{
+	check->report(check->arg, name, ok, detail, elapsed_us);
+}
+
+static int64
+time_of(Check *check, CURLINFO info)
+{
+	curl_off_t	value = 0;
+
+	(void) curl_easy_getinfo(check->transfer->easy, info, &value);
+	return (int64) value;
+}
+
+/* ------------------------------------------------------------------ steps */
+
+static bool
+report_name(Check *check)
+{
+	const PsyncHttpAnswer *answer = &check->transfer->answer;
+	bool		ok = answer->code != CURLE_COULDNT_RESOLVE_HOST &&
+		answer->code != CURLE_COULDNT_RESOLVE_PROXY;
+
+	step(check, "name resolution", ok,
+		 ok ? check->transfer->request->route->host : check->outcome.reason,
+		 time_of(check, CURLINFO_NAMELOOKUP_TIME_T));
+	return ok;
+}
+
+static bool
+report_address(Check *check)
+{
+	const char *refused = check->transfer->answer.refused;
+
+	step(check, "address policy", refused == NULL,
+		 refused != NULL ? refused : "allowed", 0);
+	return refused == NULL;
+}
+
+static bool
+report_connect(Check *check)
+{
+	int64		connected = time_of(check, CURLINFO_CONNECT_TIME_T);
+	char	   *address = NULL;
+	long		port = 0;
+
+	(void) curl_easy_getinfo(check->transfer->easy, CURLINFO_PRIMARY_IP, &address);
+	(void) curl_easy_getinfo(check->transfer->easy, CURLINFO_PRIMARY_PORT, &port);
+	step(check, "connection", connected > 0,
+		 connected > 0 ? psprintf("%s port %ld", address, port) : check->outcome.reason,
+		 Max(connected - time_of(check, CURLINFO_NAMELOOKUP_TIME_T), 0));
+	return connected > 0;
+}
+
+static char *
+format_date(int64 unix_time)
+{
+	time_t		seconds = unix_time;
+	struct tm	broken;
+	char		text[32];
+
+	if (gmtime_r(&seconds, &broken) == NULL ||
+		strftime(text, sizeof(text), "%Y-%m-%d", &broken) == 0)
+		return pstrdup("an unknown date");
+	return pstrdup(text);
+}
+
+static bool
+report_tls(Check *check)
+{
+	const PsyncHttpAnswer *answer = &check->transfer->answer;
+	int64		done = time_of(check, CURLINFO_APPCONNECT_TIME_T);
+
+	if (!check->transfer->request->route->tls)
+	{
+		step(check, "TLS", true, "not used", 0);
+		return true;
+	}
+	step(check, "TLS", done > 0,
+		 done > 0 ? psprintf("%s, certificate valid until %s", answer->tls_version,
+							 format_date(answer->tls_expires)) : check->outcome.reason,
+		 Max(done - time_of(check, CURLINFO_CONNECT_TIME_T), 0));
+	return done > 0;
+}
+
+static void
+report_answer(Check *check)
+{
+	int			status = check->transfer->answer.status;
+	bool		refused = status == 401 || status == 403 || status == 407;
+	bool		ok = check->outcome.kind == PSYNC_OUTCOME_DELIVERED;
+
+	if (status != 0)
+		step(check, "authentication", !refused,
+			 refused ? check->outcome.reason : "not refused", 0);
+	step(check, "ping", ok,
+		 ok ? psprintf("acknowledged with status %d", status) : check->outcome.reason,
+		 time_of(check, CURLINFO_TOTAL_TIME_T));
+}
+
+static void
+report_clock(Check *check)
+{
+	time_t		theirs = check->transfer->answer.date[0] != '\0' ?
+		curl_getdate(check->transfer->answer.date, NULL) : -1;
+	int64		skew;
+
+	if (theirs == -1)
+		return;
+	skew = (int64) time(NULL) - (int64) theirs;
+	step(check, "clock", Abs(skew) <= PSYNC_HTTP_CLOCK_SKEW_MAX,
+		 psprintf("this server's clock is " INT64_FORMAT " s %s that of the target",
+				  Abs(skew), skew >= 0 ? "ahead of" : "behind"), 0);
+}
+
+/* ---------------------------------------------------------------- running */
+
+/* A token fetched for the ping; false if there is none. */
+static bool
+take_token(Check *check, PsyncHttpTransfer *fetched)
+{
+	PsyncHttpSession *session = fetched->session;
+	int64		began = fetched->started;
+	bool		found = psync_http_oauth_ended(fetched, &check->outcome);
+
+	step(check, "token", found, found ? "received" : check->outcome.reason,
+		 psync_http_clock() - began);
+	psync_http_transfer_release(fetched);
+	if (found && !dlist_is_empty(&session->waiting))
+	{
+		dlist_delete(&check->transfer->node);
+		psync_http_send(check->transfer);
+	}
+	return found;
+}
+
+/* Until the ping's answer is there; false if it was never sent. */
+static bool
+await_answer(Check *check)
+{
+	PsyncHttpSession *session = check->transfer->session;
+
+	for (;;)
+	{
+		session->policy = psync_http_policy();
+		if (session->settings->oauth != NULL)
+			psync_http_oauth_step(session);
+		psync_http_session_drive(session);
+		while (!dlist_is_empty(&session->done))
+		{
+			PsyncHttpTransfer *transfer = dlist_container(PsyncHttpTransfer, node,
+														  dlist_pop_head_node(&session->done));
+
+			if (transfer == check->transfer)
+				return true;
+			if (!take_token(check, transfer))
+				return false;
+		}
+		(void) psync_http_session_wait(session, -1);
+	}
+}
+
+static void
+run_check(PsyncHttpSession *session, const PsyncMessage *ping, Check *check)
+{
+	check->transfer = psync_http_transfer_get(session, PSYNC_HTTP_FOR_CHECK);
+	Assert(check->transfer != NULL);
+	check->transfer->message = ping;
+	if (session->settings->oauth != NULL)
+		psync_http_oauth_forget(session);
+	psync_http_send(check->transfer);
+	if (!await_answer(check))
+		return;
+	psync_http_outcome(check->transfer, &check->outcome);
+	if (check->transfer->unsendable != NULL)
+	{
+		step(check, "ping", false, check->transfer->unsendable, 0);
+		return;
+	}
+	if (report_name(check) && report_address(check) && report_connect(check) &&
+		report_tls(check))
+	{
+		report_answer(check);
+		report_clock(check);
+	}
+}
+
+/* Apart from the error handling around it, which likes no variables. */
+static pg_noinline void
+open_and_check(PsyncTarget *target, const PsyncMessage *ping,
+			   PsyncCheckReport report, void *arg)
+{
+	Check		check = {.report = report,.arg = arg};
+	PsyncHttpSession *session = psync_http_session_create(target);
+
+	step(&check, "settings", true, session->settings->routes[0].origin, 0);
+	run_check(session, ping, &check);
+}
+
+void
+psync_http_check(PsyncTarget *target, const PsyncMessage *ping,
+				 PsyncCheckReport report, void *arg)
+{
+	Assert(target->private_data == NULL);
+	PG_TRY();
+	{
+		open_and_check(target, ping, report, arg);
+	}
+	PG_CATCH();
+	{
+		if (target->private_data != NULL)
+			psync_http_session_destroy(target->private_data);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	psync_http_session_destroy(target->private_data);
+}

@@ -1,0 +1,440 @@
+/*
+ * curl.c
+ *		The engine: libcurl's multi interface in the server's wait loop.
+ *
+ * libcurl tells which sockets it waits for and when it wants to be called;
+ * both are put behind one descriptor, an epoll set, so that services->wait()
+ * waits for it, the latch and interrupts at once.  Nothing here blocks, and
+ * nothing runs while there is nothing to do.
+ *
+ * libcurl resolves names in threads of its own.  They inherit the mask of
+ * signals, and a signal handler of PostgreSQL must never run in one of them;
+ * so all signals are blocked around calls that may start one.
+ *
+ * Sockets.  With keep-alive libcurl drops and takes up the same socket for
+ * each request.  What epoll watches is therefore left as it is until it
+ * matters, which saves two system calls per request: per descriptor, bits
+ * tell what epoll has, what libcurl wants, and whether the descriptor is one
+ * that we opened.  Only with ours do we learn when it is closed.
+ */
+#include "postgres.h"
+
+#include <signal.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "miscadmin.h"
+#include "portability/instr_time.h"
+#include "storage/fd.h"
+#include "storage/latch.h"
+#include "utils/memutils.h"
+
+#include "transport/http/http_transport.h"
+
+#define SOCKET_REGISTERED(bits)	((bits) & 0xff)
+#define SOCKET_WANTED(bits)		(((bits) >> 8) & 0xff)
+#define SOCKET_OURS				0x10000
+
+/* Events taken from epoll at a time. */
+#define PSYNC_HTTP_EVENTS_MAX	64
+
+/* Room for descriptors to begin with. */
+#define PSYNC_HTTP_SOCKETS_MIN	1024
+
+StaticAssertDecl(EPOLLIN <= 0xff && EPOLLOUT <= 0xff,
+				 "the bits of a socket's interest do not fit");
+
+int64
+psync_http_clock(void)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return (int64) INSTR_TIME_GET_MICROSEC(now);
+}
+
+/* Once per process.  Not undone: libcurl may be in use by others, too. */
+void
+psync_http_curl_init(void)
+{
+	static bool done = false;
+
+	if (done)
+		return;
+	if (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("could not initialize libcurl")));
+	done = true;
+}
+
+/* --------------------------------------------------------------- sockets */
+
+/* The socket's bits; NULL if there is no memory.  Called back: no errors. */
+static uint32 *
+socket_bits(PsyncHttpSession *session, curl_socket_t socket)
+{
+	if (socket >= session->nsockets)
+	{
+		int			n = Max(session->nsockets * 2, socket + 1);
+		uint32	   *bits = MemoryContextAllocExtended(session->context, n * sizeof(uint32),
+													  MCXT_ALLOC_NO_OOM | MCXT_ALLOC_ZERO);
+
+		if (bits == NULL)
+			return NULL;
+		memcpy(bits, session->sockets, session->nsockets * sizeof(uint32));
+		pfree(session->sockets);
+		session->sockets = bits;
+		session->nsockets = n;
+	}
+	return &session->sockets[socket];
+}
+
+/* Let epoll watch the socket for these events; 0: not at all. */
+static int
+watch_socket(PsyncHttpSession *session, curl_socket_t socket, uint32 *bits, uint32 events)
+{
+	struct epoll_event event = {.events = events,.data.fd = socket};
+	uint32		registered = SOCKET_REGISTERED(*bits);
+	int			operation = events == 0 ? EPOLL_CTL_DEL :
+		registered == 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
+
+	if (registered == events)
+		return 0;
+	if (epoll_ctl(session->epoll, operation, socket, &event) != 0)
+	{
+		/* it may have been closed and opened again behind our back */
+		if (operation == EPOLL_CTL_DEL)
+			events = 0;
+		else if (epoll_ctl(session->epoll,
+						   operation == EPOLL_CTL_ADD ? EPOLL_CTL_MOD : EPOLL_CTL_ADD,
+						   socket, &event) != 0)
+			return -1;
+	}
+	*bits = (*bits & ~0xff) | events;
+	return 0;
+}
+
+/* Called back by libcurl: what it waits for at a socket. */
+static int
+on_socket(CURL *easy, curl_socket_t socket, int what, void *arg, void *socket_arg)
+{
+	PsyncHttpSession *session = arg;
+	uint32	   *bits = socket_bits(session, socket);
+	uint32		wanted = what == CURL_POLL_IN ? EPOLLIN :
+		what == CURL_POLL_OUT ? EPOLLOUT :
+		what == CURL_POLL_INOUT ? EPOLLIN | EPOLLOUT : 0;
+
+	if (bits == NULL)
+		return -1;
+	*bits = (*bits & ~0xff00) | (wanted << 8);
+	/* an idle socket may stay watched; one that can be written would spin */
+	if (wanted == 0 && (*bits & SOCKET_OURS) != 0 &&
+		SOCKET_REGISTERED(*bits) == EPOLLIN)
+		return 0;
+	return watch_socket(session, socket, bits, wanted);
+}
+
+void
+psync_http_socket_opened(PsyncHttpSession *session, curl_socket_t socket)
+{
+	uint32	   *bits = socket_bits(session, socket);
+
+	if (bits != NULL)
+		*bits = SOCKET_OURS;
+}
+
+/* Before it is closed; epoll forgets it by itself. */
+void
+psync_http_socket_closed(PsyncHttpSession *session, curl_socket_t socket)
+{
+	if (socket < session->nsockets)
+		session->sockets[socket] = 0;
+}
+
+/* Called back by libcurl: when it wants to be called; -1: no more. */
+static int
+on_timer(CURLM *multi, long timeout_ms, void *arg)
+{
+	PsyncHttpSession *session = arg;
+
+	session->timer = timeout_ms < 0 ? -1 : psync_http_clock() + timeout_ms * 1000;
+	return 0;
+}
+
+/* --------------------------------------------------------------- session */
+
+static void
+check_multi(CURLMcode code)
+{
+	if (code != CURLM_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("libcurl failed: %s", curl_multi_strerror(code))));
+}
+
+void
+psync_http_session_start(PsyncHttpSession *session, int in_flight_max)
+{
+	Assert(in_flight_max > 0);
+	Assert(session->multi == NULL && session->epoll < 0);
+
+	dlist_init(&session->idle);
+	dlist_init(&session->waiting);
+	dlist_init(&session->running);
+	dlist_init(&session->done);
+	session->timer = -1;
+	session->nbusy_max = Min(in_flight_max, PSYNC_HTTP_IN_FLIGHT_MAX);
+	session->nsockets = PSYNC_HTTP_SOCKETS_MIN;
+	session->sockets = MemoryContextAllocZero(session->context,
+											  session->nsockets * sizeof(uint32));
+
+	session->epoll_reserved = AcquireExternalFD();
+	if (session->epoll_reserved)
+		session->epoll = epoll_create1(EPOLL_CLOEXEC);
+	if (session->epoll < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("could not open server \"%s\"", session->target->server_name),
+				 errdetail("There are too many open files on this server."),
+				 errhint("Raise the server's max_files_per_process and/or \"ulimit -n\" limits.")));
+
+	session->multi = curl_multi_init();
+	if (session->multi == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory")));
+	check_multi(curl_multi_setopt(session->multi, CURLMOPT_SOCKETFUNCTION, on_socket));
+	check_multi(curl_multi_setopt(session->multi, CURLMOPT_SOCKETDATA, session));
+	check_multi(curl_multi_setopt(session->multi, CURLMOPT_TIMERFUNCTION, on_timer));
+	check_multi(curl_multi_setopt(session->multi, CURLMOPT_TIMERDATA, session));
+	check_multi(curl_multi_setopt(session->multi, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX));
+	/* idle connections are kept for as many as may be in flight again */
+	check_multi(curl_multi_setopt(session->multi, CURLMOPT_MAXCONNECTS,
+								  (long) session->nbusy_max + 1));
+}
+
+/* Ends all that is under way, without waiting.  Must not raise. */
+void
+psync_http_session_end(PsyncHttpSession *session)
+{
+	ListCell   *lc;
+
+	foreach(lc, session->transfers)
+	{
+		PsyncHttpTransfer *transfer = lfirst(lc);
+
+		if (transfer->in_multi)
+			(void) curl_multi_remove_handle(session->multi, transfer->easy);
+		if (transfer->easy != NULL)
+			curl_easy_cleanup(transfer->easy);
+		transfer->easy = NULL;
+		transfer->in_multi = false;
+	}
+	session->transfers = NIL;
+	if (session->multi != NULL)
+		(void) curl_multi_cleanup(session->multi);
+	session->multi = NULL;
+	if (session->epoll >= 0)
+		close(session->epoll);
+	session->epoll = -1;
+	if (session->epoll_reserved)
+		ReleaseExternalFD();
+	session->epoll_reserved = false;
+}
+
+/* ------------------------------------------------------------- transfers */
+
+static PsyncHttpTransfer *
+transfer_create(PsyncHttpSession *session)
+{
+	MemoryContext old = MemoryContextSwitchTo(session->context);
+	PsyncHttpTransfer *transfer = palloc0(sizeof(PsyncHttpTransfer));
+
+	transfer->session = session;
+	transfer->context = AllocSetContextCreate(session->context,
+											  "payment_sync http transfer",
+											  ALLOCSET_DEFAULT_SIZES);
+	session->transfers = lappend(session->transfers, transfer);
+	transfer->easy = curl_easy_init();
+	if (transfer->easy == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory")));
+	psync_http_easy_init(transfer);
+	MemoryContextSwitchTo(old);
+	return transfer;
+}
+
+/*
+ * A token's transfer is beyond the limit, or it could never be fetched when
+ * all others wait for it.
+ */
+PsyncHttpTransfer *
+psync_http_transfer_get(PsyncHttpSession *session, PsyncHttpPurpose purpose)
+{
+	PsyncHttpTransfer *transfer;
+
+	if (session->nbusy >= session->nbusy_max && purpose != PSYNC_HTTP_FOR_TOKEN)
+		return NULL;
+	if (dlist_is_empty(&session->idle))
+		transfer = transfer_create(session);
+	else
+		transfer = dlist_container(PsyncHttpTransfer, node,
+								   dlist_pop_head_node(&session->idle));
+	Assert(!transfer->in_multi);
+	session->nbusy++;
+	transfer->purpose = purpose;
+	transfer->message = NULL;
+	transfer->request = NULL;
+	transfer->unsendable = NULL;
+	transfer->token_renewed = false;
+	transfer->started = psync_http_clock();
+	memset(&transfer->answer, 0, sizeof(PsyncHttpAnswer));
+	return transfer;
+}
+
+/* Hand the prepared request to libcurl, which begins with the next drive. */
+void
+psync_http_transfer_start(PsyncHttpTransfer *transfer)
+{
+	PsyncHttpSession *session = transfer->session;
+
+	Assert(transfer->request != NULL && !transfer->in_multi);
+	memset(&transfer->answer, 0, sizeof(PsyncHttpAnswer));
+	transfer->header_bytes = 0;
+	transfer->body_room = 0;
+	psync_http_easy_prepare(transfer);
+	check_multi(curl_multi_add_handle(session->multi, transfer->easy));
+	transfer->in_multi = true;
+	dlist_push_tail(&session->running, &transfer->node);
+}
+
+/* It is in no list. */
+void
+psync_http_transfer_release(PsyncHttpTransfer *transfer)
+{
+	Assert(!transfer->in_multi);
+	Assert(transfer->session->nbusy > 0);
+	MemoryContextReset(transfer->context);
+	transfer->message = NULL;
+	transfer->request = NULL;
+	transfer->session->nbusy--;
+	dlist_push_head(&transfer->session->idle, &transfer->node);
+}
+
+/* --------------------------------------------------------------- driving */
+
+/* Note how the transfer has ended; what it means is outcome.c's business. */
+static void
+finish_transfer(PsyncHttpSession *session, PsyncHttpTransfer *transfer, CURLcode code)
+{
+	PsyncHttpAnswer *answer = &transfer->answer;
+	long		status = 0;
+	long		connects = 0;
+
+	Assert(transfer->in_multi);
+	(void) curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
+	(void) curl_easy_getinfo(transfer->easy, CURLINFO_NUM_CONNECTS, &connects);
+	answer->code = code;
+	answer->status = (int) status;
+	answer->reused = connects == 0;
+	answer->error = transfer->error[0] ? transfer->error : curl_easy_strerror(code);
+	(void) curl_multi_remove_handle(session->multi, transfer->easy);
+	transfer->in_multi = false;
+	dlist_delete(&transfer->node);
+	dlist_push_tail(&session->done, &transfer->node);
+}
+
+static void
+collect_finished(PsyncHttpSession *session)
+{
+	CURLMsg    *message;
+	int			left;
+
+	while ((message = curl_multi_info_read(session->multi, &left)) != NULL)
+	{
+		void	   *transfer = NULL;
+		CURLcode	code = message->data.result;
+
+		if (message->msg != CURLMSG_DONE)
+			continue;
+		(void) curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &transfer);
+		finish_transfer(session, transfer, code);
+	}
+}
+
+static void
+drive_sockets(PsyncHttpSession *session)
+{
+	struct epoll_event events[PSYNC_HTTP_EVENTS_MAX];
+	int			running;
+	int			n = epoll_wait(session->epoll, events, lengthof(events), 0);
+
+	for (int i = 0; i < n; i++)
+	{
+		int			socket = events[i].data.fd;
+		int			mask = 0;
+
+		Assert(socket < session->nsockets);
+		/* an idle connection that has been closed, or got what nobody asked for */
+		if (SOCKET_WANTED(session->sockets[socket]) == 0)
+		{
+			(void) watch_socket(session, socket, &session->sockets[socket], 0);
+			continue;
+		}
+		if (events[i].events & EPOLLIN)
+			mask |= CURL_CSELECT_IN;
+		if (events[i].events & EPOLLOUT)
+			mask |= CURL_CSELECT_OUT;
+		if (events[i].events & (EPOLLERR | EPOLLHUP))
+			mask |= CURL_CSELECT_ERR;
+		(void) curl_multi_socket_action(session->multi, socket, mask, &running);
+	}
+}
+
+void
+psync_http_session_drive(PsyncHttpSession *session)
+{
+	sigset_t	all;
+	sigset_t	before;
+	int			running;
+
+	if (dlist_is_empty(&session->running))
+		return;
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, &before);
+	if (session->timer >= 0 && session->timer <= psync_http_clock())
+	{
+		session->timer = -1;
+		(void) curl_multi_socket_action(session->multi, CURL_SOCKET_TIMEOUT, 0, &running);
+	}
+	drive_sockets(session);
+	collect_finished(session);
+	sigprocmask(SIG_SETMASK, &before, NULL);
+}
+
+/*
+ * Does not wait for long if libcurl has something to do at some time.  With
+ * nothing under way only the latch ends the wait.
+ */
+bool
+psync_http_session_wait(PsyncHttpSession *session, long timeout_ms)
+{
+	bool		running = !dlist_is_empty(&session->running);
+	int			events;
+
+	if (running && session->timer >= 0)
+	{
+		int64		left = session->timer - psync_http_clock();
+		long		left_ms = left <= 0 ? 0 : (long) ((left + 999) / 1000);
+
+		if (left_ms == 0)
+			return true;
+		if (timeout_ms < 0 || left_ms < timeout_ms)
+			timeout_ms = left_ms;
+	}
+	events = psync_http_services->wait(running ? session->epoll : PGINVALID_SOCKET,
+									   WL_SOCKET_READABLE, timeout_ms);
+	return (events & WL_LATCH_SET) == 0;
+}

@@ -1,0 +1,306 @@
+/*
+ * http.c
+ *		The http transport: webhooks and REST.
+ *
+ * A message becomes a request, an answer an outcome.  Order, retries and what
+ * is remembered are the core's; see doc/internals/messages.md.
+ *
+ *		http.c		callbacks					settings.c	options, parsed
+ *		request.c	message -> request			sign.c		signatures
+ *		auth.c		credentials					oauth.c		tokens
+ *		body.c		compression					address.c	allowed addresses
+ *		curl.c		multi, epoll, waiting		easy.c		libcurl's options
+ *		outcome.c	answer -> outcome			json.c		looking into answers
+ *		check.c		trying a target
+ *		options.c	options (part of the core)
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "transport/http/http_transport.h"
+
+PG_MODULE_MAGIC;
+
+extern PGDLLEXPORT const PsyncTransport *payment_sync_transport_init(const PsyncServices *services);
+
+const PsyncServices *psync_http_services = NULL;
+
+/* The core's default of max_in_flight. */
+#define PSYNC_HTTP_IN_FLIGHT	32
+
+static PsyncHttpSession *
+get_session(PsyncTarget *target)
+{
+	Assert(target->private_data != NULL);
+	return target->private_data;
+}
+
+/* --------------------------------------------------------------- session */
+
+PsyncHttpSession *
+psync_http_session_create(PsyncTarget *target)
+{
+	MemoryContext context = AllocSetContextCreate(target->context,
+												  "payment_sync http session",
+												  ALLOCSET_DEFAULT_SIZES);
+	PsyncHttpSession *session = MemoryContextAllocZero(context, sizeof(PsyncHttpSession));
+	const char *in_flight = psync_http_services->option(target, "max_in_flight");
+
+	session->target = target;
+	session->context = context;
+	session->epoll = -1;
+	/* from here on close() has something to close */
+	Assert(target->private_data == NULL);
+	target->private_data = session;
+
+	psync_http_curl_init();
+	session->settings = psync_http_settings_create(target);
+	session->policy = psync_http_policy();
+	psync_http_session_start(session, in_flight != NULL ? atoi(in_flight) :
+							 PSYNC_HTTP_IN_FLIGHT);
+	return session;
+}
+
+/* Must not raise. */
+void
+psync_http_session_destroy(PsyncHttpSession *session)
+{
+	session->target->private_data = NULL;
+	psync_http_session_end(session);
+	if (session->settings != NULL)
+		psync_http_settings_free(session->settings);
+	MemoryContextDelete(session->context);
+}
+
+/* There is no connection to a target, only to its requests. */
+static void
+http_open(PsyncTarget *target)
+{
+	(void) psync_http_session_create(target);
+}
+
+static void
+http_close(PsyncTarget *target)
+{
+	/* open() may have failed early */
+	if (target->private_data != NULL)
+		psync_http_session_destroy(target->private_data);
+}
+
+/* --------------------------------------------------------------- sending */
+
+/* The address must be listed by name where only a proxy sees the address. */
+static bool
+is_refused_by_name(PsyncHttpTransfer *transfer)
+{
+	PsyncHttpSession *session = transfer->session;
+
+	if (session->settings->proxy[0] == '\0')
+		return false;
+	transfer->answer.refused =
+		psync_http_name_refused(session->policy, transfer->request->route->host);
+	return transfer->answer.refused != NULL;
+}
+
+/*
+ * Make a request of the transfer's message and start it; or let it wait for a
+ * token; or, if it cannot be sent, let it be done.
+ */
+void
+psync_http_send(PsyncHttpTransfer *transfer)
+{
+	PsyncHttpSession *session = transfer->session;
+	const char *token = NULL;
+	MemoryContext old;
+
+	Assert(transfer->message != NULL);
+	if (session->settings->oauth != NULL)
+	{
+		token = psync_http_oauth_token(session);
+		if (token == NULL)
+		{
+			dlist_push_tail(&session->waiting, &transfer->node);
+			return;
+		}
+	}
+	MemoryContextReset(transfer->context);
+	old = MemoryContextSwitchTo(transfer->context);
+	transfer->request = psync_http_request_create(session->settings, transfer->message,
+												  token, GetCurrentTimestamp(),
+												  &transfer->unsendable);
+	MemoryContextSwitchTo(old);
+	Assert((transfer->request == NULL) == (transfer->unsendable != NULL));
+	if (transfer->request == NULL || is_refused_by_name(transfer))
+		dlist_push_tail(&session->done, &transfer->node);
+	else
+		psync_http_transfer_start(transfer);
+}
+
+static bool
+http_submit(PsyncTarget *target, const PsyncMessage *message)
+{
+	PsyncHttpTransfer *transfer = psync_http_transfer_get(get_session(target),
+														  PSYNC_HTTP_FOR_MESSAGE);
+
+	if (transfer == NULL)
+		return false;
+	transfer->message = message;
+	psync_http_send(transfer);
+	return true;
+}
+
+/* -------------------------------------------------------------- settling */
+
+static void
+settle(PsyncHttpTransfer *transfer, PsyncOutcome *outcome)
+{
+	outcome->elapsed_us = psync_http_clock() - transfer->started;
+	psync_http_services->settle(transfer->session->target,
+								transfer->message->handle, outcome);
+	psync_http_transfer_release(transfer);
+}
+
+/* A token has come, or will not: those that wait go on, or fail with it. */
+static int
+settle_token(PsyncHttpTransfer *fetched)
+{
+	PsyncHttpSession *session = fetched->session;
+	MemoryContext old = MemoryContextSwitchTo(fetched->context);
+	PsyncOutcome outcome;
+	bool		found = psync_http_oauth_ended(fetched, &outcome);
+	int			n = 0;
+	dlist_head	waiting;
+
+	/* send() may put one into the session's list again */
+	dlist_init(&waiting);
+	while (!dlist_is_empty(&session->waiting))
+		dlist_push_tail(&waiting, dlist_pop_head_node(&session->waiting));
+	/* none waits for a renewal ahead of time: if it fails, the old one serves */
+	while (!dlist_is_empty(&waiting))
+	{
+		PsyncHttpTransfer *transfer = dlist_container(PsyncHttpTransfer, node,
+													  dlist_pop_head_node(&waiting));
+
+		if (found)
+			psync_http_send(transfer);
+		else
+		{
+			settle(transfer, &outcome);
+			n++;
+		}
+	}
+	MemoryContextSwitchTo(old);
+	psync_http_transfer_release(fetched);
+	return n;
+}
+
+/* Has the target refused the token?  Once per message, try a new one. */
+static bool
+renew_token(PsyncHttpTransfer *transfer)
+{
+	if (transfer->session->settings->oauth == NULL || transfer->answer.status != 401 ||
+		transfer->token_renewed)
+		return false;
+	transfer->token_renewed = true;
+	psync_http_oauth_forget(transfer->session);
+	dlist_push_tail(&transfer->session->waiting, &transfer->node);
+	return true;
+}
+
+/* Tell the core of all that is done; how many messages that were. */
+static int
+settle_done(PsyncHttpSession *session)
+{
+	int			n = 0;
+
+	while (!dlist_is_empty(&session->done))
+	{
+		PsyncHttpTransfer *transfer = dlist_container(PsyncHttpTransfer, node,
+													  dlist_pop_head_node(&session->done));
+		PsyncOutcome outcome;
+		MemoryContext old;
+
+		if (transfer->purpose == PSYNC_HTTP_FOR_TOKEN)
+		{
+			n += settle_token(transfer);
+			continue;
+		}
+		if (renew_token(transfer))
+			continue;
+		old = MemoryContextSwitchTo(transfer->context);
+		psync_http_outcome(transfer, &outcome);
+		MemoryContextSwitchTo(old);
+		settle(transfer, &outcome);
+		n++;
+	}
+	return n;
+}
+
+static void
+http_poll(PsyncTarget *target, long timeout_ms)
+{
+	PsyncHttpSession *session = get_session(target);
+	int64		deadline = psync_http_clock() + Max(timeout_ms, 0) * 1000;
+
+	for (;;)
+	{
+		int64		left = timeout_ms < 0 ? -1 :
+			Max((deadline - psync_http_clock() + 999) / 1000, 0);
+
+		session->policy = psync_http_policy();
+		if (session->settings->oauth != NULL)
+			psync_http_oauth_step(session);
+		psync_http_session_drive(session);
+		if (settle_done(session) > 0 || left == 0)
+			return;
+		/* a token may have set messages free, which have now to be driven */
+		if (!psync_http_session_wait(session, (long) left))
+			return;
+	}
+}
+
+/* --------------------------------------------------------------- looking */
+
+static char *
+http_preview(PsyncTarget *target, const PsyncMessage *message)
+{
+	PsyncHttpSession *session = get_session(target);
+	const char *why;
+	PsyncHttpRequest *request;
+
+	request = psync_http_request_create(session->settings, message,
+										session->settings->oauth != NULL ? "token" : NULL,
+										GetCurrentTimestamp(), &why);
+	if (request == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_ERROR),
+				 errmsg("the event cannot be sent"),
+				 errdetail("It is refused because %s.", why)));
+	return psync_http_request_show(session->settings, request);
+}
+
+static const PsyncMessageTransport messages = {
+	.submit = http_submit,
+	.poll = http_poll,
+	.preview = http_preview,
+	.check = psync_http_check,
+};
+
+static const PsyncTransport transport = {
+	.magic = PSYNC_TRANSPORT_MAGIC,
+	.name = "http",
+	.open = http_open,
+	.close = http_close,
+	.messages = &messages,
+};
+
+const PsyncTransport *
+payment_sync_transport_init(const PsyncServices *services)
+{
+	Assert(services->magic == PSYNC_TRANSPORT_MAGIC);
+	psync_http_services = services;
+	return &transport;
+}

@@ -1,0 +1,380 @@
+/*
+ * http_transport.h
+ *		What the files of the http transport share.
+ *
+ *		settings.c	options -> PsyncHttpSettings		(once, when opened)
+ *		request.c	message -> PsyncHttpRequest			(once per attempt)
+ *		curl.c		PsyncHttpRequest -> libcurl -> PsyncHttpAnswer
+ *		outcome.c	PsyncHttpAnswer -> PsyncOutcome
+ *
+ * libcurl calls back (curl.c, address.c).  An error raised there would jump
+ * out of libcurl's frames and leave it broken, so nothing called from there
+ * may raise one: what happens is noted in the transfer and acted upon later.
+ */
+#ifndef PSYNC_HTTP_TRANSPORT_H
+#define PSYNC_HTTP_TRANSPORT_H
+
+#include <curl/curl.h>
+#include <openssl/evp.h>
+#include <sys/socket.h>
+
+#include "lib/ilist.h"
+#include "lib/stringinfo.h"
+#include "nodes/pg_list.h"
+
+#include "transport/payment_sync_transport.h"
+
+#if LIBCURL_VERSION_NUM < 0x075000
+#error "the http transport needs libcurl 7.80 or newer (package libcurl4-openssl-dev)"
+#endif
+
+/* Of an answer, at most so many bytes are read: headers, body. */
+#define PSYNC_HTTP_HEADER_BYTES_MAX		(64 * 1024)
+#define PSYNC_HTTP_BODY_BYTES_MAX		(1024 * 1024)
+
+/* Of an answer, at most so many bytes are shown. */
+#define PSYNC_HTTP_EXCERPT_BYTES_MAX	500
+
+/* Requests in flight at most, whatever the core asks for. */
+#define PSYNC_HTTP_IN_FLIGHT_MAX		256
+
+extern const PsyncServices *psync_http_services;
+
+/* -------------------------------------------------------------- settings */
+
+typedef struct PsyncHttpHeader
+{
+	const char *name;
+	const char *value;
+	bool		secret;			/* masked by preview() */
+} PsyncHttpHeader;
+
+/* A key to sign with, until it expires. */
+typedef struct PsyncHttpKey
+{
+	EVP_PKEY   *pkey;			/* HMAC or Ed25519; freed with the settings */
+	bool		ed25519;
+	TimestampTz expires;		/* DT_NOEND: never */
+} PsyncHttpKey;
+
+/* A template signer; see options signer_…. */
+typedef struct PsyncHttpSigner
+{
+	const char *header;
+	const char *content;
+	const char *value;
+	const EVP_MD *hash;
+	List	   *keys;			/* of PsyncHttpKey */
+} PsyncHttpSigner;
+
+/* Where and how changes of one kind are sent. */
+typedef struct PsyncHttpRoute
+{
+	const char *url;			/* with placeholders */
+	const char *host;			/* of the URL, lower case, without brackets */
+	const char *origin;			/* scheme, host and port: what may be shown */
+	const char *method;
+	bool		tls;
+} PsyncHttpRoute;
+
+typedef enum PsyncHttpRouteKind
+{
+	PSYNC_HTTP_INSERT,			/* and rows of a batch, and truncate */
+	PSYNC_HTTP_UPDATE,
+	PSYNC_HTTP_DELETE,
+	PSYNC_HTTP_NROUTES
+} PsyncHttpRouteKind;
+
+typedef enum PsyncHttpCompression
+{
+	PSYNC_HTTP_IDENTITY,
+	PSYNC_HTTP_GZIP,
+	PSYNC_HTTP_ZSTD
+} PsyncHttpCompression;
+
+typedef struct PsyncHttpOauth
+{
+	PsyncHttpRoute token;
+	const char *client_id;
+	const char *client_secret;
+	const char *scope;			/* or NULL */
+	const char *audience;		/* or NULL */
+	bool		in_body;		/* credentials in the body, else basic */
+} PsyncHttpOauth;
+
+typedef struct PsyncHttpRange
+{
+	int			low;
+	int			high;
+} PsyncHttpRange;
+
+typedef struct PsyncHttpSettings
+{
+	MemoryContext context;		/* of all of this */
+	PsyncHttpRoute routes[PSYNC_HTTP_NROUTES];
+	bool		url_is_secret;	/* it is the user mapping's */
+	const char *proxy;			/* "" for none */
+	bool		allow_http;
+	PsyncHttpHeader *headers;	/* static ones, credentials included */
+	int			nheaders;
+	PsyncHttpCompression compression;
+	const char *idempotency_header; /* NULL: none */
+	bool		idempotency_quoted;
+	long		http_version;	/* CURL_HTTP_VERSION_… */
+	long		connect_timeout_ms;
+	long		timeout_ms;
+	const char *ca_file;		/* or NULL */
+	PsyncHttpRange *success;
+	int			nsuccess;
+	const char *success_body;	/* or NULL */
+	const char *items_path;		/* or NULL */
+	const char *items_index;	/* or NULL */
+	const char *items_error;	/* or NULL */
+	PsyncHttpOauth *oauth;		/* or NULL */
+	const char *aws_sigv4;		/* or NULL */
+	const char *aws_userpwd;
+	const char *client_cert;	/* or NULL */
+	const char *client_key;
+	const char *client_key_password;
+	List	   *signing_keys;	/* of PsyncHttpKey: Standard Webhooks */
+	PsyncHttpSigner *signer;	/* or NULL */
+	List	   *secrets;		/* of char *: never to be shown (P9) */
+} PsyncHttpSettings;
+
+/* Fill in the rest of a route by its URL; false if that is none. */
+extern bool psync_http_route_parse(PsyncHttpRoute *route);
+
+extern PsyncHttpSettings *psync_http_settings_create(PsyncTarget *target);
+extern void psync_http_settings_free(PsyncHttpSettings *settings);
+
+/* A header for every request; "secret" keeps the value out of what is shown. */
+extern void psync_http_settings_add_header(PsyncHttpSettings *settings,
+										   const char *name, const char *value,
+										   bool secret);
+
+/* Never show this text, wherever a target may repeat it. */
+extern void psync_http_settings_add_secret(PsyncHttpSettings *settings,
+										   const char *text);
+
+/* auth.c: credentials -> headers and what libcurl needs */
+extern void psync_http_auth_init(PsyncHttpSettings *settings, PsyncTarget *target);
+
+/* sign.c */
+extern void psync_http_sign_init(PsyncHttpSettings *settings, PsyncTarget *target);
+extern void psync_http_sign_free(PsyncHttpSettings *settings);
+
+/* --------------------------------------------------------------- request */
+
+/* One request, made anew for each attempt; all of it in one context. */
+typedef struct PsyncHttpRequest
+{
+	const PsyncHttpRoute *route;
+	const char *url;
+	bool		with_body;		/* DELETE has none */
+	const char *body;			/* as it travels: compressed or not */
+	size_t		size;
+	PsyncHttpHeader *headers;
+	int			nheaders;
+	int			nheaders_max;
+} PsyncHttpRequest;
+
+/*
+ * The request of an attempt at "now", in the current context; NULL, and why,
+ * if the message can never be one.  "token" is OAuth's, or NULL.
+ */
+extern PsyncHttpRequest *psync_http_request_create(const PsyncHttpSettings *settings,
+												   const PsyncMessage *message,
+												   const char *token,
+												   TimestampTz now,
+												   const char **why);
+extern char *psync_http_request_show(const PsyncHttpSettings *settings,
+									 const PsyncHttpRequest *request);
+extern void psync_http_request_add_header(PsyncHttpRequest *request,
+										  const char *name, const char *value,
+										  bool secret);
+
+/* sign.c: add the headers that sign "body"; the time is the attempt's */
+extern void psync_http_sign(const PsyncHttpSettings *settings,
+							PsyncHttpRequest *request, const char *id,
+							const char *body, size_t size, TimestampTz now);
+
+/* Text for a header or a URL: bytes other than unreserved ones as %XX. */
+extern char *psync_http_percent_encode(const char *text);
+
+/* body.c: the bytes that travel, in the current context */
+extern const char *psync_http_compress(PsyncHttpCompression compression,
+									   const char *body, size_t size,
+									   size_t *compressed_size);
+extern bool psync_http_have_zstd(void);
+
+/* --------------------------------------------------------------- address */
+
+/* The allowed hosts, parsed; see payment_sync.http_allowed_hosts. */
+typedef struct PsyncHttpPolicy PsyncHttpPolicy;
+
+/* The policy as of now; looks whether the setting has changed. */
+extern const PsyncHttpPolicy *psync_http_policy(void);
+
+/*
+ * May "host" be reached at this address?  Called back from libcurl: does not
+ * raise.  NULL if it may, else why not, a constant sentence.
+ */
+extern const char *psync_http_address_refused(const PsyncHttpPolicy *policy,
+											  const char *host,
+											  const struct sockaddr *address,
+											  bool loopback_only);
+/* The same for an address as text. */
+extern const char *psync_http_address_text_refused(const PsyncHttpPolicy *policy,
+												   const char *host,
+												   const char *address,
+												   bool loopback_only);
+/* May this name be reached through a proxy, which alone sees its address? */
+extern const char *psync_http_name_refused(const PsyncHttpPolicy *policy,
+										   const char *host);
+
+/* --------------------------------------------------------------- session */
+
+typedef struct PsyncHttpSession PsyncHttpSession;
+
+/* What came back; valid until the transfer is used again. */
+typedef struct PsyncHttpAnswer
+{
+	CURLcode	code;
+	const char *error;			/* libcurl's words, or "" */
+	const char *refused;		/* why the address was refused, or NULL */
+	int			status;			/* 0: none */
+	bool		reused;			/* the connection had been used before */
+	bool		headers_overflow;
+	bool		body_overflow;
+	char	   *body;			/* zero-terminated */
+	size_t		body_size;
+	char		retry_after[64];
+	char		date[64];
+	char		tls_version[16];	/* for check_target() only, as is the next */
+	int64		tls_expires;	/* end of the certificate's life, Unix time */
+} PsyncHttpAnswer;
+
+typedef enum PsyncHttpPurpose
+{
+	PSYNC_HTTP_FOR_MESSAGE,
+	PSYNC_HTTP_FOR_TOKEN,
+	PSYNC_HTTP_FOR_CHECK
+} PsyncHttpPurpose;
+
+/* One request under way, or free to be used again, its easy handle kept. */
+typedef struct PsyncHttpTransfer
+{
+	dlist_node	node;			/* in one of the session's lists */
+	PsyncHttpSession *session;
+	PsyncHttpPurpose purpose;
+	CURL	   *easy;
+	bool		in_multi;
+	MemoryContext context;		/* of this request; reset before the next */
+	const PsyncMessage *message;	/* NULL for a token */
+	PsyncHttpRequest *request;
+	struct curl_slist *slist;	/* ours, not libcurl's: an array */
+	bool		loopback_only;	/* plain http that is not allowed elsewhere */
+	const char *unsendable;		/* could not become a request: why */
+	bool		token_renewed;	/* sent again with a new token, once */
+	int64		started;		/* psync_http_clock() */
+	size_t		header_bytes;
+	size_t		body_room;
+	PsyncHttpAnswer answer;
+	char		error[CURL_ERROR_SIZE];
+} PsyncHttpTransfer;
+
+/*
+ * A target that is open.  Transfers are in one of these lists:
+ *
+ *		idle -> (waiting ->) running -> done -> idle
+ *
+ * "waiting" are those that wait for an OAuth token, "done" those whose answer
+ * has come and is yet to be told to the core.
+ */
+struct PsyncHttpSession
+{
+	PsyncTarget *target;
+	MemoryContext context;
+	PsyncHttpSettings *settings;
+	const PsyncHttpPolicy *policy;
+	CURLM	   *multi;
+	int			epoll;			/* -1: none */
+	bool		epoll_reserved;
+	int64		timer;			/* when libcurl wants to be called; -1: not */
+	uint32	   *sockets;		/* per descriptor: see curl.c */
+	int			nsockets;
+	List	   *transfers;		/* all of them */
+	dlist_head	idle;
+	dlist_head	waiting;
+	dlist_head	running;
+	dlist_head	done;
+	int			nbusy;			/* not idle */
+	int			nbusy_max;
+	int			fresh_due;		/* so many new connections are to be made */
+	int			stale_in_row;	/* attempts lost with stale connections */
+	bool		token_underway;	/* a token is being fetched */
+};
+
+/* A clock in microseconds that never goes back. */
+extern int64 psync_http_clock(void);
+
+/* curl.c */
+extern void psync_http_curl_init(void);
+extern void psync_http_session_start(PsyncHttpSession *session, int in_flight_max);
+extern void psync_http_session_end(PsyncHttpSession *session);
+/* A transfer that is in no list; NULL if all are busy. */
+extern PsyncHttpTransfer *psync_http_transfer_get(PsyncHttpSession *session,
+												  PsyncHttpPurpose purpose);
+extern void psync_http_transfer_start(PsyncHttpTransfer *transfer);
+extern void psync_http_transfer_release(PsyncHttpTransfer *transfer);
+/* Move transfers on without waiting; those that ended are then in "done". */
+extern void psync_http_session_drive(PsyncHttpSession *session);
+/* Wait until there is something to drive; false if the latch was set. */
+extern bool psync_http_session_wait(PsyncHttpSession *session, long timeout_ms);
+
+/* easy.c: libcurl's options.  Sockets are told to curl.c. */
+extern void psync_http_easy_init(PsyncHttpTransfer *transfer);
+extern void psync_http_easy_prepare(PsyncHttpTransfer *transfer);
+extern void psync_http_socket_opened(PsyncHttpSession *session, curl_socket_t socket);
+extern void psync_http_socket_closed(PsyncHttpSession *session, curl_socket_t socket);
+
+/* oauth.c */
+extern const char *psync_http_oauth_token(PsyncHttpSession *session);
+extern void psync_http_oauth_step(PsyncHttpSession *session);
+extern void psync_http_oauth_forget(PsyncHttpSession *session);
+extern bool psync_http_oauth_ended(PsyncHttpTransfer *transfer, PsyncOutcome *outcome);
+
+/* outcome.c: in the current context */
+extern void psync_http_outcome(PsyncHttpTransfer *transfer, PsyncOutcome *outcome);
+/* Text of a target: capped, valid in our encoding, without our secrets. */
+extern char *psync_http_excerpt(const PsyncHttpSettings *settings,
+								const char *text, size_t size);
+
+/* json.c: a member of a JSON text, by path; see there */
+typedef struct PsyncHttpJson
+{
+	const char *at;				/* begin of the value */
+	const char *end;			/* just behind it */
+} PsyncHttpJson;
+
+extern bool psync_http_json_parse(const char *text, size_t size, PsyncHttpJson *value);
+extern bool psync_http_json_member(PsyncHttpJson object, const char *name,
+								   PsyncHttpJson *value);
+extern bool psync_http_json_path(PsyncHttpJson value, const char *path,
+								 PsyncHttpJson *found);
+extern bool psync_http_json_element(PsyncHttpJson array, const char **cursor,
+									PsyncHttpJson *element);
+extern char *psync_http_json_string(PsyncHttpJson value);
+extern bool psync_http_json_truthy(PsyncHttpJson value);
+
+/* check.c */
+extern void psync_http_check(PsyncTarget *target, const PsyncMessage *ping,
+							 PsyncCheckReport report, void *arg);
+
+/* http.c */
+extern PsyncHttpSession *psync_http_session_create(PsyncTarget *target);
+extern void psync_http_session_destroy(PsyncHttpSession *session);
+/* Make a request of the transfer's message and send it. */
+extern void psync_http_send(PsyncHttpTransfer *transfer);
+
+#endif							/* PSYNC_HTTP_TRANSPORT_H */

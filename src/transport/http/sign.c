@@ -1,0 +1,460 @@
+/*
+ * sign.c
+ *		Signatures, by which a receiver knows that a body is from here.
+ *
+ * A target has a list of keys for the Standard Webhooks scheme and one signer
+ * made of templates, with keys of its own; each that is there adds its header:
+ *
+ *		webhook-signature	per live key "v1,…" (HMAC-SHA256) or "v1a,…"
+ *							(Ed25519) of id.timestamp.body, base64, by spaces
+ *		signer_header		signer_value, with the HMAC of signer_content
+ *
+ * During a rotation old and new keys both sign, until the old one expires.
+ * Signed are the uncompressed bytes, since that is what receivers verify, and
+ * the time is the attempt's: a signature is never used twice.
+ *
+ * All cryptography is OpenSSL's (EVP).  Keys are handed to it when the target
+ * is opened, and our copies wiped.
+ */
+#include "postgres.h"
+
+#include "common/base64.h"
+#include "utils/builtins.h"
+#include "utils/timestamp.h"
+
+#include "transport/http/http_time.h"
+#include "transport/http/http_transport.h"
+
+/* Ed25519: seed, and seed with public key behind it. */
+#define PSYNC_HTTP_SEED_BYTES		32
+#define PSYNC_HTTP_KEYPAIR_BYTES	64
+
+/* Longest signature: Ed25519 has 64 bytes, HMAC-SHA512 as well. */
+#define PSYNC_HTTP_SIGNATURE_BYTES_MAX	EVP_MAX_MD_SIZE
+
+/* Known schemes, as templates. */
+static const struct
+{
+	const char *name;
+	const char *header;
+	const char *content;
+	const char *value;
+	const char *encoding;
+}			known_signers[] = {
+	{"stripe", "Stripe-Signature", "{timestamp}.{body}", "t={timestamp}[,v1={hex}]", "raw"},
+	{"github", "X-Hub-Signature-256", "{body}", "sha256={hex}", "raw"},
+	{"shopify", "X-Shopify-Hmac-Sha256", "{body}", "{base64}", "raw"},
+	{"adyen", "HmacSignature", "{body}", "{base64}", "hex"},
+	{NULL, NULL, NULL, NULL, NULL}
+};
+
+/* ------------------------------------------------------------------ keys */
+
+static int
+decode_hex(const char *text, unsigned char *bytes)
+{
+	size_t		size = strlen(text);
+	uint64		n;
+
+	/* hex_decode would show the digit that is none, which is of a secret */
+	if (size % 2 != 0 || strspn(text, "0123456789abcdefABCDEF") != size)
+		return -1;
+	n = hex_decode(text, size, (char *) bytes);
+	Assert(n == size / 2);
+	return (int) n;
+}
+
+/* A key of these bytes, which are wiped. */
+static PsyncHttpKey *
+make_key(unsigned char *bytes, int size, bool ed25519)
+{
+	PsyncHttpKey *key = palloc0(sizeof(PsyncHttpKey));
+
+	key->ed25519 = ed25519;
+	key->expires = DT_NOEND;
+	if (ed25519 && (size == PSYNC_HTTP_SEED_BYTES || size == PSYNC_HTTP_KEYPAIR_BYTES))
+		key->pkey = EVP_PKEY_new_raw_private_key(EVP_PKEY_ED25519, NULL, bytes,
+												 PSYNC_HTTP_SEED_BYTES);
+	else if (!ed25519 && size > 0)
+		key->pkey = EVP_PKEY_new_raw_private_key(EVP_PKEY_HMAC, NULL, bytes, size);
+	if (size > 0)
+		explicit_bzero(bytes, size);
+	return key;
+}
+
+/* One secret, written in "encoding"; its "@time" is cut off already. */
+static PsyncHttpKey *
+key_from_secret(const char *secret, const char *encoding)
+{
+	size_t		room = strlen(secret) + 1;
+	unsigned char *bytes = palloc(room);
+	bool		ed25519 = false;
+	int			size;
+
+	if (strcmp(encoding, "standard") == 0)
+	{
+		if (strncmp(secret, "whsec_", 6) == 0)
+			secret += 6;
+		else if (strncmp(secret, "whsk_", 5) == 0)
+		{
+			secret += 5;
+			ed25519 = true;
+		}
+		else
+			return palloc0(sizeof(PsyncHttpKey));
+		encoding = "base64";
+	}
+	if (strcmp(encoding, "base64") == 0)
+		size = pg_b64_decode(secret, strlen(secret), (void *) bytes, room);
+	else if (strcmp(encoding, "hex") == 0)
+		size = decode_hex(secret, bytes);
+	else
+	{
+		size = strlen(secret);
+		memcpy(bytes, secret, size);
+	}
+	return make_key(bytes, size, ed25519);
+}
+
+/* Several secrets by commas, each perhaps with the time of its expiry. */
+static List *
+keys_from_option(PsyncHttpSettings *settings, const PsyncTarget *target,
+				 const char *keyword, const char *encoding)
+{
+	const char *value = psync_http_services->option(target, keyword);
+	char	   *copy = value != NULL ? pstrdup(value) : NULL;
+	List	   *keys = NIL;
+	char	   *save = NULL;
+
+	for (char *item = copy ? strtok_r(copy, ", \t\n", &save) : NULL; item != NULL;
+		 item = strtok_r(NULL, ", \t\n", &save))
+	{
+		TimestampTz expires = DT_NOEND;
+		char	   *at = strchr(item, '@');
+		PsyncHttpKey *key;
+		bool		valid = true;
+
+		if (at != NULL)
+		{
+			*at = '\0';
+			valid = psync_http_parse_time(at + 1, &expires);
+		}
+		psync_http_settings_add_secret(settings, item);
+		key = key_from_secret(item, encoding);
+		if (!valid || key->pkey == NULL)
+		{
+			EVP_PKEY_free(key->pkey);
+			ereport(ERROR,
+					(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+					 errmsg("invalid option \"%s\" of server \"%s\"",
+							keyword, target->server_name),
+					 errdetail("One of the secrets cannot be read.")));
+		}
+		key->expires = expires;
+		keys = lappend(keys, key);
+		/* so that it is freed should the next one be invalid */
+		if (strcmp(encoding, "standard") == 0)
+			settings->signing_keys = keys;
+		else
+			settings->signer->keys = keys;
+	}
+	if (copy != NULL)
+		explicit_bzero(copy, strlen(value));
+	return keys;
+}
+
+/* ------------------------------------------------------------------ init */
+
+static const char *
+option_or(const PsyncTarget *target, const char *keyword, const char *otherwise)
+{
+	const char *value = psync_http_services->option(target, keyword);
+
+	return value != NULL ? value : otherwise;
+}
+
+static void
+init_signer(PsyncHttpSettings *settings, const PsyncTarget *target, const char *name)
+{
+	PsyncHttpSigner *signer = palloc0(sizeof(PsyncHttpSigner));
+	const char *hash = option_or(target, "signer_hash", "sha256");
+	int			known = 0;
+
+	while (known_signers[known].name != NULL &&
+		   strcmp(known_signers[known].name, name) != 0)
+		known++;
+	signer->header = option_or(target, "signer_header", known_signers[known].header);
+	signer->content = option_or(target, "signer_content", known_signers[known].content);
+	signer->value = option_or(target, "signer_value", known_signers[known].value);
+	signer->hash = strcmp(hash, "sha512") == 0 ? EVP_sha512() :
+		strcmp(hash, "sha1") == 0 ? EVP_sha1() : EVP_sha256();
+	settings->signer = signer;
+	if (signer->header == NULL || signer->content == NULL || signer->value == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
+				 errmsg("the signer of server \"%s\" is incomplete", target->server_name),
+				 errdetail("A signer of one's own needs the options signer_header, signer_content and signer_value.")));
+	signer->keys = keys_from_option(settings, target, "signer_secret",
+									option_or(target, "signer_key_encoding",
+											  known_signers[known].encoding ?
+											  known_signers[known].encoding : "raw"));
+	if (signer->keys == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
+				 errmsg("option \"%s\" of server \"%s\" needs option \"%s\"",
+						"signer", target->server_name, "signer_secret"),
+				 errhint("Set it in the user mapping.")));
+}
+
+void
+psync_http_sign_init(PsyncHttpSettings *settings, PsyncTarget *target)
+{
+	const char *signer = psync_http_services->option(target, "signer");
+
+	(void) keys_from_option(settings, target, "signing_secret", "standard");
+	if (signer != NULL)
+		init_signer(settings, target, signer);
+}
+
+static void
+free_keys(List *keys)
+{
+	ListCell   *lc;
+
+	foreach(lc, keys)
+	{
+		PsyncHttpKey *key = lfirst(lc);
+
+		EVP_PKEY_free(key->pkey);
+		key->pkey = NULL;
+	}
+}
+
+void
+psync_http_sign_free(PsyncHttpSettings *settings)
+{
+	free_keys(settings->signing_keys);
+	if (settings->signer != NULL)
+		free_keys(settings->signer->keys);
+}
+
+/* --------------------------------------------------------------- signing */
+
+/* A piece of what is signed. */
+typedef struct Piece
+{
+	const char *bytes;
+	size_t		size;
+} Piece;
+
+static size_t
+hmac(const PsyncHttpKey *key, const EVP_MD *hash, const Piece *pieces, int npieces,
+	 unsigned char *signature)
+{
+	EVP_MD_CTX *context = EVP_MD_CTX_new();
+	size_t		size = PSYNC_HTTP_SIGNATURE_BYTES_MAX;
+	bool		ok;
+
+	ok = context != NULL &&
+		EVP_DigestSignInit(context, NULL, hash, NULL, key->pkey) == 1;
+	for (int i = 0; ok && i < npieces; i++)
+		ok = EVP_DigestSignUpdate(context, pieces[i].bytes, pieces[i].size) == 1;
+	ok = ok && EVP_DigestSignFinal(context, signature, &size) == 1;
+	EVP_MD_CTX_free(context);
+	if (!ok)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not sign a message")));
+	return size;
+}
+
+/* Ed25519 needs all that is signed in one piece. */
+static size_t
+ed25519(const PsyncHttpKey *key, const Piece *pieces, int npieces,
+		unsigned char *signature)
+{
+	EVP_MD_CTX *context = EVP_MD_CTX_new();
+	size_t		size = PSYNC_HTTP_SIGNATURE_BYTES_MAX;
+	StringInfoData whole;
+	bool		ok;
+
+	initStringInfo(&whole);
+	for (int i = 0; i < npieces; i++)
+		appendBinaryStringInfo(&whole, pieces[i].bytes, pieces[i].size);
+	ok = context != NULL &&
+		EVP_DigestSignInit(context, NULL, NULL, NULL, key->pkey) == 1 &&
+		EVP_DigestSign(context, signature, &size, (unsigned char *) whole.data, whole.len) == 1;
+	EVP_MD_CTX_free(context);
+	pfree(whole.data);
+	if (!ok)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not sign a message")));
+	return size;
+}
+
+static void
+append_base64(StringInfo into, const unsigned char *bytes, size_t size)
+{
+	int			room = pg_b64_enc_len(size);
+	int			n;
+
+	enlargeStringInfo(into, room + 1);
+	n = pg_b64_encode((const void *) bytes, size, into->data + into->len, room);
+	Assert(n > 0);
+	into->len += n;
+	into->data[into->len] = '\0';
+}
+
+static void
+append_hex(StringInfo into, const unsigned char *bytes, size_t size)
+{
+	for (size_t i = 0; i < size; i++)
+		appendStringInfo(into, "%02x", bytes[i]);
+}
+
+static void
+sign_standard(const PsyncHttpSettings *settings, PsyncHttpRequest *request,
+			  const char *id, const char *timestamp, Piece body, TimestampTz now)
+{
+	const Piece pieces[] = {
+		{id, strlen(id)}, {".", 1}, {timestamp, strlen(timestamp)}, {".", 1}, body
+	};
+	StringInfoData value;
+	ListCell   *lc;
+
+	/* a dot would let the same bytes be read as another id and time */
+	Assert(strchr(id, '.') == NULL);
+	initStringInfo(&value);
+	foreach(lc, settings->signing_keys)
+	{
+		const PsyncHttpKey *key = lfirst(lc);
+		unsigned char signature[PSYNC_HTTP_SIGNATURE_BYTES_MAX];
+		size_t		size;
+
+		if (key->expires <= now)
+			continue;
+		size = key->ed25519 ?
+			ed25519(key, pieces, lengthof(pieces), signature) :
+			hmac(key, EVP_sha256(), pieces, lengthof(pieces), signature);
+		appendStringInfo(&value, "%s%s,", value.len > 0 ? " " : "",
+						 key->ed25519 ? "v1a" : "v1");
+		append_base64(&value, signature, size);
+	}
+	psync_http_request_add_header(request, "webhook-timestamp", timestamp, false);
+	if (value.len > 0)
+		psync_http_request_add_header(request, "webhook-signature", value.data, true);
+}
+
+/* Is this placeholder here?  Then skip it. */
+static bool
+skip_placeholder(const char **at, const char *end, const char *placeholder)
+{
+	size_t		size = strlen(placeholder);
+
+	if ((size_t) (end - *at) < size || memcmp(*at, placeholder, size) != 0)
+		return false;
+	*at += size;
+	return true;
+}
+
+/* What a template signer signs. */
+static char *
+fill_content(const char *template, const char *id, const char *timestamp, Piece body,
+			 size_t *size)
+{
+	StringInfoData content;
+	const char *at = template;
+	const char *end = template + strlen(template);
+
+	initStringInfo(&content);
+	while (at < end)
+	{
+		if (skip_placeholder(&at, end, "{id}"))
+			appendStringInfoString(&content, id);
+		else if (skip_placeholder(&at, end, "{timestamp}"))
+			appendStringInfoString(&content, timestamp);
+		else if (skip_placeholder(&at, end, "{body}"))
+			appendBinaryStringInfo(&content, body.bytes, body.size);
+		else
+			appendStringInfoChar(&content, *at++);
+	}
+	*size = content.len;
+	return content.data;
+}
+
+static void
+fill_value(StringInfo into, const char *at, const char *end, const char *id,
+		   const char *timestamp, const unsigned char *signature, size_t size)
+{
+	while (at < end)
+	{
+		if (skip_placeholder(&at, end, "{id}"))
+			appendStringInfoString(into, id);
+		else if (skip_placeholder(&at, end, "{timestamp}"))
+			appendStringInfoString(into, timestamp);
+		else if (skip_placeholder(&at, end, "{hex}"))
+			append_hex(into, signature, size);
+		else if (skip_placeholder(&at, end, "{base64}"))
+			append_base64(into, signature, size);
+		else
+			appendStringInfoChar(into, *at++);
+	}
+}
+
+/*
+ * What stands in brackets is repeated for each live key; the rest is for the
+ * first one, the newest.
+ */
+static void
+sign_template(const PsyncHttpSigner *signer, PsyncHttpRequest *request,
+			  const char *id, const char *timestamp, Piece body, TimestampTz now)
+{
+	const char *end = signer->value + strlen(signer->value);
+	const char *open = strchr(signer->value, '[');
+	const char *close = open != NULL ? strchr(open, ']') : NULL;
+	Piece		content;
+	StringInfoData value;
+	ListCell   *lc;
+	bool		first = true;
+	unsigned char signature[PSYNC_HTTP_SIGNATURE_BYTES_MAX];
+	size_t		size = 0;
+
+	content.bytes = fill_content(signer->content, id, timestamp, body, &content.size);
+	initStringInfo(&value);
+	foreach(lc, signer->keys)
+	{
+		const PsyncHttpKey *key = lfirst(lc);
+
+		if (key->expires <= now || (!first && close == NULL))
+			continue;
+		size = hmac(key, signer->hash, &content, 1, signature);
+		if (first)
+			fill_value(&value, signer->value, close ? open : end, id, timestamp, signature, size);
+		if (close != NULL)
+			fill_value(&value, open + 1, close, id, timestamp, signature, size);
+		first = false;
+	}
+	if (!first && close != NULL)
+		fill_value(&value, close + 1, end, id, timestamp, signature, size);
+	if (!first)
+		psync_http_request_add_header(request, signer->header, value.data, true);
+}
+
+void
+psync_http_sign(const PsyncHttpSettings *settings, PsyncHttpRequest *request,
+				const char *id, const char *body, size_t size, TimestampTz now)
+{
+	Piece		piece = {body, size};
+	char	   *timestamp;
+
+	if (settings->signing_keys == NIL && settings->signer == NULL)
+		return;
+	timestamp = psprintf(INT64_FORMAT,
+						 now / USECS_PER_SEC +
+						 (int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY);
+	if (settings->signing_keys != NIL)
+		sign_standard(settings, request, id, timestamp, piece, now);
+	if (settings->signer != NULL)
+		sign_template(settings->signer, request, id, timestamp, piece, now);
+}
