@@ -23,9 +23,8 @@ INSERT INTO big (id, extended, external) VALUES (100, repeat('compressible ', 50
 SELECT id, pg_column_size(extended) AS extended, pg_column_size(external) AS external, octet_length(external)
 FROM big WHERE id IN (4, 9, 100) ORDER BY id;
 CREATE VIEW mismatch AS
-	SELECT c.operation, t.id, k.key FROM payment_sync.changes c JOIN big t ON t.id::text = c.key->>'id',
-	LATERAL jsonb_each(c.new) k JOIN LATERAL jsonb_each(to_jsonb(t)) r USING (key)
-	WHERE k.value IS DISTINCT FROM r.value;
+	SELECT c.operation, t.id FROM payment_sync.changes c JOIN big t ON t.id::text = c.key->>'id'
+	WHERE c.new - 'n' IS DISTINCT FROM to_jsonb(t) - 'n';
 SELECT * FROM mismatch;
 SELECT operation, key, length(new->>'external') AS external FROM payment_sync.changes;
 TRUNCATE payment_sync.log_0;
@@ -33,7 +32,7 @@ TRUNCATE payment_sync.log_0;
 -- unchanged beside another column: all of the row is there, before and after
 UPDATE big SET n = -n - 1;
 UPDATE big SET n = 0 WHERE id = 100;
-SELECT * FROM mismatch WHERE key <> 'n';
+SELECT * FROM mismatch;
 SELECT count(*) AS changed_otherwise FROM payment_sync.changes WHERE new - 'n' <> old - 'n';
 SELECT key, length(old->>'external') AS old, length(new->>'external') AS new FROM payment_sync.changes
 WHERE key = '{"id": 100}';
