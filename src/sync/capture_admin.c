@@ -216,7 +216,8 @@ require_key(Relation rel, List *names)
 				(errcode(ERRCODE_INVALID_TABLE_DEFINITION),
 				 errmsg("columns (%s) of table \"%s\" cannot be the key",
 						psync_name_list_text(names), RelationGetRelationName(rel)),
-				 errdetail("There is no unique index on exactly these columns which is valid, not deferrable, and without predicate or expressions; or one of them is not NOT NULL.")));
+				 errdetail("There is no unique index on exactly these columns which is valid, not deferrable, and without predicate or expressions; or one of them is not NOT NULL."),
+				 errhint("Make them so with ALTER TABLE … ALTER COLUMN … SET NOT NULL and CREATE UNIQUE INDEX.")));
 	return key;
 }
 
