@@ -55,12 +55,29 @@
 #include "log/log.h"
 #include "log/log_internal.h"
 
-/* Locks are shared by all databases; a few keep them out of each other's way. */
+/*
+ * Locks are shared by all databases; a few keep them out of each other's way.
+ * That two log tables meet at one lock is harmless: nobody ever wants two.
+ */
 #define PSYNC_APPEND_LOCKS		16
 #define PSYNC_APPEND_TRANCHE	"payment_sync append"
 
 /* objsubid of the heavyweight append lock, so that it meets no other user. */
 #define PSYNC_APPEND_OBJSUBID	17
+
+/*
+ * The fixed part of a chunk's tuple: header, null bitmap, and the columns before
+ * the data, aligned.  What is left of a page must hold a full chunk, or every
+ * chunk would be cut in two.
+ */
+#define PSYNC_CHUNK_OVERHEAD \
+	(MAXALIGN(SizeofHeapTupleHeader + BITMAPLEN(PSYNC_LOG_NATTS)) + \
+	 3 * sizeof(int64) + sizeof(int32) + NAMEDATALEN + sizeof(int32) + VARHDRSZ)
+
+StaticAssertDecl(PSYNC_CHUNK_OVERHEAD + PSYNC_CHUNK_BYTES_MAX <= MaxHeapTupleSize,
+				 "a full chunk fits a page");
+StaticAssertDecl(PSYNC_CHANGE_HEADER_SIZE == 2 + 3 * sizeof(uint32),
+				 "the header's fields are those of log.h");
 
 /* The open chunk of one nesting level. */
 typedef struct PsyncPending
@@ -76,21 +93,29 @@ typedef struct PsyncPending
 char	   *psync_origin = NULL;
 void		(*psync_log_commit_hook) (void) = NULL;
 
+/*
+ * A stack of open chunks, levels ascending from bottom to top.  It lives in a
+ * context of its own as long as the session, and so do the entries' buffers: a
+ * transaction that captures a few rows allocates nothing.
+ */
 static MemoryContext pending_context = NULL;
 static PsyncPending *pending = NULL;
 static int	pending_count = 0;	/* entries in use; the last is the top */
 static int	pending_capacity = 0;
 
-/* Of the current top-level transaction. */
-static uint64 last_position = 0;
-static bool logged = false;
+/*
+ * Of the current top-level transaction; a savepoint rolled back does not turn
+ * them back, positions only grow.
+ */
+static uint64 last_position = 0;	/* the greatest one given out; 0: none */
+static bool logged = false;		/* a change was completed */
 
 /* The change between psync_log_begin() and psync_log_end(). */
 static PsyncPending *current = NULL;
 static int	current_start = 0;	/* its offset in current->data */
 static int	current_old = 0;	/* offset of its old part's size, 0: none yet */
 
-static LWLockPadded *append_locks = NULL;
+static LWLockPadded *append_locks = NULL;	/* NULL: not preloaded */
 
 static void
 put_uint32(char *at, uint32 value)
@@ -109,12 +134,23 @@ get_uint32(const char *at)
 }
 
 /*
- * The lock that orders appends to a log table.  All processes agree on its
- * kind: shared memory exists for all or for none.
+ * The lock that orders appends to a log table: held while the last page is
+ * chosen and the tuple put there, so that no chunk lands before one that is
+ * already there, however two backends race for a new page.
+ *
+ * All processes agree on its kind: shared memory exists for all or for none.
+ * It is the innermost lock.  What happens under it is one heap_insert(): it may
+ * write a dirty page or extend the file, and may fail for want of disk, which
+ * releases the lock with the (sub)transaction.
+ *
+ * Rejected: a target block in shared memory, which would save a lookup of the
+ * file's size but has to be made right again after each truncation and crash.
  */
 static void
 append_lock(Oid relid)
 {
+	Assert(OidIsValid(relid));
+
 	if (append_locks != NULL)
 	{
 		uint32		h = murmurhash32(MyDatabaseId ^ murmurhash32(relid));
@@ -126,6 +162,10 @@ append_lock(Oid relid)
 						   ExclusiveLock);
 }
 
+/*
+ * Before the transaction ends: who waits is another writer.  The heavyweight
+ * lock of a failed insertion goes with the transaction.
+ */
 static void
 append_unlock(Oid relid)
 {
@@ -156,6 +196,8 @@ static void
 append_tuple(Relation rel, HeapTuple tuple)
 {
 	Assert(MAXALIGN(tuple->t_len) <= MaxHeapTupleSize);
+	Assert(!OidIsValid(rel->rd_rel->reltoastrelid));
+	Assert(rel->rd_rel->relpersistence == RELPERSISTENCE_PERMANENT);
 
 	append_lock(RelationGetRelid(rel));
 	RelationSetTargetBlock(rel, InvalidBlockNumber);
@@ -221,8 +263,41 @@ rebase_chunk(PsyncPending *entry)
 }
 
 /*
+ * Write one tuple of the entry's chunk, with its data from "offset" on; returns
+ * how many bytes of it that were.  The first tuple says how many changes there
+ * are, those that continue it say none.
+ */
+static int
+write_tuple(Relation rel, Datum *values, bool *nulls, const PsyncPending *entry,
+			int offset)
+{
+	int			size = Min(entry->data.len - offset, PSYNC_CHUNK_BYTES_MAX);
+	bytea	   *data = (bytea *) palloc(VARHDRSZ + size);
+	HeapTuple	tuple;
+
+	Assert(size > 0);
+
+	SET_VARSIZE(data, VARHDRSZ + size);
+	memcpy(VARDATA(data), entry->data.data + offset, size);
+	values[3] = Int32GetDatum(offset == 0 ? entry->changes : 0);
+	values[5] = PointerGetDatum(data);
+	tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
+	append_tuple(rel, tuple);
+	heap_freetuple(tuple);
+	pfree(data);
+	return size;
+}
+
+/*
  * Write the entry's chunk under the current (sub)transaction's id, in as many
  * tuples as it takes, and empty the entry.
+ *
+ * Called while a statement runs, or in the callbacks before a commit, where no
+ * snapshot is active: hence nothing here may need one.  May raise (the disk is
+ * full, say), which aborts the transaction with all that it wants to log (P1).
+ *
+ * The time is that of writing; all chunks of small transactions bear that of
+ * their commit, nearly, which is what lag is measured by.
  */
 static void
 write_chunk(PsyncPending *entry)
@@ -248,27 +323,15 @@ write_chunk(PsyncPending *entry)
 	values[0] = FullTransactionIdGetDatum(GetTopFullTransactionId());
 	values[1] = Int64GetDatum((int64) entry->base);
 	values[2] = TimestampTzGetDatum(GetCurrentTimestamp());
-	values[3] = Int32GetDatum(entry->changes);
 	namestrcpy(&origin, entry->origin);
 	values[4] = NameGetDatum(&origin);
 	nulls[4] = entry->origin[0] == '\0';
 
 	while (offset < entry->data.len)
 	{
-		int			size = Min(entry->data.len - offset, PSYNC_CHUNK_BYTES_MAX);
-		bytea	   *data = (bytea *) palloc(VARHDRSZ + size);
-		HeapTuple	tuple;
-
-		SET_VARSIZE(data, VARHDRSZ + size);
-		memcpy(VARDATA(data), entry->data.data + offset, size);
-		values[5] = PointerGetDatum(data);
-		tuple = heap_form_tuple(RelationGetDescr(rel), values, nulls);
-		append_tuple(rel, tuple);
-		heap_freetuple(tuple);
-		pfree(data);
-
-		offset += size;
-		values[3] = Int32GetDatum(0);	/* the rest continues this one */
+		/* a row of a gigabyte is a hundred thousand tuples */
+		CHECK_FOR_INTERRUPTS();
+		offset += write_tuple(rel, values, nulls, entry, offset);
 	}
 
 	/* the lock stays until the end of the transaction, as for any writer */
@@ -277,9 +340,10 @@ write_chunk(PsyncPending *entry)
 }
 
 /*
- * The entry of the current nesting level, made if need be.  A new level's
- * chunk relates to the same base as its parent's, so that the two can be
- * joined by appending.
+ * The entry of the current nesting level, made if need be.  Entries of levels
+ * that have ended are gone: the callbacks see to that.
+ *
+ * The result is valid until the next call, which may move the array.
  */
 static PsyncPending *
 pending_entry(void)
@@ -317,7 +381,12 @@ pending_entry(void)
 	return entry;
 }
 
-/* Give the entry the base and origin for a first change at this position. */
+/*
+ * Give the entry the base and origin for a first change at this position.  A
+ * new level's chunk relates to the same base as its parent's, so that the two
+ * can be joined by appending bytes; a delta has 32 bits, so that it cannot if
+ * the parent's first change is 4 GB of WAL ago.
+ */
 static void
 start_chunk(PsyncPending *entry, uint64 position, const char *origin)
 {
@@ -331,8 +400,14 @@ start_chunk(PsyncPending *entry, uint64 position, const char *origin)
 		position - parent->base <= PG_UINT32_MAX &&
 		strcmp(parent->origin, origin) == 0)
 		entry->base = parent->base;
+	Assert(entry->base <= position);
 }
 
+/*
+ * The position for a change that is made now: see the header comment for why
+ * this orders the changes of a key.  It is not given out before
+ * psync_log_begin() stores it in last_position.
+ */
 static uint64
 next_position(PsyncOperation op)
 {
@@ -342,9 +417,14 @@ next_position(PsyncOperation op)
 	if (op == PSYNC_TRUNCATE || XLogRecPtrIsInvalid(wal))
 		wal = GetXLogInsertRecPtr();
 
+	Assert(wal > 0 && wal <= PG_INT64_MAX);
 	return Max(last_position + 1, wal);
 }
 
+/*
+ * For rows that others have changed, and that are logged now without a record
+ * of our own in between: what comes is to lie behind all of theirs.
+ */
 void
 psync_log_advance(void)
 {
@@ -352,7 +432,13 @@ psync_log_advance(void)
 }
 
 /*
- * Begin a change; the caller appends the new image to the returned buffer.
+ * Begin a change; the caller appends the new image to the returned buffer,
+ * which holds other changes before it and may move at each append. log.h has
+ * the contract of the three.
+ *
+ * Up to psync_log_end() the change counts for nothing: an error in between
+ * leaves only bytes, and the level that raised it is rolled back with its
+ * entry.
  */
 StringInfo
 psync_log_begin(PsyncOperation op, uint32 shape_id)
@@ -394,6 +480,7 @@ psync_log_begin(PsyncOperation op, uint32 shape_id)
 	put_uint32(header + 6, shape_id);
 	entry->data.len += PSYNC_CHANGE_HEADER_SIZE;
 
+	Assert(position > last_position);
 	last_position = position;
 	return &entry->data;
 }
@@ -412,7 +499,10 @@ require_current(void)
 				 errdetail("The output function of a captured column's type has changed a captured table.")));
 }
 
-/* The new image is complete, the old part follows. */
+/*
+ * The new image is complete, the old part follows.  Not called for a change
+ * without one.
+ */
 void
 psync_log_old(void)
 {
@@ -427,8 +517,9 @@ psync_log_old(void)
 }
 
 /*
- * The change is complete.  If the chunk has outgrown a page by it, the chunk
- * is written without it, and it begins the next one.
+ * The change is complete.  If the chunk has outgrown a page by it, the chunk is
+ * written without it, and it begins the next one.  Usually nothing is written
+ * here: a page takes dozens of changes.
  */
 void
 psync_log_end(uint8 flags)
@@ -439,6 +530,8 @@ psync_log_end(uint8 flags)
 	entry = current;
 	if (current_old == 0)
 		psync_log_old();
+	Assert(current_old >= current_start + PSYNC_CHANGE_HEADER_SIZE);
+	Assert(entry->nest_level == GetCurrentTransactionNestLevel());
 	put_uint32(entry->data.data + current_old,
 			   entry->data.len - current_old - sizeof(uint32));
 	entry->data.data[current_start + 1] = (char) flags;
@@ -472,8 +565,12 @@ psync_log_end(uint8 flags)
 
 /*
  * Before commit: positions must lie before the end of the WAL that this
- * transaction has written.  They do, except when a table skipped WAL
- * (wal_level = minimal) or a savepoint was rolled back just now; then pad.
+ * transaction has written, or the next change of the same key by another
+ * transaction could get a smaller one (P4).
+ *
+ * They do, except when a table skipped WAL (wal_level = minimal) or a
+ * savepoint was rolled back just now; then pad.  A record of nothing is skipped
+ * by recovery and by logical decoding.
  */
 static void
 ensure_wal_beyond(uint64 position)
@@ -486,8 +583,13 @@ ensure_wal_beyond(uint64 position)
 		XLogRegisterData(padding, sizeof(padding));
 		(void) XLogInsert(RM_XLOG_ID, XLOG_NOOP);
 	}
+	Assert(XactLastRecEnd > position);
 }
 
+/*
+ * The transaction is over, in one way or another: what is pending was written
+ * or is void.
+ */
 static void
 forget_pending(void)
 {
@@ -498,6 +600,19 @@ forget_pending(void)
 	current = NULL;
 }
 
+/*
+ * The ends of transactions.
+ *
+ * Before a commit is the last moment that may fail, and deferred triggers have
+ * run; what they captured is pending, too.  Callbacks run in the reverse order
+ * of registration, so with the library preloaded, other extensions' last
+ * changes come before this.
+ *
+ * A prepared transaction is written like a committed one; nobody is woken when
+ * it is committed later by another session, delivery finds it by its timer.
+ *
+ * Parallel workers never write to tables, so they have nothing to log.
+ */
 static void
 xact_callback(XactEvent event, void *arg)
 {
@@ -526,7 +641,11 @@ xact_callback(XactEvent event, void *arg)
 	}
 }
 
-/* May the child's chunk be appended to its parent's? */
+/*
+ * May the child's chunk be appended to its parent's?  Deltas must relate to the
+ * same base, all changes of a chunk have one origin, and together they must
+ * fit a page; else the child's is written by itself.
+ */
 static bool
 can_join(const PsyncPending *parent, const PsyncPending *child)
 {
@@ -536,12 +655,18 @@ can_join(const PsyncPending *parent, const PsyncPending *child)
 		 parent->data.len + child->data.len <= PSYNC_CHUNK_BYTES_MAX);
 }
 
+/*
+ * The top level has committed into the one below it: so do its changes, in
+ * memory.  Appending keeps positions ascending, since the parent logs nothing
+ * while a child of its is open.
+ */
 static void
 join_parent(void)
 {
 	PsyncPending *child = &pending[pending_count - 1];
 	PsyncPending *parent = &pending[pending_count - 2];
 
+	Assert(pending_count >= 2);
 	Assert(can_join(parent, child));
 	if (child->changes > 0)
 	{
@@ -561,10 +686,22 @@ join_parent(void)
 			appendBinaryStringInfo(&parent->data, child->data.data,
 								   child->data.len);
 		parent->changes += child->changes;
+		Assert(parent->data.len > 0 && parent->changes > 0);
 	}
 	pending_count--;
 }
 
+/*
+ * The ends of savepoints and of PL blocks with an exception handler: millions
+ * per transaction, perhaps, so levels that have logged nothing leave at once.
+ *
+ *		PRE_COMMIT_SUB	write what cannot be joined, under this level's id
+ *		COMMIT_SUB		join with the parent's entry, or become it
+ *		ABORT_SUB		drop the entries of this level and of those within
+ *
+ * A level that commits into a parent without an entry becomes the parent's
+ * entry as it stands: nothing is written, and nothing copied.
+ */
 static void
 subxact_callback(SubXactEvent event, SubTransactionId mySubid,
 				 SubTransactionId parentSubid, void *arg)
@@ -609,6 +746,10 @@ subxact_callback(SubXactEvent event, SubTransactionId mySubid,
 	}
 }
 
+/*
+ * An origin is stored as a name; longer ones are refused rather than cut,
+ * since syncs compare them.
+ */
 static bool
 check_origin(char **newval, void **extra, GucSource source)
 {
@@ -621,18 +762,32 @@ check_origin(char **newval, void **extra, GucSource source)
 	return true;
 }
 
+/*
+ * In the postmaster, before shared memory is made.
+ */
 void
 psync_append_shmem_request(void)
 {
 	RequestNamedLWLockTranche(PSYNC_APPEND_TRANCHE, PSYNC_APPEND_LOCKS);
 }
 
+/*
+ * From here on this process uses the lightweight locks.
+ */
 void
 psync_append_shmem_startup(void)
 {
 	append_locks = GetNamedLWLockTranche(PSYNC_APPEND_TRANCHE);
 }
 
+/*
+ * The setting, the stack's memory, and the callbacks, once per process.
+ *
+ * payment_sync.origin can be set by anyone, as application_name can: a
+ * transport sets it in a session that has no privileges beyond those on the
+ * tables.  It says who applied a change, for syncs that leave origins out; it
+ * is no protection against a writer who wants to hide one.
+ */
 void
 psync_append_init(void)
 {

@@ -11,6 +11,9 @@
 
 #include "log/log.h"
 
+/*
+ * Integers in a chunk are big-endian and lie anywhere, so they are copied.
+ */
 static uint32
 get_uint32(const char *at)
 {
@@ -20,6 +23,10 @@ get_uint32(const char *at)
 	return pg_ntoh32(value);
 }
 
+/*
+ * Does not return.  A sync whose window holds such a chunk stops here, with the
+ * way out in the hint; other syncs go on until they come to it.
+ */
 static void
 corrupt(uint64 position)
 {
@@ -30,6 +37,18 @@ corrupt(uint64 position)
 			 errhint("The log's storage is damaged.  Copy the tables anew with enable_sync(name, start => 'batch').")));
 }
 
+/*
+ * Decode the change at *offset of a chunk's data, and advance *offset to the
+ * next one, or to "size".
+ *
+ * The images are not copied: they point into "data" and live as long as it.
+ * Which table the change is about is not known here; shape and table are set
+ * to NULL for the caller to fill in, *shape_id says with what.  The fields that
+ * belong to the whole chunk (xid, at, origin) are the caller's business and
+ * left alone.
+ *
+ * May raise data_corrupted, never reads beyond data + size.
+ */
 void
 psync_change_decode(const char *data, uint32 size, uint32 *offset,
 					uint64 first_position, PsyncChange *change,
@@ -38,6 +57,7 @@ psync_change_decode(const char *data, uint32 size, uint32 *offset,
 	const char *at = data + *offset;
 	uint32		left = size - *offset;
 
+	Assert(data != NULL && change != NULL && shape_id != NULL);
 	Assert(*offset < size);
 
 	if (left < PSYNC_CHANGE_HEADER_SIZE + sizeof(uint32))
@@ -65,6 +85,7 @@ psync_change_decode(const char *data, uint32 size, uint32 *offset,
 	at += change->old_size;
 
 	*offset = at - data;
+	Assert(*offset <= size);
 	change->shape = NULL;
 	change->table = NULL;
 

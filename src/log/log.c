@@ -1,6 +1,11 @@
 /*
  * log.c
  *		The change log's part of _PG_init.
+ *
+ * Shared memory holds no more than the append locks.  It exists if the library
+ * was named in shared_preload_libraries, and then for all processes; else for
+ * none, and append.c takes heavyweight locks.  The two kinds never meet: which
+ * one is in use cannot change before the next start of the server.
  */
 #include "postgres.h"
 
@@ -17,6 +22,10 @@ static shmem_request_hook_type prev_shmem_request_hook = NULL;
 static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
 
 #ifdef PSYNC_HAVE_SHMEM_REQUEST_HOOK
+/*
+ * Named LWLocks must be asked for before shared memory is made; since 15 that
+ * has a hook of its own.  Hooks form a chain: who was there before goes first.
+ */
 static void
 log_shmem_request(void)
 {
@@ -26,6 +35,9 @@ log_shmem_request(void)
 }
 #endif
 
+/*
+ * Runs in the postmaster, and again in each child where processes do not fork.
+ */
 static void
 log_shmem_startup(void)
 {
@@ -34,6 +46,10 @@ log_shmem_startup(void)
 	psync_append_shmem_startup();
 }
 
+/*
+ * Called once per process, by _PG_init.  Settings and callbacks are wanted
+ * everywhere, hooks only where they still have an effect.
+ */
 void
 psync_log_init(void)
 {

@@ -7,6 +7,17 @@
  * the top is the window's next change.  Chunks of one transaction follow each
  * other without overlap, so the heap holds about as many chunks as there were
  * transactions at one time.
+ *
+ *		refs, by position:	 10 A   12 B   40 A   55 C
+ *		heap after opening A and B: A(10), B(12); handed out are A's changes up
+ *		to 12, then B's; the chunk at 40 is opened when the top reaches 40
+ *
+ * Rejected: to sort all changes, which needs memory or disk for the whole of a
+ * window, and to hand chunks out one by one, which breaks the order of a key
+ * that two transactions have changed (P4).
+ *
+ * Buffers of closed chunks are kept for the next ones: a window of a million
+ * changes is read with a handful of allocations.
  */
 #include "postgres.h"
 
@@ -24,6 +35,9 @@
 
 /* ------------------------------------------------------------- the heap */
 
+/*
+ * Is the change that a has come to due before b's?
+ */
 static bool
 before(const PsyncOpenChunk *a, const PsyncOpenChunk *b)
 {
@@ -32,11 +46,16 @@ before(const PsyncOpenChunk *a, const PsyncOpenChunk *b)
 	return a->change.xid < b->change.xid;
 }
 
+/*
+ * Put the chunk at i, which may have grown, where it belongs.
+ */
 static void
 sift_down(PsyncReader *reader, int i)
 {
 	PsyncOpenChunk **heap = reader->heap;
 	PsyncOpenChunk *chunk = heap[i];
+
+	Assert(i >= 0 && i < reader->nheap);
 
 	for (;;)
 	{
@@ -54,6 +73,10 @@ sift_down(PsyncReader *reader, int i)
 	heap[i] = chunk;
 }
 
+/*
+ * Add an open chunk to the heap.  The array grows with the number of
+ * transactions that overlap, and is kept.
+ */
 static void
 push(PsyncReader *reader, PsyncOpenChunk *chunk)
 {
@@ -82,6 +105,10 @@ push(PsyncReader *reader, PsyncOpenChunk *chunk)
 
 /* ------------------------------------------------------------ the chunks */
 
+/*
+ * A chunk to be filled: one that was closed before, or a new one.  Its buffer
+ * holds a full page's data; the reader owns both.
+ */
 static PsyncOpenChunk *
 get_chunk(PsyncReader *reader)
 {
@@ -103,6 +130,9 @@ get_chunk(PsyncReader *reader)
 	return chunk;
 }
 
+/*
+ * The chunk is used up, or given up with its window.
+ */
 static void
 put_chunk(PsyncReader *reader, PsyncOpenChunk *chunk)
 {
@@ -119,6 +149,11 @@ put_chunk(PsyncReader *reader, PsyncOpenChunk *chunk)
 	MemoryContextSwitchTo(old);
 }
 
+/*
+ * Make the chunk's data longer.  Doubling keeps the copying of a huge row,
+ * which comes in thousands of tuples, in proportion.  A change is at most 1 GB
+ * long, so twice that fits the fields.
+ */
 static void
 append_data(PsyncOpenChunk *chunk, const char *data, uint32 size)
 {
@@ -132,6 +167,7 @@ append_data(PsyncOpenChunk *chunk, const char *data, uint32 size)
 	}
 	memcpy(chunk->data + chunk->size, data, size);
 	chunk->size += size;
+	Assert(chunk->size <= chunk->capacity);
 }
 
 /*
@@ -190,14 +226,23 @@ read_tuple(Relation rel, const PsyncChunkRef *ref, PsyncOpenChunk *chunk)
 	UnlockReleaseBuffer(buffer);
 }
 
+/*
+ * Go to the next change of the chunk.  Its images point into the chunk's data.
+ */
 static void
 decode_next(PsyncOpenChunk *chunk)
 {
+	Assert(chunk->offset < chunk->size);
+
 	psync_change_decode(chunk->data, chunk->size, &chunk->offset, chunk->base,
 						&chunk->change, &chunk->shape_id);
 }
 
-/* Open the next chunk: its first tuple and those that continue it. */
+/*
+ * Open the next chunk: its first tuple and those that continue it, which
+ * follow it in the references.  The chunk's data is copied, so no buffer stays
+ * pinned while its changes are handed out.
+ */
 static void
 open_chunk(PsyncReader *reader)
 {
@@ -246,6 +291,14 @@ consume_top(PsyncReader *reader)
 	sift_down(reader, 0);
 }
 
+/*
+ * The next change of the window; log.h has the contract.
+ *
+ * The change at the top of the heap is consumed only by the next call, since
+ * the caller uses it until then.  New chunks are opened as long as one could
+ * come before the top; the last pass's references must be there for that,
+ * hence the look for more of them before.
+ */
 bool
 psync_reader_next(PsyncReader *reader, PsyncChange *change, uint32 *shape_id)
 {
@@ -276,6 +329,9 @@ psync_reader_next(PsyncReader *reader, PsyncChange *change, uint32 *shape_id)
 	return true;
 }
 
+/*
+ * The window is left: its chunks' buffers are kept for the next one.
+ */
 void
 psync_reader_close_chunks(PsyncReader *reader)
 {

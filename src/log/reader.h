@@ -12,7 +12,10 @@
 
 #include "log/log.h"
 
-/* References kept in memory at a time; 32 bytes each, twice that at peak. */
+/*
+ * References kept in memory at a time; 32 bytes each, twice that at peak: 12 MB
+ * at most, whatever the size of a window (P7).
+ */
 #define PSYNC_REFS_MAX			(192 * 1024)
 /* More held-out ranges than this are exchanged for walking blocks again. */
 #define PSYNC_HOLDOUTS_MAX		4096
@@ -21,18 +24,25 @@
 /* Blocks of others that a range may include. */
 #define PSYNC_HOLDOUT_GAP		8
 
-/* A tuple of the window. */
+/*
+ * A tuple of the window.  Names its place by block and offset: the transaction is
+ * committed, so it stays there as long as the table keeps its file.
+ */
 typedef struct PsyncChunkRef
 {
-	uint64		position;
-	uint64		xid;
+	uint64		position;		/* the chunk's */
+	uint64		xid;			/* top-level transaction */
 	BlockNumber block;
 	OffsetNumber offset;
-	int8		table;
+	int8		table;			/* n of log_n */
 	bool		head;			/* false: continues the one before it */
 } PsyncChunkRef;
 
-/* Blocks with chunks of a transaction that B did not see. */
+/*
+ * Blocks with chunks of a transaction that B did not see.  A shortcut: without
+ * it, the walk would have to begin at the first of them in each window until the
+ * transaction ends.
+ */
 typedef struct PsyncHoldout
 {
 	uint64		xid;
@@ -41,6 +51,7 @@ typedef struct PsyncHoldout
 	BlockNumber last;			/* inclusive */
 } PsyncHoldout;
 
+/* Blocks to be walked for the window at hand. */
 typedef struct PsyncBlockRange
 {
 	int			table;
@@ -48,32 +59,42 @@ typedef struct PsyncBlockRange
 	BlockNumber end;			/* exclusive */
 } PsyncBlockRange;
 
-/* A walk over blocks. */
+/* A walk over blocks of one table. */
 typedef struct PsyncScan
 {
 	int			table;
-	Relation	rel;
-	Snapshot	snapshot;
-	BufferAccessStrategy strategy;
+	Relation	rel;			/* locked until the end of the transaction */
+	Snapshot	snapshot;		/* active; B's or a newer one */
+	BufferAccessStrategy strategy;	/* NULL: through the common buffers */
 	bool		first_pass;		/* count, and note holdouts */
 } PsyncScan;
 
 /* A chunk being read: its data and the change it has come to. */
 typedef struct PsyncOpenChunk
 {
-	char	   *data;
-	uint32		size;
-	uint32		capacity;
+	char	   *data;			/* of all its tuples, joined */
+	uint32		size;			/* bytes of data */
+	uint32		capacity;		/* bytes allocated */
 	uint32		offset;			/* of the change after "change" */
-	uint64		base;
-	uint32		shape_id;
-	char		origin[NAMEDATALEN];
+	uint64		base;			/* its position, to which deltas relate */
+	uint32		shape_id;		/* of "change" */
+	char		origin[NAMEDATALEN];	/* change.origin points here */
 	PsyncChange change;			/* the next one to hand out */
 } PsyncOpenChunk;
 
+/*
+ * States: with upto NULL no window is open, and refs, ranges and heap mean
+ * nothing.  While one is open, A sees nothing that B does not; refs[next_ref …]
+ * are still to be opened, and the changes due next are in the heap.
+ *
+ *		closed	--psync_reader_open()-->	open		chunks were found
+ *		closed	--psync_reader_open()-->	closed		none; A := B
+ *		open	--psync_reader_done()-->	closed		A := B
+ *		open	--psync_reader_rewind()-->	closed		A stays
+ */
 struct PsyncReader
 {
-	MemoryContext context;
+	MemoryContext context;		/* of the reader and all that it points to */
 	PsyncSnapshot *after;		/* A */
 	PsyncSnapshot *upto;		/* B, NULL while no window is open */
 

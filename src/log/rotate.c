@@ -13,6 +13,28 @@
  * Lock order: sync_state (which keeps new syncs from choosing a start), then
  * the log table.  Both are taken conditionally: writers never wait for a
  * rotation, and a rotation never waits.
+ *
+ * Locks considered.  "X > Y" is: waits for Y while holding X.
+ *
+ *		writer			(row locks of its own) > log table, shared
+ *		reader			log table, shared; waits for nothing
+ *		create_sync		sync_state, shared
+ *		delivery		its row of sync_state; for a moment
+ *		rotation		sync_state, exclusive; log table, exclusive
+ *
+ * The only process that holds an exclusive lock never waits, so none of these
+ * can be part of a deadlock.  Waiting for the log table instead was rejected: a
+ * queued exclusive lock stops all writers that come after it (P7).
+ *
+ * Why TRUNCATE and not DELETE and VACUUM: a truncated table has a new file, its
+ * readers recognise that by the file's number, and emptying 64 MB costs as much
+ * as emptying nothing.  Why three tables: while one is written, a second may be
+ * waiting for a slow sync or an old transaction, and there is a third to go on
+ * with.  If that one is full as well the active table just grows; writers are
+ * never stopped, log_limit.c decides what becomes of who holds it back.
+ *
+ * A crash at any point leaves the row in log_rotation and the files as they were
+ * before or after, since both are changed by ordinary transactions.
  */
 #include "postgres.h"
 
@@ -42,6 +64,9 @@
 #define ANUM_ROTATION_ACTIVE	1
 #define ANUM_ROTATION_AT		2
 
+StaticAssertDecl(PSYNC_LOG_TABLES >= 3,
+				 "one table to write, one that a slow reader holds, one to go on with");
+
 int			psync_log_segment_size = 64;
 int			psync_log_size_max = 0;
 
@@ -50,6 +75,13 @@ static Oid	rotation_relid = InvalidOid;
 static Oid	log_relids[PSYNC_LOG_TABLES];
 static int	active = -1;
 
+/*
+ * Forget what is cached.  Any of our tables' invalidation drops all of it: they
+ * are rare, and looking everything up again is cheap.  InvalidOid stands for
+ * every relation.
+ *
+ * Runs at any place where a lock is taken, so it does nothing that could fail.
+ */
 static void
 relcache_callback(Datum arg, Oid relid)
 {
@@ -64,6 +96,11 @@ relcache_callback(Datum arg, Oid relid)
 	memset(log_relids, 0, sizeof(log_relids));
 }
 
+/*
+ * Oid of a table of the extension, by name: whoever owns the schema could
+ * otherwise not rename it for good.  Raises an error without the extension,
+ * which a writer can only meet if triggers were made by hand.
+ */
 static Oid
 our_relid(const char *name)
 {
@@ -95,6 +132,9 @@ psync_log_current(void)
 	return OidIsValid(schema) ? get_relname_relid("log_0", schema) : InvalidOid;
 }
 
+/*
+ * Oid of a log table; cached, since writers ask for each chunk.
+ */
 Oid
 psync_log_relid(int n)
 {
@@ -110,6 +150,15 @@ psync_log_relid(int n)
 	return log_relids[n];
 }
 
+/*
+ * The active table's number, as the one row of log_rotation has it.  With
+ * "copy", the row itself as well, palloc'd in the current context, for an
+ * update.
+ *
+ * Read under a catalog snapshot, not the transaction's: a writer under
+ * repeatable read must follow a rotation, too, or it would keep the old table
+ * from being emptied for as long as it runs.
+ */
 static int
 read_active(Relation rel, HeapTuple *copy)
 {
@@ -127,6 +176,7 @@ read_active(Relation rel, HeapTuple *copy)
 				 errhint("It must hold exactly one row, made by CREATE EXTENSION.")));
 	result = DatumGetInt16(heap_getattr(tuple, ANUM_ROTATION_ACTIVE,
 										RelationGetDescr(rel), &isnull));
+	Assert(!isnull);
 	if (copy != NULL)
 		*copy = heap_copytuple(tuple);
 	systable_endscan(scan);
@@ -139,6 +189,11 @@ read_active(Relation rel, HeapTuple *copy)
 	return result;
 }
 
+/*
+ * Number of the table that new chunks go to.  From the cache, except after an
+ * invalidation; it may be outdated by the time the caller has the table's
+ * lock, and need not be checked again then: see the header comment.
+ */
 int
 psync_log_active(void)
 {
@@ -162,6 +217,10 @@ psync_log_active(void)
 	return active;
 }
 
+/*
+ * A file-size lookup.  The lock is released at once: that the table may be
+ * truncated right after makes the answer old, not wrong.
+ */
 static BlockNumber
 table_blocks(int n)
 {
@@ -182,7 +241,12 @@ psync_log_size(void)
 	return blocks * BLCKSZ;
 }
 
-/* Name another table the active one, unless somebody is just doing so. */
+/*
+ * Name another table the active one, unless somebody is just doing so.  Takes
+ * effect at our commit, when writers get the invalidation; the row is changed
+ * with catalog functions because the caller may be a process without any
+ * privilege.
+ */
 static void
 switch_active(int from, int to)
 {
@@ -193,6 +257,9 @@ switch_active(int from, int to)
 	Datum		values[NATTS_ROTATION];
 	bool		nulls[NATTS_ROTATION] = {false};
 	bool		replace[NATTS_ROTATION] = {false};
+
+	Assert(from != to);
+	Assert(to >= 0 && to < PSYNC_LOG_TABLES);
 
 	if (!ConditionalLockRelationOid(relid, ShareRowExclusiveLock))
 		return;
@@ -214,11 +281,17 @@ switch_active(int from, int to)
 	table_close(rel, NoLock);
 }
 
-/* Is some sync not done with this chunk? */
+/*
+ * Is some sync not done with this chunk?  An aborted transaction's chunk counts
+ * here until every sync's position has passed it; the caller looks at its
+ * visibility.
+ */
 static bool
 still_needed(uint64 xid, List *positions)
 {
 	ListCell   *lc;
+
+	Assert(xid != 0);
 
 	foreach(lc, positions)
 	{
@@ -230,8 +303,11 @@ still_needed(uint64 xid, List *positions)
 
 /*
  * Does the table hold a committed chunk that a sync still needs?  Walks from
- * the end, where such a chunk most likely is.  The caller's lock excludes
- * unfinished writers.
+ * the end, where such a chunk most likely is: a table that is needed is seen
+ * to be so after a page or two, and one that is not is about to be emptied.
+ *
+ * The caller's lock excludes unfinished writers, also prepared transactions,
+ * which keep theirs.  So each chunk's fate is known to the latest snapshot.
  */
 static bool
 table_needed(Relation rel, List *positions)
@@ -274,12 +350,19 @@ table_needed(Relation rel, List *positions)
 	return needed;
 }
 
-/* Truncate log_n, whose lock the caller holds: gives it a new, empty file. */
+/*
+ * Truncate log_n, whose lock the caller holds: gives it a new, empty file.  By
+ * SQL, because what TRUNCATE does differs between versions of PostgreSQL, and
+ * with ONLY, since nothing has any business below a log table.  The caller
+ * works as the extension's owner.
+ */
 static void
 truncate_table(int n)
 {
 	char		command[64];
 	int			ret;
+
+	Assert(n >= 0 && n < PSYNC_LOG_TABLES);
 
 	snprintf(command, sizeof(command), "TRUNCATE ONLY %s.log_%d", PSYNC_SCHEMA, n);
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -291,13 +374,19 @@ truncate_table(int n)
 	PopActiveSnapshot();
 }
 
-/* Empty an inactive table if every sync is done with it and nobody minds. */
+/*
+ * Empty an inactive table if every sync is done with it and nobody minds.  If
+ * it is needed the lock is given back at once, not at the end of the
+ * transaction; if it was truncated it must be kept until our commit.
+ */
 static void
 try_truncate(int n, List *positions)
 {
 	Oid			relid = psync_log_relid(n);
 	Relation	rel;
 	bool		needed;
+
+	Assert(n >= 0 && n < PSYNC_LOG_TABLES);
 
 	if (!ConditionalLockRelationOid(relid, AccessExclusiveLock))
 		return;
@@ -310,6 +399,15 @@ try_truncate(int n, List *positions)
 		truncate_table(n);
 }
 
+/*
+ * Switch to the next table or empty what can be emptied; log.h has the
+ * contract.  The usual call finds the active table small and the others empty,
+ * and costs three file-size lookups.
+ *
+ * A switch and a truncation are never done in one call: a table that was
+ * active a moment ago still has writers, and the truncation would only find
+ * its lock taken.
+ */
 bool
 psync_log_rotate(List *(*positions) (void))
 {
@@ -343,6 +441,9 @@ psync_log_rotate(List *(*positions) (void))
 	return table_blocks(current) >= limit;
 }
 
+/*
+ * Settings of size, and the callback that drops the cache.
+ */
 void
 psync_rotate_init(void)
 {

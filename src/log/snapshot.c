@@ -5,6 +5,24 @@
  * A transaction id is "seen" by such a snapshot if it had ended when the
  * snapshot was taken.  Whether it committed is not known here: that is what
  * the tuple's own visibility is for.
+ *
+ * The stored form is pg_snapshot's text, "xmin:xmax:xip,xip,…":
+ *
+ *		xmin	all ids below had ended
+ *		xmax	no id from here on had ended (it had not even begun)
+ *		xip		ids from xmin on, below xmax, that were running; ascending
+ *
+ * Ids are 64 bits wide, so positions do not wrap and may be kept for years;
+ * freezing a chunk takes nothing away that is needed, since the chunk's id is a
+ * column of its own.
+ *
+ * Only top-level ids occur.  A savepoint's chunk bears its transaction's id.
+ *
+ * After a crash an id may be used again, if no WAL of the transaction that had
+ * it before was flushed.  A snapshot that is stored or handed out must hence not
+ * see such an id: it cannot, because an id counts as ended only after its commit
+ * or abort record was written, and positions leave the server or are committed
+ * here only behind a flush of WAL up to that point (P3).
  */
 #include "postgres.h"
 
@@ -12,9 +30,13 @@
 #include "access/xact.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/snapmgr.h"
 
 #include "log/log.h"
 
+/*
+ * For qsort() and bsearch(); a difference would not fit an int.
+ */
 static int
 compare_xid8(const void *a, const void *b)
 {
@@ -46,7 +68,14 @@ add_own_transaction(PsyncSnapshot *snapshot)
 	return snapshot;
 }
 
-/* The active snapshot's text is pg_snapshot's own business. */
+/*
+ * The active snapshot, as one that can be stored; in the current memory
+ * context.
+ *
+ * By way of its text, since what a pg_snapshot looks like inside is no
+ * business of ours.  The caller has pushed the snapshot and keeps it for as
+ * long as it wants to read what the result sees.
+ */
 PsyncSnapshot *
 psync_snapshot_current(void)
 {
@@ -54,6 +83,8 @@ psync_snapshot_current(void)
 	char	   *text = DatumGetCString(DirectFunctionCall1(pg_snapshot_out,
 														   snapshot));
 	PsyncSnapshot *result = psync_snapshot_parse(text);
+
+	Assert(ActiveSnapshotSet());
 
 	pfree(text);
 	pfree(DatumGetPointer(snapshot));
@@ -70,7 +101,12 @@ bad_snapshot(const char *text)
 }
 
 /*
- * Parse; the text may come from a target and is not trusted.
+ * Parse; the text may come from a target and is not trusted.  In the current
+ * memory context; an error if it is not a snapshot at all.  Whether it makes
+ * sense here, an id from another server say, is for the caller to judge: see
+ * psync_snapshot_covers().
+ *
+ * The ids are sorted, lest a stranger's order mislead a binary search.
  */
 PsyncSnapshot *
 psync_snapshot_parse(const char *text)
@@ -79,6 +115,8 @@ psync_snapshot_parse(const char *text)
 	int			capacity = 1;
 	uint64		bounds[2];
 	PsyncSnapshot *result;
+
+	Assert(text != NULL);
 
 	for (int i = 0; i < 2; i++)
 	{
@@ -116,10 +154,17 @@ psync_snapshot_parse(const char *text)
 	return result;
 }
 
+/*
+ * The inverse of psync_snapshot_parse(): equal snapshots give equal texts,
+ * which deliver.c relies on when it compares a target's position with ours.  In
+ * the current memory context.
+ */
 char *
 psync_snapshot_text(const PsyncSnapshot *snapshot)
 {
 	StringInfoData buf;
+
+	Assert(snapshot->xmin > 0 && snapshot->xmin <= snapshot->xmax);
 
 	initStringInfo(&buf);
 	appendStringInfo(&buf, UINT64_FORMAT ":" UINT64_FORMAT ":",
@@ -130,6 +175,10 @@ psync_snapshot_text(const PsyncSnapshot *snapshot)
 	return buf.data;
 }
 
+/*
+ * Had the transaction ended?  Called for each tuple that is walked over, so the
+ * two comparisons that decide nearly always come first.
+ */
 bool
 psync_snapshot_sees(const PsyncSnapshot *snapshot, uint64 xid)
 {

@@ -51,6 +51,11 @@
 
 /* ------------------------------------------------------ finding chunks */
 
+/*
+ * Remember a tuple of the window.  It belongs to a committed transaction, so
+ * neither vacuum nor pruning moves or removes it, and it is found again at
+ * this place without a snapshot.
+ */
 static void
 add_reference(PsyncReader *reader, int table, HeapTuple tuple)
 {
@@ -69,6 +74,7 @@ add_reference(PsyncReader *reader, int table, HeapTuple tuple)
 									capacity * sizeof(PsyncChunkRef));
 		reader->refs_capacity = capacity;
 	}
+	Assert(chunk->xid != 0 && chunk->changes >= 0);
 	ref = &reader->refs[reader->nrefs++];
 	ref->position = (uint64) chunk->position;
 	ref->xid = chunk->xid;
@@ -78,6 +84,12 @@ add_reference(PsyncReader *reader, int table, HeapTuple tuple)
 	ref->head = chunk->changes > 0;
 }
 
+/*
+ * The order in which chunks are opened: by position.  The id decides between
+ * transactions that ran at once and happen to share a position; for changes of
+ * one key that does not happen (log.h), for others any order will do, if only
+ * it is the same each time (P6).
+ */
 static int
 compare_refs(const void *a, const void *b)
 {
@@ -99,12 +111,16 @@ compare_refs(const void *a, const void *b)
 
 /*
  * Too many references: keep those with the lowest positions, remember that
- * there are more behind.
+ * there are more behind.  All that have the last position kept stay together,
+ * since a pass takes positions up to a bound, and one chunk's tuples share
+ * theirs.
  */
 static void
 drop_high_references(PsyncReader *reader)
 {
 	int			keep = PSYNC_REFS_MAX;
+
+	Assert(reader->nrefs > keep);
 
 	qsort(reader->refs, reader->nrefs, sizeof(PsyncChunkRef), compare_refs);
 	while (keep < reader->nrefs &&
@@ -115,13 +131,21 @@ drop_high_references(PsyncReader *reader)
 		reader->pass_upto = reader->refs[keep - 1].position;
 		reader->nrefs = keep;
 	}
+	Assert(reader->nrefs >= PSYNC_REFS_MAX);
 }
 
-/* Remember that an unfinished transaction has a chunk in this block. */
+/*
+ * Remember that an unfinished transaction has a chunk in this block.  Blocks
+ * close to each other make one range: what lies between them is walked in vain
+ * later, which is cheaper than remembering each block of a long transaction
+ * that shared its pages with others.
+ */
 static void
 hold_out(PsyncReader *reader, int table, BlockNumber block, uint64 xid)
 {
 	PsyncHoldout *last;
+
+	Assert(xid != 0);
 
 	/* transactions take turns within a page, so look back a little */
 	for (int i = reader->nholdouts - 1;
@@ -153,7 +177,20 @@ hold_out(PsyncReader *reader, int table, BlockNumber block, uint64 xid)
 	last->first = last->last = block;
 }
 
-/* Sort the chunks of one page into the classes of the header comment. */
+/*
+ * Sort the chunks of one page into the classes of the header comment.
+ *
+ * Under a share lock on the buffer, as any scan would.  A tuple under the lock
+ * is complete, whatever its transaction's state is, so its columns may be read
+ * before its visibility is looked at; and the two snapshots that decide most
+ * cases are looked at first, since the tuple's own status may need clog.
+ *
+ * That a chunk is not seen by B does not mean that it is not yet committed; it
+ * may have been a moment after B. It belongs to a later window then.
+ *
+ * The visibility is judged by a snapshot at least as new as B: for an id that
+ * B sees, all such snapshots agree.  A frozen tuple is visible to all of them.
+ */
 static void
 scan_page(PsyncReader *reader, PsyncScan *scan, BlockNumber block)
 {
@@ -162,6 +199,7 @@ scan_page(PsyncReader *reader, PsyncScan *scan, BlockNumber block)
 	HeapTupleData tuple;
 	OffsetNumber max;
 
+	Assert(scan->snapshot != NULL);
 	buffer = ReadBufferExtended(scan->rel, MAIN_FORKNUM, block, RBM_NORMAL,
 								scan->strategy);
 	LockBuffer(buffer, BUFFER_LOCK_SHARE);
@@ -208,6 +246,9 @@ scan_page(PsyncReader *reader, PsyncScan *scan, BlockNumber block)
 	UnlockReleaseBuffer(buffer);
 }
 
+/*
+ * By table, then by first block.
+ */
 static int
 compare_ranges(const void *a, const void *b)
 {
@@ -219,9 +260,14 @@ compare_ranges(const void *a, const void *b)
 	return (x->first > y->first) - (x->first < y->first);
 }
 
+/*
+ * Add the blocks [first, end) to those to be walked, if there are any.
+ */
 static void
 add_range(PsyncReader *reader, int table, BlockNumber first, BlockNumber end)
 {
+	Assert(table >= 0 && table < PSYNC_LOG_TABLES);
+
 	if (first >= end)
 		return;
 	if (reader->nranges == reader->ranges_capacity)
@@ -246,6 +292,9 @@ add_range(PsyncReader *reader, int table, BlockNumber first, BlockNumber end)
  * Which blocks to walk for the window up to B: from each table's tail to its
  * end, and what was held out for transactions that have ended by now.
  * Overlaps are joined, lest a chunk be found twice.
+ *
+ * Holdouts that are walked are forgotten here; if the walk fails,
+ * psync_reader_rewind() goes back to before them.
  */
 static void
 choose_ranges(PsyncReader *reader)
@@ -344,7 +393,16 @@ psync_reader_check_file(const PsyncReader *reader, int table, Relation rel)
 				 errhint("Nothing is lost: try again.")));
 }
 
-/* Walk the chosen blocks and collect references, sorted. */
+/*
+ * Walk the chosen blocks and collect references, sorted.  In the first pass,
+ * also count, and note holdouts.
+ *
+ * Whoever walks much does so through a ring of buffers, lest a worker that
+ * catches up push the working set of the database out of the cache.
+ *
+ * Interrupts are processed between blocks.  The lock on the table stays until
+ * the transaction ends.
+ */
 static void
 collect(PsyncReader *reader, Snapshot snapshot, bool first_pass)
 {
@@ -378,14 +436,20 @@ collect(PsyncReader *reader, Snapshot snapshot, bool first_pass)
 		table_close(scan.rel, NoLock);
 	}
 	qsort(reader->refs, reader->nrefs, sizeof(PsyncChunkRef), compare_refs);
+	Assert(reader->nrefs == 0 || reader->refs[0].head);
 }
 
-/* A later pass: the references that did not fit before. */
+/*
+ * A later pass: the references that did not fit before.  Needs a transaction;
+ * its snapshot is newer than B, which is all that the walk wants of it, and is
+ * gone before this returns.
+ */
 void
 psync_reader_collect_more(PsyncReader *reader)
 {
 	Assert(reader->pass_upto != PG_UINT64_MAX);
 
+	Assert(reader->next_ref == reader->nrefs);
 	reader->pass_after = reader->pass_upto;
 	PushActiveSnapshot(GetTransactionSnapshot());
 	collect(reader, GetActiveSnapshot(), false);
@@ -394,6 +458,9 @@ psync_reader_collect_more(PsyncReader *reader)
 
 /* ------------------------------------------------------------ life cycle */
 
+/*
+ * In the current memory context.
+ */
 static PsyncSnapshot *
 copy_snapshot(const PsyncSnapshot *snapshot)
 {
@@ -405,6 +472,9 @@ copy_snapshot(const PsyncSnapshot *snapshot)
 	return copy;
 }
 
+/*
+ * log.h has the contract.  Nothing is read yet, and no lock is taken.
+ */
 PsyncReader *
 psync_reader_create(MemoryContext parent, const PsyncSnapshot *after,
 					const PsyncReadHint *hint)
@@ -413,6 +483,8 @@ psync_reader_create(MemoryContext parent, const PsyncSnapshot *after,
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	PsyncReader *reader = palloc0(sizeof(PsyncReader));
+
+	Assert(after != NULL);
 
 	reader->context = context;
 	reader->after = copy_snapshot(after);
@@ -423,12 +495,18 @@ psync_reader_create(MemoryContext parent, const PsyncSnapshot *after,
 	return reader;
 }
 
+/*
+ * Frees all of it, open or not; there is nothing else to release.
+ */
 void
 psync_reader_free(PsyncReader *reader)
 {
 	MemoryContextDelete(reader->context);
 }
 
+/*
+ * Nothing was found yet.
+ */
 static void
 reset_window(PsyncReader *reader)
 {
@@ -439,6 +517,19 @@ reset_window(PsyncReader *reader)
 	memset(&reader->size, 0, sizeof(reader->size));
 }
 
+/*
+ * Find the window that ends at "upto", or now if that is NULL. True if it
+ * holds a chunk, or if the caller wants to read something else under the same
+ * snapshot; then the window is open until psync_reader_done() or
+ * psync_reader_rewind(). False: there was nothing, and A has moved to B.
+ *
+ * B is taken before the tables are measured: a transaction that B sees wrote
+ * all its chunks before, so they lie within the blocks found then.
+ *
+ * WAL is flushed only if there is something to hand out (P3). A position that
+ * moved over an empty window is stored by a transaction of ours, whose commit
+ * comes behind whatever B saw.
+ */
 static bool
 open_window(PsyncReader *reader, const PsyncSnapshot *upto, PsyncWindowSize *size,
 			void (*under_snapshot) (void *arg), void *arg)
@@ -485,6 +576,10 @@ open_window(PsyncReader *reader, const PsyncSnapshot *upto, PsyncWindowSize *siz
 	return reader->nrefs > 0;
 }
 
+/*
+ * See log.h.  "under_snapshot" runs with B's snapshot active and must not end
+ * the transaction.
+ */
 bool
 psync_reader_open(PsyncReader *reader, PsyncWindowSize *size,
 				  void (*under_snapshot) (void *arg), void *arg)
@@ -492,6 +587,9 @@ psync_reader_open(PsyncReader *reader, PsyncWindowSize *size,
 	return open_window(reader, NULL, size, under_snapshot, arg);
 }
 
+/*
+ * For a window whose end was stored and that is now found again.
+ */
 bool
 psync_reader_open_upto(PsyncReader *reader, const PsyncSnapshot *upto)
 {
@@ -564,12 +662,19 @@ psync_reader_rewind(PsyncReader *reader)
 	reader->upto = NULL;
 }
 
+/*
+ * A: all that it sees is dealt with.
+ */
 const PsyncSnapshot *
 psync_reader_after(PsyncReader *reader)
 {
 	return reader->after;
 }
 
+/*
+ * B, or NULL if no window is open.  Valid until the window is done or given
+ * up.
+ */
 const PsyncSnapshot *
 psync_reader_upto(PsyncReader *reader)
 {
