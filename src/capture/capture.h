@@ -34,14 +34,16 @@ typedef enum PsyncEncoding
 	PSYNC_ENC_VARLENA			/* the bytes as they are stored */
 } PsyncEncoding;
 
+/* What it takes to read one captured column and to encode it. */
 typedef struct PsyncCaptureColumn
 {
 	AttrNumber	attnum;			/* in this relation (a leaf, if partitioned) */
 	PsyncEncoding encoding;
-	FmgrInfo	send;
-	bool		byval;
-	int16		len;
-	bool		key;
+	FmgrInfo	send;			/* for PSYNC_ENC_SEND, or the output function
+								 * for PSYNC_ENC_TEXT; else unset */
+	bool		byval;			/* as in pg_type */
+	int16		len;			/* as in pg_type; -1: varlena */
+	bool		key;			/* part of the key */
 } PsyncCaptureColumn;
 
 /*

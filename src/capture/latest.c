@@ -64,11 +64,21 @@ superseded(HeapTupleHeader tuple)
 	return TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetUpdateXid(tuple));
 }
 
+/*
+ * Follow the row from the version in the slot to its latest one; capture.h has
+ * the contract.  Each step is one fetch by ctid, and there are as many as this
+ * transaction has made versions of the row since.
+ *
+ * Versions made by this transaction cannot be vacuumed or pruned away before
+ * it ends, so the chain is unbroken.
+ */
 PsyncRowFate
 psync_row_fate(Relation rel, TupleTableSlot *slot, TupleTableSlot **latest)
 {
 	HeapTupleHeader tuple = stored_tuple(slot);
 	ItemPointerData tid = slot->tts_tid;
+
+	Assert(latest != NULL);
 
 	*latest = slot;
 	if (tuple == NULL || !superseded(tuple))
@@ -112,6 +122,10 @@ command_of(TupleTableSlot *slot, bool deleted)
 	return deleted ? HeapTupleHeaderGetCmax(tuple) : HeapTupleHeaderGetCmin(tuple);
 }
 
+/*
+ * Is the slot's change older than one of the relation that was logged already?
+ * Notes it if not.  Commands are numbered in the order in which they began.
+ */
 bool
 psync_row_is_late(PsyncCaptureRel *crel, TupleTableSlot *slot, bool deleted)
 {
@@ -170,6 +184,11 @@ use_index(PsyncCaptureRel *crel, Relation index, TupleTableSlot *slot,
 	return found == form->indnkeyatts;
 }
 
+/*
+ * Oid of an index that finds rows by the key, with its scan keys filled in
+ * from the slot; InvalidOid if there is none any more.  The key's own index is
+ * the usual find; any other with the same columns and rules serves as well.
+ */
 static Oid
 find_index(PsyncCaptureRel *crel, Relation rel, TupleTableSlot *slot,
 		   ScanKeyData *keys)
@@ -189,6 +208,11 @@ find_index(PsyncCaptureRel *crel, Relation rel, TupleTableSlot *slot,
 	return result;
 }
 
+/*
+ * The present row with the slot's key; capture.h has the contract.
+ * SnapshotSelf sees what this transaction has done up to now, and nothing of
+ * others that are still running.
+ */
 TupleTableSlot *
 psync_row_by_key(PsyncCaptureRel *crel, Relation rel, TupleTableSlot *slot)
 {
@@ -203,6 +227,7 @@ psync_row_by_key(PsyncCaptureRel *crel, Relation rel, TupleTableSlot *slot)
 	if (!OidIsValid(index))
 		return NULL;			/* being taken away in this transaction */
 
+	Assert(crel->shape->nkeys > 0 && crel->shape->nkeys <= INDEX_MAX_KEYS);
 	scan = systable_beginscan(rel, index, true, SnapshotSelf,
 							  crel->shape->nkeys, keys);
 	tuple = systable_getnext(scan);

@@ -58,6 +58,11 @@ uint64		psync_capture_transaction = 1;
 static HTAB *cache = NULL;
 static bool any_new_shape = false;
 
+/*
+ * Mark what is outdated.  Runs at any place that takes a lock, also while an
+ * entry is being built or used: so nothing is freed here.  InvalidOid stands
+ * for all relations.
+ */
 static void
 relcache_callback(Datum arg, Oid relid)
 {
@@ -75,6 +80,10 @@ relcache_callback(Datum arg, Oid relid)
 	}
 }
 
+/*
+ * Shapes that the current transaction recorded are now committed, or are not
+ * (keep = false): then their ids name nothing.
+ */
 static void
 forget_new_shapes(bool keep)
 {
@@ -83,6 +92,7 @@ forget_new_shapes(bool keep)
 
 	if (!any_new_shape)
 		return;
+	Assert(cache != NULL);
 	hash_seq_init(&status, cache);
 	while ((crel = hash_seq_search(&status)) != NULL)
 	{
@@ -103,6 +113,11 @@ xact_callback(XactEvent event, void *arg)
 	psync_capture_transaction++;
 }
 
+/*
+ * A savepoint was rolled back, perhaps with the shape that it recorded.  Or
+ * another level recorded it: then it is recorded once more, which is harmless,
+ * while an id that names nothing would stop every reader.
+ */
 static void
 subxact_callback(SubXactEvent event, SubTransactionId mySubid,
 				 SubTransactionId parentSubid, void *arg)
@@ -112,6 +127,10 @@ subxact_callback(SubXactEvent event, SubTransactionId mySubid,
 		forget_new_shapes(false);
 }
 
+/*
+ * Called once per process, by _PG_init.  An empty table costs nothing to those
+ * who never capture.
+ */
 void
 psync_rel_cache_init(void)
 {
@@ -128,6 +147,9 @@ psync_rel_cache_init(void)
 
 /* -------------------------------------------------- the definition's row */
 
+/*
+ * The elements of a name[], as an array of its own.
+ */
 static int
 read_names(Datum value, NameData **names)
 {
@@ -140,6 +162,15 @@ read_names(Datum value, NameData **names)
 	return n;
 }
 
+/*
+ * The relation's row of payment_sync.captured, if it has one.  By catalog
+ * functions, as a catalog would be read: no privilege of the writer's is
+ * needed, and the row that counts is the latest committed one, whatever
+ * snapshot the writer's statement has.  capture_table() holds a lock on the
+ * table that keeps writers out until it commits.
+ *
+ * False also without the extension: triggers that are left over do nothing.
+ */
 static bool
 read_captured_row(Oid relid, PsyncCapturedRow *row)
 {
@@ -186,7 +217,9 @@ read_captured_row(Oid relid, PsyncCapturedRow *row)
 
 /*
  * The captured relation that this one's changes belong to: itself, or a
- * partitioned table above it.
+ * partitioned table above it, the nearest one.  Fills in *row with its
+ * definition; InvalidOid if there is none, which is so for a moment while
+ * release_table() is at work, and for triggers made by hand.
  */
 static Oid
 find_captured(Relation rel, PsyncCapturedRow *row)
@@ -210,6 +243,10 @@ find_captured(Relation rel, PsyncCapturedRow *row)
 
 /* -------------------------------------------------------- building entries */
 
+/*
+ * How a column is encoded.  Domains are stored as their base type; so all but
+ * textual columns are judged by that.
+ */
 static PsyncEncoding
 choose_encoding(const PsyncColumn *column)
 {
@@ -274,6 +311,12 @@ choose_columns(Relation root, const PsyncCapturedRow *row, AttrNumber *attnums)
 	return n;
 }
 
+/*
+ * The key's attnums, in its order.  A key column that is gone makes the
+ * writer's statement fail, since without it no target could tell which row is
+ * meant; DDL that would take it away is refused where the event trigger is in
+ * force.
+ */
 static void
 choose_keys(Relation root, const PsyncCapturedRow *row, AttrNumber *keys)
 {
@@ -289,7 +332,13 @@ choose_keys(Relation root, const PsyncCapturedRow *row, AttrNumber *keys)
 	}
 }
 
-/* Prepare each column of the shape for reading from the firing relation. */
+/*
+ * Prepare each column of the shape for reading from the firing relation, which
+ * may be a partition with another order of columns than the captured root.
+ *
+ * Functions are looked up once; fn_extra, which some of them keep state in,
+ * lives in the entry's context.
+ */
 static void
 build_columns(PsyncCaptureRel *crel, Relation rel, Relation root)
 {
@@ -308,6 +357,7 @@ build_columns(PsyncCaptureRel *crel, Relation rel, Relation root)
 
 		column->attnum = map != NULL ? map->attnums[from->attnum - 1] : from->attnum;
 		Assert(column->attnum > 0);
+		Assert(column->attnum <= RelationGetDescr(rel)->natts);
 		column->key = from->key;
 		column->encoding = choose_encoding(from);
 		get_typlenbyval(from->type, &column->len, &column->byval);
@@ -326,6 +376,11 @@ build_columns(PsyncCaptureRel *crel, Relation rel, Relation root)
 	}
 }
 
+/*
+ * Fill in the entry from what the catalogs say now; all of it in the current
+ * memory context, which is the entry's own.  May raise; the entry is invalid
+ * then.
+ */
 static void
 build(PsyncCaptureRel *crel, Relation rel)
 {
@@ -350,9 +405,18 @@ build(PsyncCaptureRel *crel, Relation rel)
 	build_columns(crel, rel, root);
 	if (root != rel)
 		table_close(root, AccessShareLock);
+	Assert(crel->ncolumns > 0 && crel->shape->nkeys > 0);
 	crel->captured = true;
 }
 
+/*
+ * The relation's entry, built if it is new or outdated.  capture.h says how
+ * long it is valid.
+ *
+ * The caller holds a lock on the relation, so its own definition stands still;
+ * that of a partitioned root does not, but whoever changes that locks the
+ * partitions, too.
+ */
 PsyncCaptureRel *
 psync_rel_cache_get(Relation rel)
 {
@@ -391,12 +455,18 @@ psync_rel_cache_get(Relation rel)
 	return crel;
 }
 
+/*
+ * An encoder for the rows of a query, not for the relation's own tuples:
+ * column i of the shape is column i + 1 there.  Not in the cache, hence not
+ * invalidated; the caller keeps a lock on the relation or builds it anew.
+ */
 PsyncCaptureRel *
 psync_capture_rel_for_query(Relation rel, MemoryContext context)
 {
 	MemoryContext old = MemoryContextSwitchTo(context);
 	PsyncCaptureRel *crel = palloc0(sizeof(PsyncCaptureRel));
 
+	crel->relid = RelationGetRelid(rel);
 	crel->context = context;
 	build(crel, rel);
 	for (int i = 0; i < crel->ncolumns; i++)
@@ -406,6 +476,11 @@ psync_capture_rel_for_query(Relation rel, MemoryContext context)
 	return crel;
 }
 
+/*
+ * The id of the entry's shape, recorded by this transaction if the newest
+ * recorded one is another.  To be called before psync_log_begin(), since it
+ * may write.
+ */
 uint32
 psync_rel_cache_shape(PsyncCaptureRel *crel)
 {

@@ -2,10 +2,19 @@
  * row_image.c
  *		Encoding captured columns as COPY BINARY does.
  *
- * A new image is a COPY BINARY tuple: int16 number of fields, then for each
- * its int32 length (-1: NULL) and bytes, in network order.  An old part is
- * the same with holes: each field is preceded by its int16 index into the
- * shape's columns.
+ * A new image is a COPY BINARY tuple, an old part is the same with holes.  All
+ * integers are in network order, nothing is aligned:
+ *
+ *	new image				old part
+ *	size	meaning			size	meaning
+ *	2		fields, n		2		fields kept, n
+ *	then, n times:			then, n times, indexes ascending:
+ *							2		index into the shape's columns
+ *	4		length, l		4		length, l
+ *	l		value			l		value
+ *
+ * with l = -1 and no value for NULL.  What follows an image in a chunk is in
+ * log/log.h.
  *
  * Most columns of payments are of a few types whose binary form is their
  * stored form, byte-swapped at most; these are copied without a call.  The
@@ -27,6 +36,8 @@
 #include "utils/datum.h"
 #include "utils/float.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
 #include "utils/uuid.h"
 
 #include "capture/capture.h"
@@ -35,6 +46,12 @@
 
 /* A sparse field of fixed size takes at most this: index, length, uuid. */
 #define PSYNC_FIXED_FIELD_MAX	(sizeof(uint16) + sizeof(uint32) + UUID_LEN)
+
+/*
+ * Room for that many of them, and for what the log adds to a change behind its
+ * images.
+ */
+#define PSYNC_ROOM(ncolumns)	((ncolumns) * PSYNC_FIXED_FIELD_MAX + 64)
 
 /*
  * The put functions for fixed sizes do not check for room: put_columns() makes
@@ -84,14 +101,40 @@ put_bytes(StringInfo buf, const char *bytes, int32 size)
 	buf->len += sizeof(n) + size;
 }
 
+/*
+ * A change is encoded in one piece, which an allocation limits to 1 GB.
+ * PostgreSQL would say "out of memory", which helps nobody to find the column.
+ */
+static void
+too_large(PsyncCaptureRel *crel)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+			 errmsg("changed row of table \"%s\" is too large to be captured",
+					get_rel_name(crel->relid)),
+			 errdetail("The new values and the kept old ones must stay below 1 GB together."),
+			 errhint("Capture the table with old_values => 'none', or leave a column out.")));
+}
+
+/*
+ * A field of any size.  Room for the fixed parts of all that may follow is
+ * made with it, so that those need not ask.
+ */
 static inline void
 put_field(StringInfo buf, PsyncCaptureRel *crel, const char *bytes, int32 size)
 {
-	enlargeStringInfo(buf, sizeof(uint32) + size +
-					  crel->ncolumns * PSYNC_FIXED_FIELD_MAX);
+	if ((Size) buf->len + size + PSYNC_ROOM(crel->ncolumns) >= MaxAllocSize)
+		too_large(crel);
+	enlargeStringInfo(buf, sizeof(uint32) + size + PSYNC_ROOM(crel->ncolumns));
 	put_bytes(buf, bytes, size);
 }
 
+/*
+ * A value whose binary form is its stored form without the header.  A TOAST
+ * pointer means nothing elsewhere: it is fetched here, which for an unchanged
+ * column of an UPDATE costs what the update saved; images are complete, lest a
+ * target need the row that came before.
+ */
 static void
 put_varlena(StringInfo buf, PsyncCaptureRel *crel, Datum value)
 {
@@ -105,6 +148,10 @@ put_varlena(StringInfo buf, PsyncCaptureRel *crel, Datum value)
 		pfree(plain);
 }
 
+/*
+ * By the type's output function: for types whose binary form says something
+ * about this server only, see psync_type_is_portable().
+ */
 static void
 put_text(StringInfo buf, PsyncCaptureRel *crel, FmgrInfo *output, Datum value)
 {
@@ -114,6 +161,9 @@ put_text(StringInfo buf, PsyncCaptureRel *crel, FmgrInfo *output, Datum value)
 	pfree(text);
 }
 
+/*
+ * By the type's send function, as COPY BINARY would.
+ */
 static void
 put_sent(StringInfo buf, PsyncCaptureRel *crel, FmgrInfo *send, Datum value)
 {
@@ -123,6 +173,10 @@ put_sent(StringInfo buf, PsyncCaptureRel *crel, FmgrInfo *send, Datum value)
 	pfree(bytes);
 }
 
+/*
+ * One field, length and value.  The shortcuts store what the send functions of
+ * these types do; row images of all types are compared with COPY's in a test.
+ */
 static void
 put_value(StringInfo buf, PsyncCaptureRel *crel, PsyncCaptureColumn *column,
 		  Datum value, bool isnull)
@@ -170,11 +224,21 @@ put_value(StringInfo buf, PsyncCaptureRel *crel, PsyncCaptureColumn *column,
 	}
 }
 
+/*
+ * The image of the captured columns, or with "include" the old part of those
+ * that it names.  The slot's tuple is deformed up to the last captured column
+ * and not beyond.
+ *
+ * Appends to "buf" only; values made on the way are freed, since a statement
+ * may have millions of rows.
+ */
 static void
 put_columns(StringInfo buf, PsyncCaptureRel *crel, TupleTableSlot *slot,
 			const bool *include)
 {
 	int			count = crel->ncolumns;
+
+	Assert(crel->ncolumns > 0 && crel->ncolumns <= MaxTupleAttributeNumber);
 
 	slot_getsomeattrs(slot, crel->attnum_max);
 	if (include != NULL)
@@ -183,8 +247,7 @@ put_columns(StringInfo buf, PsyncCaptureRel *crel, TupleTableSlot *slot,
 		for (int i = 0; i < crel->ncolumns; i++)
 			count += include[i];
 	}
-	enlargeStringInfo(buf, sizeof(uint16) +
-					  crel->ncolumns * PSYNC_FIXED_FIELD_MAX);
+	enlargeStringInfo(buf, sizeof(uint16) + PSYNC_ROOM(crel->ncolumns));
 	put_int16(buf, count);
 	for (int i = 0; i < crel->ncolumns; i++)
 	{
@@ -262,22 +325,36 @@ put_columns_unconverted(StringInfo buf, PsyncCaptureRel *crel,
 	PG_END_TRY();
 }
 
+/*
+ * Append the new image of the slot's row to "buf".  May raise what a send
+ * function raises, or that the row is too large.
+ */
 void
 psync_image_append(StringInfo buf, PsyncCaptureRel *crel, TupleTableSlot *slot)
 {
 	put_columns_unconverted(buf, crel, slot, NULL);
 }
 
+/*
+ * Append an old part: the columns that include[] names, an entry per captured
+ * column.
+ */
 void
 psync_old_part_append(StringInfo buf, PsyncCaptureRel *crel,
 					  TupleTableSlot *slot, const bool *include)
 {
+	Assert(include != NULL);
+
 	put_columns_unconverted(buf, crel, slot, include);
 }
 
 /*
  * Are the two stored values the same, byte for byte?  An unchanged TOASTed
  * value keeps its pointer, so it need not be fetched.
+ *
+ * By bytes rather than by the type's equality: 1.0 and 1.00 are equal
+ * numerics, and a target should show what the source shows.  Two equal values
+ * stored in different forms (compressed or not) count as equal.
  */
 static bool
 same_value(const PsyncCaptureColumn *column, Datum a, Datum b)
@@ -297,13 +374,17 @@ same_value(const PsyncCaptureColumn *column, Datum a, Datum b)
 }
 
 /*
- * Which captured columns differ?  changed[] has an entry per column.
+ * Which captured columns differ?  changed[] has an entry per column,
+ * *key_changed says whether one of the key is among them.  False if none is:
+ * such an update leaves no trace.
  */
 bool
 psync_image_changed(PsyncCaptureRel *crel, TupleTableSlot *oldslot,
 					TupleTableSlot *newslot, bool *changed, bool *key_changed)
 {
 	bool		any = false;
+
+	Assert(changed != NULL && key_changed != NULL);
 
 	slot_getsomeattrs(oldslot, crel->attnum_max);
 	slot_getsomeattrs(newslot, crel->attnum_max);

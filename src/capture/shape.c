@@ -37,19 +37,28 @@
 #define ANUM_SHAPE_TEXTUAL		7
 #define ANUM_SHAPE_KEYS			8
 
-/* Types made by initdb have the same oid on every server. */
+/*
+ * Types made by initdb from PostgreSQL's own list have the same oid on every
+ * server; those that it makes by running scripts (from 10000 on) do not.
+ */
 static bool
 is_built_in(Oid type)
 {
 	return type < FirstGenbkiObjectId;
 }
 
+/*
+ * Is the binary form of the row type, which lists the types of its columns by
+ * oid, readable elsewhere?  The lock is kept no longer than the look.
+ */
 static bool
 composite_is_portable(Oid relid)
 {
 	Relation	rel = relation_open(relid, AccessShareLock);
 	TupleDesc	desc = RelationGetDescr(rel);
 	bool		result = true;
+
+	Assert(OidIsValid(relid));
 
 	/* the binary form holds each column's type oid, dropped ones left out */
 	for (int i = 0; i < desc->natts && result; i++)
@@ -124,12 +133,19 @@ psync_type_is_portable(Oid type)
 	return result;
 }
 
+/*
+ * The shape that the relation has now; shape.h has the contract.  Names of
+ * types are left out: they are looked up when the shape is read, since they
+ * may change.
+ */
 PsyncShape *
 psync_shape_build(Relation rel, int nattnums, const AttrNumber *attnums,
 				  int nkeys, const AttrNumber *keys)
 {
 	TupleDesc	desc = RelationGetDescr(rel);
 	PsyncShape *shape = palloc0(sizeof(PsyncShape));
+
+	Assert(nkeys >= 0 && nkeys <= INDEX_MAX_KEYS);
 
 	shape->relid = RelationGetRelid(rel);
 	shape->ncolumns = nattnums;
@@ -160,6 +176,11 @@ psync_shape_build(Relation rel, int nattnums, const AttrNumber *attnums,
 	return shape;
 }
 
+/*
+ * Do the two describe the same columns in the same way?  Also by name: an old
+ * name is what people see in the log of changes made under it.  Ids do not
+ * count.
+ */
 bool
 psync_shape_equal(const PsyncShape *a, const PsyncShape *b)
 {
@@ -184,6 +205,9 @@ psync_shape_equal(const PsyncShape *a, const PsyncShape *b)
 
 /* ------------------------------------------------------------- the table */
 
+/*
+ * The table of shapes, and its two indexes by oid, which catalog scans want.
+ */
 static Relation
 open_shape_table(LOCKMODE lockmode, Oid *by_id, Oid *by_relid)
 {
@@ -194,6 +218,10 @@ open_shape_table(LOCKMODE lockmode, Oid *by_id, Oid *by_relid)
 	return table_open(get_relname_relid("shape", schema), lockmode);
 }
 
+/*
+ * An array column of the row, detoasted: the shape of a table with a thousand
+ * columns does not fit a page.
+ */
 static ArrayType *
 get_array(HeapTuple tuple, TupleDesc desc, int attnum)
 {
@@ -204,7 +232,11 @@ get_array(HeapTuple tuple, TupleDesc desc, int attnum)
 	return DatumGetArrayTypeP(value);
 }
 
-/* The recorded shape; current names and type names are not yet filled in. */
+/*
+ * The recorded shape, in the current context; current names and type names are
+ * not yet filled in.  The arrays were written by insert_shape(), so that they
+ * agree in length is taken for granted.
+ */
 static PsyncShape *
 shape_from_tuple(HeapTuple tuple, TupleDesc desc)
 {
@@ -222,6 +254,8 @@ shape_from_tuple(HeapTuple tuple, TupleDesc desc)
 												 &isnull));
 	shape->ncolumns = ArrayGetNItems(ARR_NDIM(attnums), ARR_DIMS(attnums));
 	shape->columns = palloc0(Max(shape->ncolumns, 1) * sizeof(PsyncColumn));
+	Assert(ArrayGetNItems(ARR_NDIM(names), ARR_DIMS(names)) == shape->ncolumns);
+	Assert(ArrayGetNItems(ARR_NDIM(types), ARR_DIMS(types)) == shape->ncolumns);
 	for (int i = 0; i < shape->ncolumns; i++)
 	{
 		PsyncColumn *column = &shape->columns[i];
@@ -244,7 +278,12 @@ shape_from_tuple(HeapTuple tuple, TupleDesc desc)
 	return shape;
 }
 
-/* The newest recorded shape of the relation, or NULL. */
+/*
+ * The newest recorded shape of the relation, or NULL. Under a catalog
+ * snapshot, which sees what this transaction has written and what others have
+ * committed; a shape of a transaction still open is not seen, so two that meet
+ * a new column list at once each record it.
+ */
 static PsyncShape *
 newest_shape(Relation rel, Oid by_relid, Oid relid)
 {
@@ -266,6 +305,10 @@ newest_shape(Relation rel, Oid by_relid, Oid relid)
 	return result;
 }
 
+/*
+ * An array of values, or the empty one, which construct_array() would make
+ * with dimensions.
+ */
 static ArrayType *
 build_array(Datum *elems, int n, Oid type)
 {
@@ -279,6 +322,10 @@ build_array(Datum *elems, int n, Oid type)
 	return construct_array(elems, n, type, len, byval, align);
 }
 
+/*
+ * Insert a row with catalog functions: no trigger, no privilege, no executor
+ * on the writer's path.  It commits or not with the changes that name it (P1).
+ */
 static void
 insert_shape(Relation rel, const PsyncShape *shape, uint32 id)
 {
@@ -292,6 +339,8 @@ insert_shape(Relation rel, const PsyncShape *shape, uint32 id)
 	Datum		values[NATTS_SHAPE];
 	bool		nulls[NATTS_SHAPE] = {false};
 	HeapTuple	tuple;
+
+	Assert(id != 0);
 
 	for (int i = 0; i < n; i++)
 	{
@@ -320,6 +369,12 @@ insert_shape(Relation rel, const PsyncShape *shape, uint32 id)
 	heap_freetuple(tuple);
 }
 
+/*
+ * The id of a recorded shape equal to this one.  A new one gets a number from
+ * a sequence, so ids grow with time for one relation, nearly: of two that were
+ * recorded at once either may be taken for the newest, and they are equal or
+ * one of the writers will look again.
+ */
 uint32
 psync_shape_record(const PsyncShape *shape)
 {
@@ -344,7 +399,11 @@ psync_shape_record(const PsyncShape *shape)
 	return id;
 }
 
-/* What the columns and types are called now. */
+/*
+ * What the columns and types are called now.  A column that was dropped since
+ * has no name now, and a type that is gone has none: then current_name or
+ * type_name is NULL, and the value can still be passed on in its binary form.
+ */
 static void
 fill_current_names(PsyncShape *shape)
 {
@@ -361,6 +420,9 @@ fill_current_names(PsyncShape *shape)
 	}
 }
 
+/*
+ * Read a recorded shape; shape.h has the contract.
+ */
 PsyncShape *
 psync_shape_load(uint32 id)
 {
@@ -372,6 +434,8 @@ psync_shape_load(uint32 id)
 	HeapTuple	tuple;
 	PsyncShape *result = NULL;
 
+	Assert(id != 0);
+
 	ScanKeyInit(&key, ANUM_SHAPE_ID, BTEqualStrategyNumber, F_INT4EQ,
 				Int32GetDatum((int32) id));
 	scan = systable_beginscan(rel, by_id, true, NULL, 1, &key);
@@ -382,5 +446,6 @@ psync_shape_load(uint32 id)
 	table_close(rel, NoLock);
 	if (result != NULL)
 		fill_current_names(result);
+	Assert(result == NULL || result->id == id);
 	return result;
 }

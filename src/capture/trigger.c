@@ -37,12 +37,19 @@ PG_FUNCTION_INFO_V1(payment_sync_capture_truncate);
 /* Rows of up to this many columns need no allocation for the flags. */
 #define PSYNC_FLAGS_ON_STACK	64
 
-/* The command in which a captured table's truncation was logged last. */
+/*
+ * The command in which a captured table's truncation was logged last.  All of
+ * these must agree with the present for the note to count; ids of commands and
+ * subtransactions begin anew in each transaction.
+ */
 static Oid	truncated_root = InvalidOid;
 static CommandId truncated_command = InvalidCommandId;
 static SubTransactionId truncated_subxact = InvalidSubTransactionId;
 static uint64 truncated_transaction = 0;
 
+/*
+ * An insert: the new image is all.
+ */
 static void
 log_insert(PsyncCaptureRel *crel, TupleTableSlot *slot)
 {
@@ -53,6 +60,11 @@ log_insert(PsyncCaptureRel *crel, TupleTableSlot *slot)
 	psync_log_end(0);
 }
 
+/*
+ * A delete: no image, and an old part with the key, and with all that is
+ * captured unless old_values is none; what "changed" is to all columns of a
+ * row that goes.
+ */
 static void
 log_delete(PsyncCaptureRel *crel, TupleTableSlot *slot)
 {
@@ -74,7 +86,11 @@ log_delete(PsyncCaptureRel *crel, TupleTableSlot *slot)
 		pfree(include);
 }
 
-/* Returns whether the key changed. */
+/*
+ * An update: the new image, and of the old row what old_values asks for, the
+ * old key in any case if it changed.  Nothing if no captured column differs.
+ * Returns whether the key changed.
+ */
 static bool
 log_update(PsyncCaptureRel *crel, TupleTableSlot *oldslot,
 		   TupleTableSlot *newslot)
@@ -117,6 +133,9 @@ log_update(PsyncCaptureRel *crel, TupleTableSlot *oldslot,
 	return key_changed;
 }
 
+/*
+ * Does the new row have another key than the old one?
+ */
 static bool
 key_changed(PsyncCaptureRel *crel, TupleTableSlot *oldslot, TupleTableSlot *newslot)
 {
@@ -175,6 +194,11 @@ log_key_again(PsyncCaptureRel *crel, Relation rel, TupleTableSlot *oldslot)
 	ExecDropSingleTupleTableSlot(row);
 }
 
+/*
+ * The trigger's data, if the function was called as the trigger it is meant
+ * for.  "expected" is evaluated by the caller, after a look at whether there
+ * is a trigger at all.
+ */
 static TriggerData *
 check_trigger(FunctionCallInfo fcinfo, const char *name, bool expected)
 {
@@ -188,6 +212,10 @@ check_trigger(FunctionCallInfo fcinfo, const char *name, bool expected)
 
 /*
  * AFTER INSERT OR UPDATE OR DELETE FOR EACH ROW
+ *
+ * On the writer's path: what is done here is done for each row (P10).  The
+ * result is ignored by the executor; SQL NULL is no error for an AFTER
+ * trigger.
  */
 Datum
 payment_sync_capture_change(PG_FUNCTION_ARGS)
@@ -237,6 +265,11 @@ truncation_logged(Oid rootid)
 		truncated_subxact == GetCurrentSubTransactionId();
 }
 
+/*
+ * The truncation of a captured table, as one change.  Its shape id is the
+ * relation's oid, since there is no image.  Noted, so that the triggers of its
+ * partitions, which TRUNCATE runs in the same command, keep silent.
+ */
 static void
 log_truncate(PsyncCaptureRel *crel)
 {
@@ -251,6 +284,10 @@ log_truncate(PsyncCaptureRel *crel)
 /*
  * A partition is truncated by itself: its rows go, its siblings' stay.  The
  * table is locked exclusively, so the latest snapshot sees all of them.
+ *
+ * This makes TRUNCATE of a partition as dear as DELETE; the alternative, to
+ * tell the target which rows by a condition, would need partitions there as
+ * well.
  */
 static void
 log_rows_as_deleted(PsyncCaptureRel *crel, Relation rel)
@@ -280,6 +317,10 @@ log_rows_as_deleted(PsyncCaptureRel *crel, Relation rel)
 
 /*
  * BEFORE TRUNCATE FOR EACH STATEMENT
+ *
+ * Before, because a partition's rows can be read only then.  If the truncation
+ * fails afterwards, the transaction or savepoint does, and the change goes
+ * with it (P1).
  */
 Datum
 payment_sync_capture_truncate(PG_FUNCTION_ARGS)
