@@ -11,6 +11,7 @@
 #ifdef PSYNC_HTTP_ZSTD_LIBRARY
 #include <zstd.h>
 #endif
+#include "utils/memutils.h"
 
 #include "transport/http/http_transport.h"
 
