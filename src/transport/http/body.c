@@ -13,8 +13,6 @@
 #endif
 #include "utils/memutils.h"
 
-#include "utils/memutils.h"
-
 #include "transport/http/http_transport.h"
 
 /* Window of 32 KiB, and 16 for "with a gzip header". */
