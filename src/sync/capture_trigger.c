@@ -11,14 +11,15 @@
 
 #include "access/relation.h"
 #include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_proc.h"
 #include "executor/spi.h"
-#include "nodes/value.h"
-#include "parser/parse_func.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 
 #include "compat.h"
 #include "sync/admin.h"
@@ -44,13 +45,28 @@ run_ddl(const char *command)
 	SPI_finish();
 }
 
+/*
+ * A function of ours, whether or not the current user may call it: DDL of
+ * tables must go on where privileges on the extension have been taken away.
+ */
+static Oid
+trigger_function(const char *name)
+{
+	Oid			function = GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid,
+										   CStringGetDatum(name),
+										   PointerGetDatum(buildoidvector(NULL, 0)),
+										   ObjectIdGetDatum(get_namespace_oid(PSYNC_SCHEMA, false)));
+
+	if (!OidIsValid(function))
+		elog(ERROR, "function \"%s\" is missing", name);
+	return function;
+}
+
 /* The table's trigger that calls a function of ours. */
 bool
 psync_trigger_find(Oid relid, const char *function, PsyncTrigger *trigger)
 {
-	List	   *name = list_make2(makeString(pstrdup(PSYNC_SCHEMA)),
-								  makeString(pstrdup(function)));
-	Oid			funcoid = LookupFuncName(name, 0, NULL, false);
+	Oid			funcoid = trigger_function(function);
 	Relation	rel = relation_open(relid, AccessShareLock);
 	TriggerDesc *desc = rel->trigdesc;
 	bool		found = false;
