@@ -75,13 +75,14 @@ TRUNCATE west.pay, payment_sync.log_0;
 
 -- Two tables of this database stand for two databases that sync both ways.
 -- The transport sets the origin: by default the identity of its change log.
-SELECT format('CREATE SERVER regress_%s FOREIGN DATA WRAPPER payment_sync_postgres OPTIONS (host %L, port %L, dbname %L%s)',
-	name, split_part(current_setting('unix_socket_directories'), ',', 1), current_setting('port'), current_database(), origin)
-FROM (VALUES ('from_west', ', origin ''west'''), ('from_east', '')) s (name, origin)
-\gexec
-SELECT format('CREATE USER MAPPING FOR CURRENT_USER SERVER %I OPTIONS (user %L)', srvname, current_user)
-FROM pg_foreign_server ORDER BY 1
-\gexec
+DO $$ DECLARE s record; BEGIN
+	FOR s IN VALUES ('from_west', ', origin ''west'''), ('from_east', '') LOOP
+		EXECUTE format('CREATE SERVER regress_%s FOREIGN DATA WRAPPER payment_sync_postgres OPTIONS (host %L, port %L, dbname %L%s)',
+			s.column1, split_part(current_setting('unix_socket_directories'), ',', 1), current_setting('port'),
+			current_database(), s.column2);
+		EXECUTE format('CREATE USER MAPPING FOR CURRENT_USER SERVER regress_%s OPTIONS (user %L)', s.column1, current_user);
+	END LOOP;
+END $$;
 SELECT payment_sync.create_sync('west_to_east', '{west.pay}', 'regress_from_west', target_schema => 'east', exclude_origins => '{*}');
 SELECT payment_sync.create_sync('east_to_west', '{east.pay}', 'regress_from_east', target_schema => 'west', exclude_origins => '{*}');
 TRUNCATE payment_sync.log_0;
@@ -108,8 +109,9 @@ GRANT ALL ON SCHEMA west, east TO regress_origin;
 GRANT USAGE ON FOREIGN SERVER regress_from_west TO regress_origin;
 GRANT ALL ON east.pay TO regress_origin;
 ALTER TABLE west.pay OWNER TO regress_origin;
-SELECT format('CREATE USER MAPPING FOR regress_origin SERVER regress_from_west OPTIONS (user %L, password_required ''false'')', current_user)
-\gexec
+DO $$ BEGIN
+	EXECUTE format('CREATE USER MAPPING FOR regress_origin SERVER regress_from_west OPTIONS (user %L, password_required ''false'')', current_user);
+END $$;
 SET ROLE regress_origin;
 ALTER TABLE west.pay ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY few ON west.pay USING (id < 0);
