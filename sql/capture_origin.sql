@@ -100,7 +100,7 @@ TABLE east.pay;
 SELECT operation, "table", key,
 	CASE origin WHEN (SELECT identity::text FROM payment_sync.log_rotation) THEN 'this change log' ELSE origin END AS origin
 FROM payment_sync.changes;
-SELECT name, changes, errors FROM payment_sync.stat_sync ORDER BY name;
+SELECT name, errors FROM payment_sync.stat_sync ORDER BY name;
 
 -- A batch is refused where its owner cannot see all rows: row security never
 -- leaves out some silently.
