@@ -76,6 +76,19 @@ sub query
 	return $self->wait(%option);
 }
 
+# Ask again and again, without pause, until the answer is true; dies if that
+# takes too long.
+sub until_true
+{
+	my ($self, $sql) = @_;
+	my $end = time + $seconds;
+	while ($self->query("SELECT ($sql)::bool::int") ne '1')
+	{
+		die "not true in time: $sql" if time > $end;
+	}
+	return;
+}
+
 sub pid
 {
 	my ($self) = @_;
@@ -89,6 +102,14 @@ sub wait_blocked
 	$node->poll_query_until($db // 'postgres',
 		"SELECT cardinality(pg_blocking_pids($self->{pid})) > 0")
 	  or die 'the session does not wait';
+	return;
+}
+
+# Its server is gone, or it is to be cut off.
+sub kill
+{
+	my ($self) = @_;
+	$self->{psql}->kill_kill;
 	return;
 }
 

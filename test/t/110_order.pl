@@ -104,7 +104,7 @@ while ($windows < 60)
 {
 	$windows++;
 	$writer->query("INSERT INTO pay VALUES (10000 + $windows, 'around')");
-	1 until $reader->query("SELECT count(*) FROM pay WHERE id = 10000 + $windows");
+	$reader->until_true("SELECT count(*) = 1 FROM pay WHERE id = 10000 + $windows");
 }
 end_worker();
 $reads = log_reads() - $reads;
