@@ -5,7 +5,7 @@ EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" payment_sync
 DATA = payment_sync--1.0.sql
 MODULE_big = payment_sync
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/capture/*.c src/log/*.c \
-	src/sync/*.c src/deliver/*.c src/worker/*.c src/stats/*.c src/transport/*.c \
+	src/sync/*.c src/deliver/*.c src/reconcile/*.c src/worker/*.c src/stats/*.c src/transport/*.c \
 	src/transport/*/options.c)))
 
 # Build fewer with "make TRANSPORTS=".

@@ -179,6 +179,99 @@ CREATE TABLE payment_sync.batch (
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE payment_sync.batch IS 'batches asked for, under way and done; cursor is the last key copied';
 
+-- Reconciliations: what was asked for, how far it has come, what it found.
+-- One row per run and table.  History, not dumped: it speaks of this
+-- database's oids.
+CREATE SEQUENCE payment_sync.reconciliation_run;
+COMMENT ON SEQUENCE payment_sync.reconciliation_run IS 'numbers of reconciliation runs';
+CREATE TABLE payment_sync.reconciliation (
+	run bigint NOT NULL,
+	relid oid NOT NULL,
+	sync uuid,
+	sync_name name,
+	owner regrole NOT NULL,
+	other oid NOT NULL DEFAULT 0,
+	server name,
+	key name[],
+	columns name[],
+	other_columns name[],
+	condition text,
+	key_after text[],
+	key_upto text[],
+	recent boolean NOT NULL DEFAULT false,
+	digest text NOT NULL DEFAULT 'hash' CHECK (digest IN ('hash', 'sha256')),
+	tolerance jsonb,
+	rows_per_second bigint CHECK (rows_per_second > 0),
+	max_wait interval NOT NULL DEFAULT interval '10 s',
+	seeds bigint[] NOT NULL DEFAULT ARRAY[
+		pg_catalog.hashtextextended(pg_catalog.gen_random_uuid()::text, 1),
+		pg_catalog.hashtextextended(pg_catalog.gen_random_uuid()::text, 2)],
+	state text NOT NULL DEFAULT 'pending'
+		CHECK (state IN ('pending', 'running', 'done', 'cancelled', 'failed')),
+	division text,
+	cursor text[],
+	rows_estimated bigint,
+	source_rows bigint NOT NULL DEFAULT 0,
+	target_rows bigint NOT NULL DEFAULT 0,
+	missing bigint NOT NULL DEFAULT 0,
+	unexpected bigint NOT NULL DEFAULT 0,
+	different bigint NOT NULL DEFAULT 0,
+	in_flight bigint NOT NULL DEFAULT 0,
+	matched bigint NOT NULL GENERATED ALWAYS AS
+		(GREATEST(source_rows - missing - different - in_flight, 0)) STORED,
+	rows_moved bigint NOT NULL DEFAULT 0,
+	position text,
+	requested timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+	started timestamptz,
+	saved timestamptz,
+	finished timestamptz,
+	error text,
+	PRIMARY KEY (run, relid)
+) WITH (fillfactor = 50);
+CREATE INDEX reconciliation_sync_idx ON payment_sync.reconciliation (sync, relid, run);
+COMMENT ON TABLE payment_sync.reconciliation IS 'reconciliations: a row per run and table';
+
+CREATE TABLE payment_sync.discrepancy (
+	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	sync uuid,
+	owner regrole NOT NULL,
+	relid oid NOT NULL,
+	other oid NOT NULL,
+	name text NOT NULL,
+	digest bytea NOT NULL GENERATED ALWAYS AS
+		(pg_catalog.decode(pg_catalog.md5(name), 'hex')) STORED,
+	key jsonb NOT NULL,
+	kind text NOT NULL CHECK (kind IN ('missing', 'unexpected', 'different')),
+	source jsonb,
+	target jsonb,
+	columns name[] NOT NULL,
+	first_run bigint NOT NULL,
+	last_run bigint NOT NULL,
+	first_seen timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+	last_seen timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+	state text NOT NULL DEFAULT 'open'
+		CHECK (state IN ('open', 'accepted', 'repairing', 'repaired', 'gone')),
+	reason text,
+	changed_by name,
+	changed_at timestamptz
+);
+CREATE UNIQUE INDEX discrepancy_key_idx ON payment_sync.discrepancy
+	(COALESCE(sync, '00000000-0000-0000-0000-000000000000'), relid, other, digest)
+	WHERE state IN ('open', 'accepted', 'repairing');
+COMMENT ON TABLE payment_sync.discrepancy IS 'discrepancies, one row for as long as each lasts';
+COMMENT ON SEQUENCE payment_sync.discrepancy_id_seq IS 'ids of discrepancies';
+
+CREATE TABLE payment_sync.suspect (
+	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	run bigint NOT NULL,
+	relid oid NOT NULL,
+	name text NOT NULL,
+	key text[] NOT NULL,
+	UNIQUE (run, relid, name)
+);
+COMMENT ON TABLE payment_sync.suspect IS 'keys that a run could not decide about: a change to them is on its way';
+COMMENT ON SEQUENCE payment_sync.suspect_id_seq IS 'order in which suspects were noted';
+
 -- ======================================================================
 -- Record: which tables are captured
 -- ======================================================================
@@ -572,6 +665,144 @@ COMMENT ON FUNCTION payment_sync.ack_changes(name, text) IS
 	'the fetched change at this position, and all before it, are dealt with, if this transaction commits';
 
 -- ======================================================================
+-- Prove that both sides agree
+-- ======================================================================
+
+CREATE FUNCTION payment_sync.reconcile(
+	name name,
+	rel regclass DEFAULT NULL,
+	condition text DEFAULT NULL,
+	key_after text[] DEFAULT NULL,
+	key_upto text[] DEFAULT NULL,
+	recent boolean DEFAULT false,
+	tolerance jsonb DEFAULT NULL,
+	digest text DEFAULT 'hash',
+	server name DEFAULT NULL,
+	rows_per_second integer DEFAULT NULL,
+	max_wait interval DEFAULT '10 s',
+	OUT run bigint, OUT "table" regclass, OUT source_rows bigint,
+	OUT target_rows bigint, OUT matched bigint, OUT missing bigint,
+	OUT unexpected bigint, OUT different bigint, OUT in_flight bigint,
+	OUT started timestamptz, OUT finished timestamptz, OUT "position" text) RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'payment_sync_reconcile'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.reconcile(name, regclass, text, text[], text[], boolean, jsonb, text, name, integer, interval) IS
+	'compares a sync''s tables, or one, with the target, in this session; a row per table';
+
+CREATE FUNCTION payment_sync.reconcile_with(
+	rel regclass,
+	other regclass,
+	key name[] DEFAULT NULL,
+	columns name[] DEFAULT NULL,
+	other_columns name[] DEFAULT NULL,
+	condition text DEFAULT NULL,
+	tolerance jsonb DEFAULT NULL,
+	digest text DEFAULT 'hash',
+	OUT run bigint, OUT "table" regclass, OUT source_rows bigint,
+	OUT target_rows bigint, OUT matched bigint, OUT missing bigint,
+	OUT unexpected bigint, OUT different bigint, OUT in_flight bigint,
+	OUT started timestamptz, OUT finished timestamptz, OUT "position" text) RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'payment_sync_reconcile_with'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.reconcile_with(regclass, regclass, name[], name[], name[], text, jsonb, text) IS
+	'compares a relation with another one of this database: a foreign table, or a file loaded into a table';
+
+CREATE FUNCTION payment_sync.start_reconciliation(
+	name name,
+	rel regclass DEFAULT NULL,
+	condition text DEFAULT NULL,
+	key_after text[] DEFAULT NULL,
+	key_upto text[] DEFAULT NULL,
+	recent boolean DEFAULT false,
+	tolerance jsonb DEFAULT NULL,
+	digest text DEFAULT 'hash',
+	server name DEFAULT NULL,
+	rows_per_second integer DEFAULT NULL,
+	max_wait interval DEFAULT '10 s') RETURNS bigint
+	AS 'MODULE_PATHNAME', 'payment_sync_start_reconciliation'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.start_reconciliation(name, regclass, text, text[], text[], boolean, jsonb, text, name, integer, interval) IS
+	'asks for a reconciliation without waiting for it; returns the number of the run';
+
+CREATE PROCEDURE payment_sync.run_reconciliation(run bigint)
+	AS 'MODULE_PATHNAME', 'payment_sync_run_reconciliation'
+	LANGUAGE C;
+COMMENT ON PROCEDURE payment_sync.run_reconciliation(bigint) IS
+	'does what is left to do of a run, in this session, and commits each step';
+
+CREATE FUNCTION payment_sync.cancel_reconciliation(run bigint) RETURNS boolean
+	AS 'MODULE_PATHNAME', 'payment_sync_cancel_reconciliation'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.cancel_reconciliation(bigint) IS
+	'ends a run after the step at hand; true if there was something left to do';
+
+CREATE VIEW payment_sync.reconciliations WITH (security_barrier = true) AS
+	SELECT r.run, r.sync_name AS sync, r.relid::regclass AS "table",
+		NULLIF(r.other, 0)::regclass AS other, r.state,
+		CASE
+			WHEN r.state = 'done' THEN 100.0
+			WHEN r.rows_estimated > 0
+				THEN round(LEAST(100.0 * r.source_rows / r.rows_estimated, 99.9), 1)
+		END AS percent,
+		r.source_rows, r.target_rows, r.matched, r.missing, r.unexpected, r.different,
+		r.in_flight, r.missing + r.unexpected + r.different = 0 AS agrees,
+		r.division, r.digest, r.rows_moved, r."position",
+		r.requested, r.started, r.finished, r.error
+	FROM payment_sync.reconciliation r
+	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(r.owner, 'USAGE');
+COMMENT ON VIEW payment_sync.reconciliations IS 'reconciliations: what was compared, how far it has come, what was found';
+COMMENT ON COLUMN payment_sync.reconciliations.run IS 'number of the run';
+COMMENT ON COLUMN payment_sync.reconciliations.sync IS 'name of the sync when it was asked for; null: reconcile_with';
+COMMENT ON COLUMN payment_sync.reconciliations."table" IS 'the source';
+COMMENT ON COLUMN payment_sync.reconciliations.other IS 'with what reconcile_with has compared it';
+COMMENT ON COLUMN payment_sync.reconciliations.state IS 'pending, running, done, cancelled, or failed';
+COMMENT ON COLUMN payment_sync.reconciliations.percent IS 'by the planner''s estimate of the table''s rows; null if there is none';
+COMMENT ON COLUMN payment_sync.reconciliations.source_rows IS 'rows compared at the source';
+COMMENT ON COLUMN payment_sync.reconciliations.target_rows IS 'rows compared at the target';
+COMMENT ON COLUMN payment_sync.reconciliations.matched IS 'rows of the source that the target has alike';
+COMMENT ON COLUMN payment_sync.reconciliations.missing IS 'keys that the target lacks';
+COMMENT ON COLUMN payment_sync.reconciliations.unexpected IS 'keys that only the target has';
+COMMENT ON COLUMN payment_sync.reconciliations.different IS 'keys whose rows differ';
+COMMENT ON COLUMN payment_sync.reconciliations.in_flight IS 'keys that differ while a change to them is on its way: no verdict';
+COMMENT ON COLUMN payment_sync.reconciliations.agrees IS 'no discrepancy was found, so far';
+COMMENT ON COLUMN payment_sync.reconciliations.division IS 'by range of the key, or by its hash';
+COMMENT ON COLUMN payment_sync.reconciliations.digest IS 'hash or sha256';
+COMMENT ON COLUMN payment_sync.reconciliations.rows_moved IS 'rows that the other side has sent, checksums included';
+COMMENT ON COLUMN payment_sync.reconciliations."position" IS 'the sync''s position for which it speaks, as of the last rows that were read; null if all checksums were equal';
+COMMENT ON COLUMN payment_sync.reconciliations.requested IS 'when it was asked for';
+COMMENT ON COLUMN payment_sync.reconciliations.started IS 'when it began';
+COMMENT ON COLUMN payment_sync.reconciliations.finished IS 'when it ended';
+COMMENT ON COLUMN payment_sync.reconciliations.error IS 'why it failed';
+
+-- Rows of tables are for the owner alone.
+CREATE VIEW payment_sync.discrepancies WITH (security_barrier = true) AS
+	SELECT d.id, d.last_run AS run, s.name AS sync, d.relid::regclass AS "table",
+		NULLIF(d.other, 0)::regclass AS other, d.key, d.kind, d.source, d.target,
+		d.columns, d.first_run, d.first_seen, d.last_seen,
+		d.state, d.reason, d.changed_by, d.changed_at
+	FROM payment_sync.discrepancy d
+	LEFT JOIN payment_sync.sync s ON s.id = d.sync
+	WHERE pg_has_role(d.owner, 'USAGE');
+COMMENT ON VIEW payment_sync.discrepancies IS 'keys on which both sides were found to differ';
+COMMENT ON COLUMN payment_sync.discrepancies.id IS 'names it to accept_discrepancy()';
+COMMENT ON COLUMN payment_sync.discrepancies.run IS 'the last run that saw it';
+COMMENT ON COLUMN payment_sync.discrepancies.sync IS 'null: found by reconcile_with, or the sync was dropped';
+COMMENT ON COLUMN payment_sync.discrepancies."table" IS 'the source';
+COMMENT ON COLUMN payment_sync.discrepancies.other IS 'with what reconcile_with has compared it';
+COMMENT ON COLUMN payment_sync.discrepancies.key IS 'of the row';
+COMMENT ON COLUMN payment_sync.discrepancies.kind IS 'missing (not at the target), unexpected (only at the target), or different';
+COMMENT ON COLUMN payment_sync.discrepancies.source IS 'the row at the source; null if it has none';
+COMMENT ON COLUMN payment_sync.discrepancies.target IS 'the row at the target; null if it has none';
+COMMENT ON COLUMN payment_sync.discrepancies.columns IS 'that differ, by their names at the source';
+COMMENT ON COLUMN payment_sync.discrepancies.first_run IS 'the run that saw it first';
+COMMENT ON COLUMN payment_sync.discrepancies.first_seen IS 'when it was seen first';
+COMMENT ON COLUMN payment_sync.discrepancies.last_seen IS 'when it was seen last';
+COMMENT ON COLUMN payment_sync.discrepancies.state IS 'open, accepted, repairing (its repair is on its way), repaired, or gone (a later run did not find it any more)';
+COMMENT ON COLUMN payment_sync.discrepancies.reason IS 'why it was accepted';
+COMMENT ON COLUMN payment_sync.discrepancies.changed_by IS 'who has accepted or repaired it';
+COMMENT ON COLUMN payment_sync.discrepancies.changed_at IS 'when its state changed';
+
+-- ======================================================================
 -- Keeping the definitions true when tables change
 -- ======================================================================
 
@@ -605,6 +836,7 @@ COMMENT ON EVENT TRIGGER payment_sync_sql_drop IS 'forgets dropped tables, and k
 GRANT USAGE ON SCHEMA payment_sync TO PUBLIC;
 GRANT SELECT ON payment_sync.captured_tables, payment_sync.syncs,
 	payment_sync.stat_sync, payment_sync.progress_batch, payment_sync.changes,
+	payment_sync.reconciliations, payment_sync.discrepancies,
 	payment_sync.transport_options
 	TO PUBLIC;
 

@@ -64,4 +64,10 @@ extern TimestampTz psync_delivery_unsaved_since(PsyncDelivery *delivery);
  */
 extern long (*psync_deliver_wait_hook) (void);
 
+/*
+ * A reconciliation reads at the target on behalf of a statement, whose snapshot
+ * is held meanwhile.  A delivery must hold none.
+ */
+extern bool psync_deliver_reading;
+
 #endif							/* PSYNC_DELIVER_H */

@@ -170,6 +170,34 @@ key_fields(const PsyncChange *change, int *n)
 	return fields;
 }
 
+PsyncKeyField *
+psync_change_key_fields(const PsyncChange *change, bool old, int *n)
+{
+	PsyncField *fields;
+	PsyncKeyField *key;
+	int			kept = 0;
+
+	Assert(change->shape != NULL);
+	Assert(old ? change->old_size > 0 : change->new_size > 0);
+	if (old)
+		fields = split(change->shape, change->old_part, change->old_size, true, n);
+	else
+		fields = split(change->shape, change->new_image, change->new_size, false, n);
+	key = palloc(Max(*n, 1) * sizeof(PsyncKeyField));
+	for (int i = 0; i < *n; i++)
+	{
+		const PsyncColumn *column = &change->shape->columns[fields[i].index];
+
+		if (!column->key)
+			continue;
+		key[kept].column = column;
+		key[kept].value = fields[i].value;
+		key[kept++].size = fields[i].size;
+	}
+	*n = kept;
+	return key;
+}
+
 char *
 psync_change_describe_key(const PsyncChange *change)
 {

@@ -18,6 +18,20 @@ extern char *psync_value_to_text(const PsyncColumn *column, const char *value,
 extern char *psync_change_describe_key(const PsyncChange *change);
 
 /*
+ * The fields of a change's key: of the old part, or of the new image.  Values
+ * point into the change.
+ */
+typedef struct PsyncKeyField
+{
+	const PsyncColumn *column;
+	const char *value;
+	int32		size;			/* bytes, or -1: NULL */
+} PsyncKeyField;
+
+extern PsyncKeyField *psync_change_key_fields(const PsyncChange *change,
+											  bool old, int *n);
+
+/*
  * A jsonb object of an image's columns, by the names they had then; of an old
  * part, of the columns it holds; of the key alone.  (Datum) 0 if there is none.
  */

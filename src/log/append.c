@@ -421,6 +421,12 @@ next_position(PsyncOperation op)
 	return Max(last_position + 1, wal);
 }
 
+bool
+psync_log_has_changes(void)
+{
+	return logged;
+}
+
 /*
  * For rows that others have changed, and that are logged now without a record
  * of our own in between: what comes is to lie behind all of theirs.

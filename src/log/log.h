@@ -85,6 +85,9 @@ extern void psync_log_end(uint8 flags);
  */
 extern void psync_log_advance(void);
 
+/* Has the current transaction logged anything? */
+extern bool psync_log_has_changes(void);
+
 /* ---------------------------------------------------------- snapshot.c */
 
 /*

@@ -37,7 +37,7 @@
  * Changed whenever a struct in this file changes, so that a stale library is
  * refused instead of crashing: "PS", then a counter.
  */
-#define PSYNC_TRANSPORT_MAGIC	0x50530004
+#define PSYNC_TRANSPORT_MAGIC	0x50530005
 
 #define PSYNC_TRANSPORT_INIT	"payment_sync_transport_init"
 
@@ -198,6 +198,9 @@ typedef struct PsyncTarget
 	MemoryContext context;		/* lives until close */
 	void	   *private_data;	/* the transport's own */
 	void	   *core_data;		/* the core's own */
+	bool		read_only;		/* opened to be read, for reconciliation: nothing
+								 * may be written there, not even the transport's
+								 * own tables, and no position is recorded */
 } PsyncTarget;
 
 struct PsyncOutcome;
@@ -353,6 +356,40 @@ typedef struct PsyncMessageTransport
 						  PsyncCheckReport report, void *arg);
 } PsyncMessageTransport;
 
+/* -------------------------------------------------------------- reading */
+
+/*
+ * Reading at a target that is a PostgreSQL server, for reconciliation.  The
+ * target was opened with read_only set; only open, these and close are called
+ * then.  The caller may hold a snapshot.
+ *
+ *		open -> { send -> row* }* -> close
+ */
+typedef struct PsyncReadTransport
+{
+	/*
+	 * Send one statement and return without waiting for its result, so that
+	 * both sides can work at the same time.  The previous one's rows must all
+	 * have been taken.
+	 */
+	void		(*send) (PsyncTarget *target, const char *sql);
+
+	/*
+	 * The next row of its result, as text: an array of *ncolumns strings, NULL
+	 * for nulls, valid until the next call; or NULL at the end.  May wait.
+	 * Rows are taken from the network as they are asked for, so a large
+	 * result needs no memory.
+	 */
+	const char *const *(*row) (PsyncTarget *target, int *ncolumns);
+
+	/*
+	 * A query that returns the position recorded for the sync, as one text
+	 * column, or no row; to be put into other statements, which then see rows
+	 * and position at one time.  May wait.  In the current memory context.
+	 */
+	char	   *(*position_query) (PsyncTarget *target);
+} PsyncReadTransport;
+
 /* ------------------------------------------------------------ callbacks */
 
 typedef struct PsyncTransport
@@ -418,6 +455,9 @@ typedef struct PsyncTransport
 	/* The target takes messages; all callbacks between open and close are
 	 * NULL then.  NULL: it takes windows. */
 	const PsyncMessageTransport *messages;
+
+	/* The target can be read with SQL.  NULL: it cannot. */
+	const PsyncReadTransport *reading;
 } PsyncTransport;
 
 typedef const PsyncTransport *(*PsyncTransportInit) (const PsyncServices *services);

@@ -421,11 +421,14 @@ apply_settings(PsyncPgSession *session)
 		if (!settings[i].must && options != NULL &&
 			strstr(options, settings[i].name) != NULL)
 			continue;
+		/* who only reads must not take away what protects the target */
+		if (target->read_only && strstr(settings[i].name, "_timeout") != NULL)
+			continue;
 		appendStringInfo(&sql, ", pg_catalog.set_config('%s', '%s', false)",
 						 settings[i].name, settings[i].value);
 	}
 	/* takes a privilege, so it is not touched without need */
-	if (role != NULL && strcmp(role, "origin") != 0)
+	if (role != NULL && strcmp(role, "origin") != 0 && !target->read_only)
 		appendStringInfo(&sql, ", pg_catalog.set_config('session_replication_role', %s, false)",
 						 quote_literal_cstr(role));
 	params[0] = origin != NULL ? origin : target->log_id;
@@ -481,6 +484,8 @@ psync_pg_disconnect(PsyncPgSession *session)
 	if (session->conn != NULL)
 		PQfinish(session->conn);
 	session->conn = NULL;
+	PQclear(session->row);
+	session->row = NULL;
 	if (session->fd_acquired)
 		ReleaseExternalFD();
 	session->fd_acquired = false;

@@ -131,6 +131,36 @@ refuse_foreign_log(PsyncPgSession *session, const char *log_id)
 					 session->position_table, session->target->sync_id)));
 }
 
+static void
+name_position_table(PsyncPgSession *session)
+{
+	session->position_table =
+		MemoryContextStrdup(session->context,
+							quote_qualified_identifier(position_schema(session),
+													   option_or(session, "position_table", "position")));
+}
+
+/*
+ * For who only reads: the position as a query.  If there is no table yet, no
+ * window was committed yet; one that commits meanwhile makes what is read
+ * newer than the position, which the caller must bear anyway.
+ */
+char *
+psync_pg_position_query(PsyncPgSession *session)
+{
+	bool		schema_exists;
+
+	Assert(session->target->read_only);
+	name_position_table(session);
+	if (!position_table_exists(session, &schema_exists))
+		return pstrdup("SELECT NULL::pg_catalog.text WHERE false");
+	return psprintf("SELECT position FROM %s"
+					" WHERE sync_id OPERATOR(pg_catalog.=) '%s'::pg_catalog.uuid"
+					" AND log_id OPERATOR(pg_catalog.=) '%s'::pg_catalog.uuid",
+					session->position_table, session->target->sync_id,
+					session->target->log_id);
+}
+
 /* The position the target has, NULL if none; in the session's memory. */
 char *
 psync_pg_position_read(PsyncPgSession *session)
@@ -139,10 +169,7 @@ psync_pg_position_read(PsyncPgSession *session)
 	PGresult   *result;
 	char	   *foreign = NULL;
 
-	session->position_table =
-		MemoryContextStrdup(session->context,
-							quote_qualified_identifier(position_schema(session),
-													   option_or(session, "position_table", "position")));
+	name_position_table(session);
 	create_position_table(session);
 
 	params[0] = session->target->sync_id;

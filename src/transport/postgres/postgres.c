@@ -19,6 +19,7 @@
  *	group.c				changes in memory		collapse.c		last per key
  *	apply.c				windows, strategies		apply_pipeline.c	one by one
  *	apply_set.c			many at once			apply_batch.c	chunks
+ *	read.c				for reconciliation
  *	options.c			options (part of the core)
  */
 #include "postgres.h"
@@ -60,6 +61,8 @@ pg_open(PsyncTarget *target)
 	/* from here on close() has something to close */
 	target->private_data = session;
 	psync_pg_connect(session);
+	if (target->read_only)
+		psync_pg_read_settings(session);
 }
 
 static char *
@@ -151,6 +154,7 @@ static const PsyncTransport transport = {
 	.flush = pg_flush,
 	.abort_window = pg_abort_window,
 	.close = pg_close,
+	.reading = &psync_pg_reading,
 };
 
 const PsyncTransport *

@@ -241,6 +241,12 @@ typedef struct PsyncPgSession
 	uint32		since_poke;
 	PsyncPgSetRun *run;			/* how far the target is with it */
 
+	/* read.c */
+	bool		reading;		/* the result of a statement is not all taken */
+	PGresult   *row;			/* the row handed out last */
+	const char **row_values;	/* in the session's memory */
+	int			row_capacity;
+
 	/* apply_batch.c */
 	PsyncPgMap *chunk_map;		/* of the chunk that is being received */
 	bool		chunk_whole;	/* its rows must stay in one group */
@@ -281,6 +287,11 @@ extern void psync_pg_position_recorded(PsyncPgSession *session,
 									   const char *position);
 extern void psync_pg_position_refused(PsyncPgSession *session,
 									  const PsyncPgError *error) pg_attribute_noreturn();
+extern char *psync_pg_position_query(PsyncPgSession *session);
+
+/* read.c */
+extern void psync_pg_read_settings(PsyncPgSession *session);
+extern const PsyncReadTransport psync_pg_reading;
 
 /* target_table.c */
 extern PsyncPgTable *psync_pg_table_load(PsyncPgSession *session,

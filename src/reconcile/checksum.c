@@ -1,0 +1,419 @@
+/*
+ * checksum.c
+ *		From the whole table down to the few rows that may differ.
+ *
+ * A step compares the checksums of some cells, both servers computing at the
+ * same time.  Cells that differ are split, and their parts compared, until
+ * they have so few rows that reading them is cheaper; see recheck.c for what
+ * happens to those.  The two sides are read at different moments: rows that
+ * change meanwhile make cells differ and nothing worse.
+ *
+ * Into how many parts a cell is split depends on how many differences such
+ * cells had of late: with few differences, few checksums are fetched for
+ * each; with many, one more level of division would cost more than it saves.
+ *
+ * Ranges of keys come from a sample of the source's pages, not from the values
+ * of keys, so gaps and skew do not matter.  A range may still hold many more
+ * rows than meant, at the target in particular; where to split it is asked of
+ * the side that has more rows in it.
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "catalog/pg_class.h"
+#include "miscadmin.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "reconcile/reconcile.h"
+
+/* Sampled rows per cell, and sampled pages. */
+#define PSYNC_SAMPLE_ROWS		32
+#define PSYNC_SAMPLE_PAGES		8
+/* Parts of hashed cells that are compared in one pass over the table. */
+#define PSYNC_HASH_CELLS_MAX	65536
+/* Enough levels of at least PSYNC_SPLIT_MIN parts for any table. */
+#define PSYNC_RANGE_DEPTH_MAX	10
+/* More bits of a hash tell nothing apart. */
+#define PSYNC_HASH_BITS_MAX		56
+/* Hashed cells are read in passes over the table: as few as memory allows. */
+#define PSYNC_HASH_READ_ROWS	65536
+
+/* What one side says of a cell; digests are NULL if it has no rows. */
+typedef struct PsyncSum
+{
+	int64		rows;
+	const char *digest[2];
+} PsyncSum;
+
+static void
+read_sums(const PsyncRows *rows, PsyncSum *sums, int ncells)
+{
+	for (int i = 0; i < rows->nrows; i++)
+	{
+		int			cell = atoi(psync_rows_get(rows, i, 0));
+
+		if (rows->ncolumns != 4 || cell < 0 || cell >= ncells)
+			ereport(ERROR,
+					(errcode(ERRCODE_FDW_ERROR),
+					 errmsg("unexpected answer to a query for checksums")));
+		sums[cell].rows = atoll(psync_rows_get(rows, i, 1));
+		sums[cell].digest[0] = psync_rows_get(rows, i, 2);
+		sums[cell].digest[1] = psync_rows_get(rows, i, 3);
+	}
+}
+
+static bool
+sums_equal(const PsyncSum *a, const PsyncSum *b)
+{
+	if (a->rows != b->rows)
+		return false;
+	return a->rows == 0 ||
+		(strcmp(a->digest[0], b->digest[0]) == 0 &&
+		 strcmp(a->digest[1], b->digest[1]) == 0);
+}
+
+/*
+ * Compare the cells; those that differ are returned, with their rows counted.
+ * "total" counts all rows, or is NULL.
+ */
+static List *
+differing_cells(PsyncReconcile *rec, List *cells, PsyncCounts *total)
+{
+	int			ncells = list_length(cells);
+	PsyncSum   *sums[2];
+	PsyncRows  *rows;
+	List	   *result = NIL;
+
+	CHECK_FOR_INTERRUPTS();
+	if (cells == NIL)
+		return NIL;
+	for (int i = 0; i < 2; i++)
+		sums[i] = palloc0(ncells * sizeof(PsyncSum));
+
+	/* the other side first: if it is a server, it works while we do */
+	psync_side_send(&rec->side[PSYNC_OTHER],
+					psync_query_checksum(rec, PSYNC_OTHER, cells));
+	psync_side_send(&rec->side[PSYNC_SOURCE],
+					psync_query_checksum(rec, PSYNC_SOURCE, cells));
+	read_sums(psync_side_collect(&rec->side[PSYNC_SOURCE]), sums[0], ncells);
+	rows = psync_side_collect(&rec->side[PSYNC_OTHER]);
+	read_sums(rows, sums[1], ncells);
+	rec->counts.rows_moved += rows->nrows;
+
+	for (int i = 0; i < ncells; i++)
+	{
+		PsyncCell  *cell = list_nth(cells, i);
+
+		cell->rows = Max(sums[0][i].rows, sums[1][i].rows);
+		cell->more_at_other = sums[1][i].rows > sums[0][i].rows;
+		if (total != NULL)
+		{
+			total->source_rows += sums[0][i].rows;
+			total->target_rows += sums[1][i].rows;
+		}
+		if (!sums_equal(&sums[0][i], &sums[1][i]))
+			result = lappend(result, cell);
+	}
+	return result;
+}
+
+/* --------------------------------------------------------------- splitting */
+
+static PsyncCell *
+make_range(char **after, char **upto)
+{
+	PsyncCell  *cell = palloc0(sizeof(PsyncCell));
+
+	cell->after = after;
+	cell->upto = upto;
+	return cell;
+}
+
+/* A row of keys, as it stands in a result. */
+static char **
+result_key(const PsyncRows *rows, int row)
+{
+	return &psync_rows_get(rows, row, 0);
+}
+
+/* Into how many rows per part, by what was found of late. */
+static int64
+split_width(const PsyncReconcile *rec, const PsyncCell *cell)
+{
+	double		expected = rec->density * cell->rows / PSYNC_CELL_ROWS;
+	double		parts = Min(Max(8 * expected, PSYNC_SPLIT_MIN), PSYNC_SPLIT_MAX);
+
+	return Max((int64) (cell->rows / parts), PSYNC_LEAF_ROWS / 2);
+}
+
+static List *
+split_range(PsyncReconcile *rec, PsyncCell *cell)
+{
+	int			side = cell->more_at_other ? PSYNC_OTHER : PSYNC_SOURCE;
+	PsyncRows  *keys = psync_side_query(&rec->side[side],
+										psync_query_split(rec, side, cell,
+														  split_width(rec, cell)));
+	List	   *parts = NIL;
+	char	  **after = cell->after;
+
+	if (side == PSYNC_OTHER)
+		rec->counts.rows_moved += keys->nrows;
+	for (int i = 0; i < keys->nrows; i++)
+	{
+		parts = lappend(parts, make_range(after, result_key(keys, i)));
+		after = result_key(keys, i);
+	}
+	return lappend(parts, make_range(after, cell->upto));
+}
+
+static List *
+split_hashed(PsyncReconcile *rec, List *cells, int bits)
+{
+	List	   *parts = NIL;
+	ListCell   *lc;
+
+	foreach(lc, cells)
+	{
+		for (int64 i = 0; i < (INT64CONST(1) << bits); i++)
+		{
+			PsyncCell  *part = palloc0(sizeof(PsyncCell));
+
+			part->prefix = (int64) ((uint64) ((PsyncCell *) lfirst(lc))->prefix << bits) + i;
+			parts = lappend(parts, part);
+		}
+	}
+	return parts;
+}
+
+/* ------------------------------------------------------------- descending */
+
+/* Cells that are to be read, until there are enough to be worth it. */
+typedef struct PsyncLeaves
+{
+	List	   *cells;
+	int64		rows;
+} PsyncLeaves;
+
+static void
+read_leaves(PsyncReconcile *rec, PsyncLeaves *leaves)
+{
+	if (leaves->cells != NIL)
+		psync_examine_cells(rec, leaves->cells);
+	leaves->cells = NIL;
+	leaves->rows = 0;
+}
+
+static void
+add_leaf(PsyncReconcile *rec, PsyncLeaves *leaves, PsyncCell *cell)
+{
+	leaves->cells = lappend(leaves->cells, cell);
+	leaves->rows += cell->rows;
+	if (leaves->rows >= (rec->hashed ? PSYNC_HASH_READ_ROWS : PSYNC_READ_ROWS))
+		read_leaves(rec, leaves);
+}
+
+/* Take the cells that are small enough; the others are returned. */
+static List *
+take_leaves(PsyncReconcile *rec, PsyncLeaves *leaves, List *cells)
+{
+	List	   *rest = NIL;
+	ListCell   *lc;
+
+	foreach(lc, cells)
+	{
+		PsyncCell  *cell = lfirst(lc);
+
+		if (cell->rows <= PSYNC_LEAF_ROWS ||
+			(rec->hashed && rec->hash_bits >= PSYNC_HASH_BITS_MAX))
+			add_leaf(rec, leaves, cell);
+		else
+			rest = lappend(rest, cell);
+	}
+	return rest;
+}
+
+static void
+descend_ranges(PsyncReconcile *rec, PsyncLeaves *leaves, List *cells, int depth)
+{
+	List	   *parts = NIL;
+	ListCell   *lc;
+
+	foreach(lc, take_leaves(rec, leaves, cells))
+	{
+		List	   *split = depth < PSYNC_RANGE_DEPTH_MAX ?
+			split_range(rec, lfirst(lc)) : NIL;
+
+		/* many rows of one key cannot be split */
+		if (list_length(split) <= 1)
+			add_leaf(rec, leaves, lfirst(lc));
+		else
+			parts = list_concat(parts, split);
+		if (list_length(parts) >= PSYNC_SPLIT_MAX)
+		{
+			descend_ranges(rec, leaves, differing_cells(rec, parts, NULL), depth + 1);
+			parts = NIL;
+		}
+	}
+	if (parts != NIL)
+		descend_ranges(rec, leaves, differing_cells(rec, parts, NULL), depth + 1);
+}
+
+/* Bits by which to split, so that parts come to some rows each. */
+static int
+hash_bits_needed(const PsyncReconcile *rec, List *cells)
+{
+	int64		most = 0;
+	int			bits = 1;
+	ListCell   *lc;
+
+	foreach(lc, cells)
+		most = Max(most, ((PsyncCell *) lfirst(lc))->rows);
+	while (bits < 10 && (most >> bits) > PSYNC_LEAF_ROWS / 2)
+		bits++;
+	return Min(bits, PSYNC_HASH_BITS_MAX - rec->hash_bits);
+}
+
+/*
+ * All cells of a level are of the same number of bits.  Leaves must be read
+ * before the number changes.
+ */
+static void
+descend_hashed(PsyncReconcile *rec, PsyncLeaves *leaves, List *cells)
+{
+	List	   *rest = take_leaves(rec, leaves, cells);
+	int			bits;
+	int			at_once;
+
+	check_stack_depth();
+	read_leaves(rec, leaves);
+	if (rest == NIL)
+		return;
+	bits = hash_bits_needed(rec, rest);
+	at_once = Max(1, PSYNC_HASH_CELLS_MAX >> bits);
+	for (int i = 0; i < list_length(rest); i += at_once)
+	{
+		List	   *group = list_copy_tail(rest, i);
+
+		group = list_truncate(group, at_once);
+		group = split_hashed(rec, group, bits);
+		rec->hash_bits += bits;
+		descend_hashed(rec, leaves, differing_cells(rec, group, NULL));
+		rec->hash_bits -= bits;
+	}
+}
+
+static void
+descend(PsyncReconcile *rec, List *cells, int ncells)
+{
+	PsyncLeaves leaves = {NIL, 0};
+	int64		before = rec->found;
+
+	if (cells == NIL)
+		return;
+	if (rec->hashed)
+		descend_hashed(rec, &leaves, cells);
+	else
+		descend_ranges(rec, &leaves, cells, 0);
+	read_leaves(rec, &leaves);
+	rec->density = (double) (rec->found - before) / ncells;
+}
+
+/* ------------------------------------------------------------------ steps */
+
+/* Where to cut the table into cells of about PSYNC_CELL_ROWS. */
+static void
+sample_bounds(PsyncReconcile *rec)
+{
+	const PsyncSide *side = &rec->side[PSYNC_SOURCE];
+	double		cells = ceil(Max(side->rows, 1) / PSYNC_CELL_ROWS);
+	double		sample;
+	PsyncRows  *keys;
+
+	cells = Min(cells, PSYNC_CELLS_MAX);
+	if (cells < 2)
+		return;
+
+	/* rows of one page lie side by side: many pages, too */
+	sample = Max(cells * PSYNC_SAMPLE_ROWS / side->rows,
+				 cells * PSYNC_SAMPLE_PAGES / Max(side->pages, 1));
+	sample = Min(sample, 1.0);
+	keys = psync_side_query(&rec->side[PSYNC_SOURCE],
+							psync_query_sample(rec, 100 * sample,
+											   Max(1, (int64) (side->rows * sample / cells))));
+	rec->nbounds = Min(keys->nrows, 2 * PSYNC_CELLS_MAX);
+	rec->bounds = palloc(Max(1, rec->nbounds) * sizeof(char **));
+	for (int i = 0; i < rec->nbounds; i++)
+		rec->bounds[i] = result_key(keys, i);
+}
+
+/* Prepare for steps, from the run's cursor on if it has one. */
+void
+psync_cells_begin(PsyncReconcile *rec)
+{
+	MemoryContext old = MemoryContextSwitchTo(rec->context);
+	PsyncRun   *run = rec->run;
+
+	if ((run->nafter != 0 && run->nafter != rec->nkeys) ||
+		(run->nupto != 0 && run->nupto != rec->nkeys))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("bounds of the part to reconcile must have %d values, as the key has columns",
+						rec->nkeys)));
+	if (rec->hashed && (run->after != NULL || run->upto != NULL))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot reconcile a range of keys of table \"%s\"",
+						rec->side[PSYNC_SOURCE].relname),
+				 errdetail("The two sides have no index on the key in the same order."),
+				 errhint("Say which rows with a condition instead.")));
+	rec->after = run->ncursor == rec->nkeys ? run->cursor : run->after;
+	if (!rec->hashed)
+		sample_bounds(rec);
+	MemoryContextSwitchTo(old);
+}
+
+static bool
+step_ranges(PsyncReconcile *rec)
+{
+	List	   *cells = NIL;
+	bool		last = false;
+	char	  **after = rec->after;
+
+	while (!last && list_length(cells) < PSYNC_STEP_CELLS)
+	{
+		char	  **upto;
+
+		last = rec->next_bound == rec->nbounds;
+		upto = last ? rec->run->upto : rec->bounds[rec->next_bound++];
+		cells = lappend(cells, make_range(after, upto));
+		after = upto;
+	}
+	descend(rec, differing_cells(rec, cells, &rec->counts), list_length(cells));
+	rec->after = after;
+	return !last;
+}
+
+static bool
+step_hashed(PsyncReconcile *rec)
+{
+	List	   *cells;
+	PsyncCell	whole = {0};
+
+	/* hashes are signed: the first half of them begins with a one */
+	rec->hash_bits = PSYNC_HASH_BITS;
+	whole.prefix = -1;
+	cells = split_hashed(rec, list_make1(&whole), PSYNC_HASH_BITS - 1);
+	whole.prefix = 0;
+	cells = list_concat(cells, split_hashed(rec, list_make1(&whole), PSYNC_HASH_BITS - 1));
+	descend(rec, differing_cells(rec, cells, &rec->counts), list_length(cells));
+	return false;
+}
+
+/* Do some of the work.  True if more is to do; rec->after says from where. */
+bool
+psync_cells_step(PsyncReconcile *rec)
+{
+	return rec->hashed ? step_hashed(rec) : step_ranges(rec);
+}

@@ -1,0 +1,230 @@
+/*
+ * compare.c
+ *		Rows of both sides, laid beside each other by key.
+ *
+ * Rows come as text, in any order, key columns first.  Both sides' are sorted
+ * by a name made of the key's values, and merged; a key that a side has more
+ * than once (a file may) is paired off as often as the other side has it, too,
+ * and the rest are missing or unexpected.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_collation.h"
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "lib/stringinfo.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/numeric.h"
+#include "utils/typcache.h"
+
+#include "compat.h"
+#include "reconcile/reconcile.h"
+
+/* A row of a result, by the name of its key. */
+typedef struct PsyncNamedRow
+{
+	char	   *name;
+	char	  **values;			/* key columns, then all columns */
+} PsyncNamedRow;
+
+/* ------------------------------------------------------------------- keys */
+
+/* "1.00" and "1" are one key, and so are "EUR" and "EUR  ". */
+static int
+significant_length(Oid base, const char *value)
+{
+	int			length = strlen(value);
+
+	if (base == BPCHAROID)
+	{
+		while (length > 0 && value[length - 1] == ' ')
+			length--;
+	}
+	else if (base == NUMERICOID && strchr(value, '.') != NULL)
+	{
+		while (value[length - 1] == '0')
+			length--;
+		if (value[length - 1] == '.')
+			length--;
+	}
+	return length;
+}
+
+/* A string that is the same for equal keys of both sides, and no others. */
+char *
+psync_key_name(const PsyncReconcile *rec, char **key)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int k = 0; k < rec->nkeys; k++)
+	{
+		const PsyncPair *pair = &rec->pairs[rec->keys[k]];
+		Oid			base = pair->side[PSYNC_SOURCE].base;
+		const char *value = key[k];
+		int			length;
+
+		if (value == NULL)
+		{
+			appendStringInfoString(&buf, "-:");
+			continue;
+		}
+		if ((base == FLOAT4OID || base == FLOAT8OID) && strcmp(value, "-0") == 0)
+			value = "0";
+		if (base == BPCHAROID || pair->side[PSYNC_OTHER].base == BPCHAROID)
+			base = BPCHAROID;
+		length = significant_length(base, value);
+		appendStringInfo(&buf, "%d:%.*s", length, length, value);
+	}
+	return buf.data;
+}
+
+static int
+compare_named(const void *a, const void *b)
+{
+	return strcmp(((const PsyncNamedRow *) a)->name,
+				  ((const PsyncNamedRow *) b)->name);
+}
+
+/* The row that bears the position has number -1; it stands first, or nearly. */
+static bool
+is_position_row(const PsyncRows *rows, int row)
+{
+	return strcmp(psync_rows_get(rows, row, 0), "-1") == 0;
+}
+
+const char *
+psync_rows_position(const PsyncRows *rows)
+{
+	for (int i = 0; i < rows->nrows; i++)
+	{
+		if (is_position_row(rows, i))
+			return psync_rows_get(rows, i, 1);
+	}
+	return NULL;
+}
+
+static PsyncNamedRow *
+name_rows(const PsyncReconcile *rec, const PsyncRows *rows, int *n)
+{
+	PsyncNamedRow *named = palloc(Max(1, rows->nrows) * sizeof(PsyncNamedRow));
+
+	*n = 0;
+	Assert(rows->nrows == 0 || rows->ncolumns == 1 + rec->nkeys + rec->npairs);
+	for (int i = 0; i < rows->nrows; i++)
+	{
+		if (is_position_row(rows, i))
+			continue;
+		named[*n].values = &psync_rows_get(rows, i, 1);
+		named[*n].name = psync_key_name(rec, named[*n].values);
+		(*n)++;
+	}
+	qsort(named, *n, sizeof(PsyncNamedRow), compare_named);
+	return named;
+}
+
+/* ----------------------------------------------------------------- values */
+
+static bool
+within_tolerance(const PsyncPair *pair, const char *a, const char *b)
+{
+	Datum		x;
+	Datum		y;
+	Datum		most;
+
+	x = DirectFunctionCall3(numeric_in, CStringGetDatum(a), ObjectIdGetDatum(InvalidOid),
+							Int32GetDatum(-1));
+	y = DirectFunctionCall3(numeric_in, CStringGetDatum(b), ObjectIdGetDatum(InvalidOid),
+							Int32GetDatum(-1));
+	most = DirectFunctionCall3(numeric_in, CStringGetDatum(pair->tolerance),
+							   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1));
+	x = DirectFunctionCall1(numeric_abs, DirectFunctionCall2(numeric_sub, x, y));
+	return DatumGetBool(DirectFunctionCall2(numeric_le, x, most));
+}
+
+/* Does the type's own "=" say that two values of different text are equal? */
+static bool
+type_says_equal(Oid base, const char *a, const char *b)
+{
+	TypeCacheEntry *type = lookup_type_cache(base, TYPECACHE_EQ_OPR_FINFO);
+	Oid			input;
+	Oid			param;
+	Datum		x;
+	Datum		y;
+
+	getTypeInputInfo(base, &input, &param);
+	x = OidInputFunctionCall(input, unconstify(char *, a), param, -1);
+	y = OidInputFunctionCall(input, unconstify(char *, b), param, -1);
+	return DatumGetBool(FunctionCall2Coll(&type->eq_opr_finfo,
+										  C_COLLATION_OID, x, y));
+}
+
+static bool
+values_differ(const PsyncPair *pair, const char *a, const char *b)
+{
+	if (a == NULL || b == NULL)
+		return a != b;
+	if (strcmp(a, b) == 0)
+		return false;
+	if (pair->tolerance != NULL && within_tolerance(pair, a, b))
+		return false;
+	return !OidIsValid(pair->decide_type) ||
+		!type_says_equal(pair->decide_type, a, b);
+}
+
+/* NULL if the rows are equal. */
+static bool *
+rows_differ(const PsyncReconcile *rec, char **source, char **other)
+{
+	bool	   *differs = NULL;
+
+	for (int i = 0; i < rec->npairs; i++)
+	{
+		if (rec->pairs[i].key ||
+			!values_differ(&rec->pairs[i], source[i], other[i]))
+			continue;
+		if (differs == NULL)
+			differs = palloc0(rec->npairs * sizeof(bool));
+		differs[i] = true;
+	}
+	return differs;
+}
+
+/* ------------------------------------------------------------------- rows */
+
+/* All keys on which the rows of the two results differ, by name. */
+PsyncDifference *
+psync_rows_compare(PsyncReconcile *rec, const PsyncRows *source,
+				   const PsyncRows *other, int *n)
+{
+	int			ns;
+	int			no;
+	PsyncNamedRow *s = name_rows(rec, source, &ns);
+	PsyncNamedRow *o = name_rows(rec, other, &no);
+	PsyncDifference *result = palloc0(Max(1, ns + no) * sizeof(PsyncDifference));
+	int			i = 0;
+	int			j = 0;
+
+	*n = 0;
+	while (i < ns || j < no)
+	{
+		int			order = i == ns ? 1 : j == no ? -1 : strcmp(s[i].name, o[j].name);
+		PsyncDifference *difference = &result[*n];
+
+		difference->name = order <= 0 ? s[i].name : o[j].name;
+		difference->key = order <= 0 ? s[i].values : o[j].values;
+		difference->source = order <= 0 ? s[i].values + rec->nkeys : NULL;
+		difference->target = order >= 0 ? o[j].values + rec->nkeys : NULL;
+		difference->differs = NULL;
+		if (order == 0)
+			difference->differs = rows_differ(rec, difference->source,
+											  difference->target);
+		if (order != 0 || difference->differs != NULL)
+			(*n)++;
+		i += order <= 0;
+		j += order >= 0;
+	}
+	Assert(*n <= ns + no);
+	return result;
+}

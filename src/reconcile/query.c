@@ -1,0 +1,482 @@
+/*
+ * query.c
+ *		The statements that are run on both sides.
+ *
+ * They are the same on both sides but for names, and use nothing that an
+ * ordinary PostgreSQL server does not have.
+ *
+ * A checksum of a cell is the number of its rows and, of the text of each
+ * row's canonical form, two 64-bit hashes with different seeds, each summed
+ * up.  A sum, unlike XOR, does not lose pairs of equal changes.  Taking the
+ * hashes for random: a changed row, or any set of changed rows, is overlooked
+ * with a probability of 2^-128; the seeds are chosen anew for each run.  Such
+ * hashes do not resist somebody who knows the seeds and crafts rows: for that
+ * there is sha256 over all rows of the cell, in order.
+ *
+ * The row's text is made once and hashed twice: "OFFSET 0" keeps the planner
+ * from making it twice.
+ */
+#include "postgres.h"
+
+#include "access/transam.h"
+#include "catalog/pg_type.h"
+#include "lib/stringinfo.h"
+#include "utils/builtins.h"
+
+#include "compat.h"
+#include "reconcile/reconcile.h"
+
+/* ---------------------------------------------------------------- arrays */
+
+/* '{"a","b"}', from every stride-th value. */
+void
+psync_append_array(StringInfo buf, char **values, int n, int stride)
+{
+	StringInfoData array;
+
+	initStringInfo(&array);
+	appendStringInfoChar(&array, '{');
+	for (int i = 0; i < n; i++)
+	{
+		const char *value = values[i * stride];
+
+		if (i > 0)
+			appendStringInfoChar(&array, ',');
+		if (value == NULL)
+		{
+			appendStringInfoString(&array, "NULL");
+			continue;
+		}
+		appendStringInfoChar(&array, '"');
+		for (const char *at = value; *at != '\0'; at++)
+		{
+			if (*at == '"' || *at == '\\')
+				appendStringInfoChar(&array, '\\');
+			appendStringInfoChar(&array, *at);
+		}
+		appendStringInfoChar(&array, '"');
+	}
+	appendStringInfoChar(&array, '}');
+	appendStringInfoString(buf, quote_literal_cstr(array.data));
+	pfree(array.data);
+}
+
+static const PsyncSideColumn *
+key_column(const PsyncReconcile *rec, int side, int k)
+{
+	Assert(k >= 0 && k < rec->nkeys);
+	return &rec->pairs[rec->keys[k]].side[side];
+}
+
+/*
+ * A key column as its type prints it, which is what the log's keys are turned
+ * into; the cast to text differs from that for a few types.
+ */
+static char *
+key_text(const PsyncReconcile *rec, int side, int k)
+{
+	const PsyncSideColumn *column = key_column(rec, side, k);
+
+	if (column->base == BOOLOID || column->base == INETOID)
+		return psprintf("pg_catalog.format('%%s', t.%s)", column->name);
+	return psprintf("t.%s::text", column->name);
+}
+
+/* "(t.a, t.b)", or with another alias and invented names "(r.l0, r.l1)". */
+static void
+append_key(StringInfo buf, const PsyncReconcile *rec, int side, const char *invented)
+{
+	appendStringInfoChar(buf, '(');
+	for (int k = 0; k < rec->nkeys; k++)
+	{
+		if (invented != NULL)
+			appendStringInfo(buf, "%s%s%d", k > 0 ? ", " : "", invented, k);
+		else
+			appendStringInfo(buf, "%st.%s", k > 0 ? ", " : "",
+							 key_column(rec, side, k)->name);
+	}
+	appendStringInfoChar(buf, ')');
+}
+
+/* "('1'::bigint, 'x'::text)" */
+static void
+append_bound(StringInfo buf, const PsyncReconcile *rec, int side, char **bound)
+{
+	appendStringInfoChar(buf, '(');
+	for (int k = 0; k < rec->nkeys; k++)
+		appendStringInfo(buf, "%s%s::%s", k > 0 ? ", " : "",
+						 quote_literal_cstr(bound[k]),
+						 key_column(rec, side, k)->type);
+	appendStringInfoChar(buf, ')');
+}
+
+static void
+append_where(StringInfo buf, const PsyncReconcile *rec)
+{
+	if (rec->run->where != NULL)
+		appendStringInfo(buf, " AND (%s\n)", rec->run->where);
+}
+
+/* The text of a row's canonical form. */
+static void
+append_row_text(StringInfo buf, const PsyncReconcile *rec, int side, bool key_only)
+{
+	StringInfoData row;
+	bool		first = true;
+
+	initStringInfo(&row);
+	appendStringInfoString(&row, "ROW(");
+	for (int i = 0; i < (key_only ? rec->nkeys : rec->npairs); i++)
+	{
+		const PsyncPair *pair = &rec->pairs[key_only ? rec->keys[i] : i];
+
+		appendStringInfo(&row, "%s%s", first ? "" : ", ", pair->side[side].canonical);
+		first = false;
+	}
+	appendStringInfoString(&row, ")::text");
+	if (rec->escape)
+		appendStringInfo(buf, "pg_catalog.encode(pg_catalog.convert_to(%s, 'UTF8'), 'escape')",
+						 row.data);
+	else
+		appendStringInfoString(buf, row.data);
+	pfree(row.data);
+}
+
+/* ------------------------------------------------------------------ cells */
+
+/* The first bits of the hash of a row's key. */
+static void
+append_prefix(StringInfo buf, const PsyncReconcile *rec, int side)
+{
+	appendStringInfoString(buf, "(pg_catalog.hashtextextended(");
+	append_row_text(buf, rec, side, true);
+	appendStringInfo(buf, " COLLATE \"C\", 0) >> %d)", 64 - rec->hash_bits);
+}
+
+/* " AND key > after AND key <= upto", where there are such bounds. */
+static void
+append_limits(StringInfo buf, const PsyncReconcile *rec, int side, char **after,
+			  char **upto)
+{
+	if (after != NULL)
+	{
+		appendStringInfoString(buf, " AND ");
+		append_key(buf, rec, side, NULL);
+		appendStringInfoString(buf, " > ");
+		append_bound(buf, rec, side, after);
+	}
+	if (upto != NULL)
+	{
+		appendStringInfoString(buf, " AND ");
+		append_key(buf, rec, side, NULL);
+		appendStringInfoString(buf, " <= ");
+		append_bound(buf, rec, side, upto);
+	}
+}
+
+static void
+append_open_cell(StringInfo buf, const PsyncReconcile *rec, int side,
+				 const PsyncCell *cell, int number, const char *list)
+{
+	appendStringInfo(buf, "SELECT %d AS i, %s FROM %s t WHERE true", number, list,
+					 rec->side[side].from);
+	append_limits(buf, rec, side, cell->after, cell->upto);
+	append_where(buf, rec);
+}
+
+/* ", '{…}'::type[]" per key column */
+static void
+append_bounds(StringInfo buf, const PsyncReconcile *rec, int side,
+			  PsyncCell **cells, int n, bool upper)
+{
+	char	  **values = palloc(n * sizeof(char *));
+
+	for (int k = 0; k < rec->nkeys; k++)
+	{
+		for (int i = 0; i < n; i++)
+			values[i] = upper ? cells[i]->upto[k] : cells[i]->after[k];
+		appendStringInfoString(buf, ", ");
+		psync_append_array(buf, values, n, 1);
+		appendStringInfo(buf, "::%s[]", key_column(rec, side, k)->type);
+	}
+	pfree(values);
+}
+
+static void
+append_numbers(StringInfo buf, const int *numbers, int n)
+{
+	appendStringInfoString(buf, "'{");
+	for (int i = 0; i < n; i++)
+		appendStringInfo(buf, "%s%d", i > 0 ? "," : "", numbers[i]);
+	appendStringInfoString(buf, "}'::int[]");
+}
+
+/* Cells with both bounds, by one index scan each. */
+static void
+append_closed_cells(StringInfo buf, const PsyncReconcile *rec, int side,
+					PsyncCell **cells, const int *numbers, int n, const char *list)
+{
+	appendStringInfo(buf, "SELECT r._psync_i, %s FROM unnest(", list);
+	append_numbers(buf, numbers, n);
+	append_bounds(buf, rec, side, cells, n, false);
+	append_bounds(buf, rec, side, cells, n, true);
+	appendStringInfoString(buf, ") r(_psync_i");
+	for (int k = 0; k < rec->nkeys; k++)
+		appendStringInfo(buf, ", _psync_l%d", k);
+	for (int k = 0; k < rec->nkeys; k++)
+		appendStringInfo(buf, ", _psync_h%d", k);
+	appendStringInfo(buf, ") JOIN %s t ON ", rec->side[side].from);
+	append_key(buf, rec, side, NULL);
+	appendStringInfoString(buf, " > ");
+	append_key(buf, rec, side, "r._psync_l");
+	appendStringInfoString(buf, " AND ");
+	append_key(buf, rec, side, NULL);
+	appendStringInfoString(buf, " <= ");
+	append_key(buf, rec, side, "r._psync_h");
+	append_where(buf, rec);
+}
+
+static void
+append_ranges(StringInfo buf, const PsyncReconcile *rec, int side, List *cells,
+			  const char *list)
+{
+	PsyncCell **closed = palloc(list_length(cells) * sizeof(PsyncCell *));
+	int		   *numbers = palloc(list_length(cells) * sizeof(int));
+	int			nclosed = 0;
+	int			number = 0;
+	bool		first = true;
+	ListCell   *lc;
+
+	foreach(lc, cells)
+	{
+		PsyncCell  *cell = lfirst(lc);
+
+		if (cell->after != NULL && cell->upto != NULL)
+		{
+			closed[nclosed] = cell;
+			numbers[nclosed++] = number;
+		}
+		else
+		{
+			appendStringInfoString(buf, first ? "" : " UNION ALL ");
+			append_open_cell(buf, rec, side, cell, number, list);
+			first = false;
+		}
+		number++;
+	}
+	if (nclosed > 0)
+	{
+		appendStringInfoString(buf, first ? "" : " UNION ALL ");
+		append_closed_cells(buf, rec, side, closed, numbers, nclosed, list);
+	}
+}
+
+static void
+append_hashed(StringInfo buf, const PsyncReconcile *rec, int side, List *cells,
+			  const char *list)
+{
+	int			n = 0;
+	ListCell   *lc;
+
+	appendStringInfo(buf, "SELECT r._psync_i, %s FROM %s t"
+					 " JOIN unnest('{", list, rec->side[side].from);
+	for (int i = 0; i < list_length(cells); i++)
+		appendStringInfo(buf, "%s%d", i > 0 ? "," : "", i);
+	appendStringInfoString(buf, "}'::int[], '{");
+	foreach(lc, cells)
+		appendStringInfo(buf, "%s" INT64_FORMAT, n++ > 0 ? "," : "",
+						 ((PsyncCell *) lfirst(lc))->prefix);
+	appendStringInfoString(buf, "}'::bigint[]) r(_psync_i, _psync_p) ON r._psync_p = ");
+	append_prefix(buf, rec, side);
+	append_where(buf, rec);
+}
+
+/* Rows of the cells, with "list" of each and the number of its cell, i. */
+static void
+append_cells(StringInfo buf, const PsyncReconcile *rec, int side, List *cells,
+			 const char *list)
+{
+	Assert(cells != NIL);
+	if (rec->hashed)
+		append_hashed(buf, rec, side, cells, list);
+	else
+		append_ranges(buf, rec, side, cells, list);
+}
+
+/* --------------------------------------------------------------- statements */
+
+static void
+append_digests(StringInfo buf, const PsyncReconcile *rec)
+{
+	if (rec->run->crypto)
+		appendStringInfo(buf, "pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to("
+						 "pg_catalog.string_agg(x, E'\\n' ORDER BY %s), 'UTF8')), 'hex'), ''",
+						 rec->hashed ? "x COLLATE \"C\"" : "k");
+	else
+		appendStringInfo(buf, "pg_catalog.sum(pg_catalog.hashtextextended(x COLLATE \"C\", " INT64_FORMAT ")),"
+						 " pg_catalog.sum(pg_catalog.hashtextextended(x COLLATE \"C\", " INT64_FORMAT "))",
+						 rec->run->seeds[0], rec->run->seeds[1]);
+}
+
+/*
+ * A row per cell that has rows: number of the cell, rows, two digests.
+ */
+char *
+psync_query_checksum(const PsyncReconcile *rec, int side, List *cells)
+{
+	StringInfoData buf;
+	StringInfoData list;
+
+	initStringInfo(&list);
+	append_row_text(&list, rec, side, false);
+	appendStringInfoString(&list, " AS x");
+	if (rec->run->crypto && !rec->hashed)
+	{
+		appendStringInfoString(&list, rec->nkeys > 1 ? ", ROW" : ", ");
+		append_key(&list, rec, side, NULL);
+		appendStringInfoString(&list, " AS k");
+	}
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT i, pg_catalog.count(*), ");
+	append_digests(&buf, rec);
+	appendStringInfoString(&buf, " FROM (");
+	append_cells(&buf, rec, side, cells, list.data);
+	appendStringInfoString(&buf, " OFFSET 0) s(i, x) GROUP BY i");
+	return buf.data;
+}
+
+/* Every width-th key of a range, in order: where to split it. */
+char *
+psync_query_split(const PsyncReconcile *rec, int side, const PsyncCell *cell,
+				  int64 width)
+{
+	StringInfoData buf;
+	StringInfoData list;
+	const char *order;
+
+	initStringInfo(&buf);
+	append_key(&buf, rec, side, NULL);
+	order = pstrdup(buf.data + 1);
+	((char *) order)[strlen(order) - 1] = '\0';
+
+	initStringInfo(&list);
+	for (int k = 0; k < rec->nkeys; k++)
+		appendStringInfo(&list, "%s AS k%d, ", key_text(rec, side, k), k);
+	appendStringInfo(&list, "pg_catalog.row_number() OVER (ORDER BY %s) AS n", order);
+
+	resetStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	for (int k = 0; k < rec->nkeys; k++)
+		appendStringInfo(&buf, "%sk%d", k > 0 ? ", " : "", k);
+	appendStringInfoString(&buf, " FROM (");
+	append_open_cell(&buf, rec, side, cell, 0, list.data);
+	appendStringInfo(&buf, ") s WHERE n %% " INT64_FORMAT " = 0 ORDER BY n", width);
+	return buf.data;
+}
+
+/* Keys at which to cut the whole table into cells, from a sample of its pages. */
+char *
+psync_query_sample(const PsyncReconcile *rec, double percent, int64 stride)
+{
+	StringInfoData buf;
+	StringInfoData order;
+
+	initStringInfo(&order);
+	for (int k = 0; k < rec->nkeys; k++)
+		appendStringInfo(&order, "%st.%s", k > 0 ? ", " : "",
+						 key_column(rec, PSYNC_SOURCE, k)->name);
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT ");
+	for (int k = 0; k < rec->nkeys; k++)
+		appendStringInfo(&buf, "%sk%d", k > 0 ? ", " : "", k);
+	appendStringInfoString(&buf, " FROM (SELECT ");
+	for (int k = 0; k < rec->nkeys; k++)
+		appendStringInfo(&buf, "%s AS k%d, ", key_text(rec, PSYNC_SOURCE, k), k);
+	appendStringInfo(&buf, "pg_catalog.row_number() OVER (ORDER BY %s) AS n FROM %s t"
+					 " TABLESAMPLE SYSTEM (%g) WHERE true",
+					 order.data, rec->side[PSYNC_SOURCE].from, percent);
+	append_limits(&buf, rec, PSYNC_SOURCE, rec->after, rec->run->upto);
+	append_where(&buf, rec);
+	appendStringInfo(&buf, ") s WHERE n %% " INT64_FORMAT " = 0 ORDER BY n", stride);
+	return buf.data;
+}
+
+/* Key columns, then all columns, as text. */
+static char *
+text_list(const PsyncReconcile *rec, int side)
+{
+	StringInfoData list;
+
+	initStringInfo(&list);
+	for (int k = 0; k < rec->nkeys; k++)
+		appendStringInfo(&list, "%s, ", key_text(rec, side, k));
+	for (int i = 0; i < rec->npairs; i++)
+		appendStringInfo(&list, "%s%s", i > 0 ? ", " : "", rec->pairs[i].side[side].text);
+	return list.data;
+}
+
+/*
+ * Put the position before the rows, in one statement, so that both are of one
+ * time.  At the source, and where there is no position, a null stands there.
+ */
+static void
+append_position(StringInfo buf, const PsyncReconcile *rec, int side)
+{
+	if (side == PSYNC_OTHER && rec->position_query != NULL)
+		appendStringInfo(buf, "SELECT -1 AS i, (%s)", rec->position_query);
+	else
+		appendStringInfoString(buf, "SELECT -1 AS i, NULL::text");
+	for (int i = 1; i < rec->nkeys + rec->npairs; i++)
+		appendStringInfoString(buf, ", NULL::text");
+	appendStringInfoString(buf, " UNION ALL ");
+}
+
+char *
+psync_query_rows(const PsyncReconcile *rec, int side, List *cells)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	append_position(&buf, rec, side);
+	append_cells(&buf, rec, side, cells, text_list(rec, side));
+	return buf.data;
+}
+
+/* A type whose "=" is in no search_path of ours is found by its text. */
+static bool
+key_by_text(const PsyncReconcile *rec, int side, int k)
+{
+	return key_column(rec, side, k)->base >= FirstGenbkiObjectId;
+}
+
+/* Rows by key; keys[i] are the key columns of one. */
+char *
+psync_query_keys(const PsyncReconcile *rec, int side, char ***keys, int nkeys)
+{
+	StringInfoData buf;
+	char	  **values = palloc(nkeys * sizeof(char *));
+
+	initStringInfo(&buf);
+	append_position(&buf, rec, side);
+	appendStringInfo(&buf, "SELECT 0, %s FROM unnest(",
+					 text_list(rec, side));
+	for (int k = 0; k < rec->nkeys; k++)
+	{
+		for (int i = 0; i < nkeys; i++)
+			values[i] = keys[i][k];
+		appendStringInfoString(&buf, k > 0 ? ", " : "");
+		psync_append_array(&buf, values, nkeys, 1);
+		appendStringInfo(&buf, "::%s[]", key_by_text(rec, side, k) ? "text" :
+						 key_column(rec, side, k)->type);
+	}
+	appendStringInfoString(&buf, ") r(");
+	for (int k = 0; k < rec->nkeys; k++)
+		appendStringInfo(&buf, "%s_psync_k%d", k > 0 ? ", " : "", k);
+	appendStringInfo(&buf, ") JOIN %s t ON ", rec->side[side].from);
+	for (int k = 0; k < rec->nkeys; k++)
+		appendStringInfo(&buf, "%st.%s%s = r._psync_k%d", k > 0 ? " AND " : "",
+						 key_column(rec, side, k)->name,
+						 key_by_text(rec, side, k) ? "::text COLLATE \"C\"" : "", k);
+	append_where(&buf, rec);
+	return buf.data;
+}

@@ -1,0 +1,475 @@
+/*
+ * recheck.c
+ *		From rows that differ to verdicts: what is on its way is no difference.
+ *
+ * The target trails the source, so two rows may differ and all be well.  What
+ * tells the two cases apart is the change log.  Rows are read thus:
+ *
+ *	1	keep the log from being truncated (ACCESS SHARE on its tables)
+ *	2	read the target's rows together with the position P that the target
+ *		has recorded, in one statement: the rows are the source's state at P
+ *	3	take a snapshot B of the source, and read its rows under it
+ *	4	read the log from P to B
+ *
+ * A key that no change between P and B is about had at P the row that it has at
+ * B.  If the two sides differ on it, they differ: a verdict, however busy the
+ * table and however late the sync.  A key that such a change is about cannot
+ * be judged now; it is a suspect, and is read again later, when P has moved.
+ * What is still undecided when max_wait is over is in flight, which is no
+ * verdict.  So there are no false alarms, by construction, as long as P8 holds.
+ *
+ * Where P comes from.  The target records a position with each window that
+ * held something for the sync; our own state may be ahead of it by windows
+ * that held nothing.  The later of the two is taken.  Ours is read before the
+ * target's rows, and is never ahead of what the target has, else.
+ *
+ * Why the log is complete.  A chunk that was truncated before step 1 lies
+ * behind the saved position of every sync, hence behind P, or held nothing for
+ * this sync.
+ *
+ * While a batch of the table is pending or running, rows may be missing that
+ * will come without any change: then nothing is decided.
+ *
+ * For reconcile_with() there is no sync: both relations are read under one
+ * snapshot, and what differs, differs.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "storage/latch.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "capture/shape.h"
+#include "compat.h"
+#include "deliver/event.h"
+#include "reconcile/reconcile.h"
+#include "stats/stats.h"
+#include "sync/changes.h"
+
+/* Between looks at suspects, ms: at first, and at most. */
+#define PSYNC_PAUSE_MIN			50
+#define PSYNC_PAUSE_MAX			1000
+
+/* A snapshot that sees nothing that a log could hold. */
+#define PSYNC_BEFORE_ALL		"3:3:"
+
+static void
+lock_log(bool lock)
+{
+	for (int i = 0; i < PSYNC_LOG_TABLES; i++)
+	{
+		if (lock)
+			LockRelationOid(psync_log_relid(i), AccessShareLock);
+		else
+			UnlockRelationOid(psync_log_relid(i), AccessShareLock);
+	}
+}
+
+/* --------------------------------------------------------------- the log */
+
+/* Shapes met while reading the log; there are few. */
+static const PsyncShape *
+get_shape(List **shapes, uint32 id)
+{
+	ListCell   *lc;
+	PsyncShape *shape;
+
+	foreach(lc, *shapes)
+	{
+		if (((PsyncShape *) lfirst(lc))->id == id)
+			return lfirst(lc);
+	}
+	shape = psync_shape_load(id);
+	if (shape == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("shape %u of the change log is missing", id)));
+	*shapes = lappend(*shapes, shape);
+	return shape;
+}
+
+/*
+ * The key of an image or old part, as key columns in our order.  NULL if the
+ * table had another key then.
+ */
+static char **
+change_key(const PsyncReconcile *rec, const PsyncChange *change, bool old)
+{
+	char	  **key = palloc0(rec->nkeys * sizeof(char *));
+	int			nfields;
+	PsyncKeyField *fields = psync_change_key_fields(change, old, &nfields);
+
+	if (nfields != rec->nkeys)
+		return NULL;
+	for (int i = 0; i < nfields; i++)
+	{
+		int			k = 0;
+
+		while (k < rec->nkeys && rec->key_attnums[k] != fields[i].column->attnum)
+			k++;
+		if (k == rec->nkeys)
+			return NULL;
+		key[k] = psync_value_to_text(fields[i].column, fields[i].value, fields[i].size);
+	}
+	return key;
+}
+
+static int
+compare_names(const void *a, const void *b)
+{
+	return strcmp(((const PsyncDifference *) a)->name,
+				  ((const PsyncDifference *) b)->name);
+}
+
+static void
+touch_all(PsyncDifference *differences, int n)
+{
+	for (int i = 0; i < n; i++)
+		differences[i].touched = true;
+}
+
+/* A change is about this key; rows of the same key lie side by side. */
+static void
+touch(PsyncReconcile *rec, PsyncDifference *differences, int n, char **key)
+{
+	PsyncDifference wanted;
+	PsyncDifference *hit;
+
+	if (key == NULL)
+	{
+		touch_all(differences, n);
+		return;
+	}
+	wanted.name = psync_key_name(rec, key);
+	hit = bsearch(&wanted, differences, n, sizeof(PsyncDifference), compare_names);
+	if (hit == NULL)
+		return;
+	while (hit > differences && strcmp(hit[-1].name, wanted.name) == 0)
+		hit--;
+	for (; hit < differences + n && strcmp(hit->name, wanted.name) == 0; hit++)
+		hit->touched = true;
+}
+
+/* Mark the differences that a change of the reader's window is about. */
+static void
+touch_by_log(PsyncReconcile *rec, PsyncReader *reader,
+			 PsyncDifference *differences, int n)
+{
+	MemoryContext each = AllocSetContextCreate(CurrentMemoryContext,
+											   "payment_sync change",
+											   ALLOCSET_DEFAULT_SIZES);
+	List	   *shapes = NIL;
+	PsyncChange change;
+	uint32		shape_id;
+
+	while (psync_reader_next(reader, &change, &shape_id))
+	{
+		MemoryContext old;
+
+		CHECK_FOR_INTERRUPTS();
+		if (change.op == PSYNC_TRUNCATE)
+		{
+			if (psync_sync_wants(rec->sync, (Oid) shape_id, change.origin))
+				touch_all(differences, n);
+			continue;
+		}
+		change.shape = get_shape(&shapes, shape_id);
+		if (change.shape->relid != rec->run->relid ||
+			!psync_sync_wants(rec->sync, change.shape->relid, change.origin))
+			continue;
+		old = MemoryContextSwitchTo(each);
+		if (change.new_size > 0)
+			touch(rec, differences, n, change_key(rec, &change, false));
+		if (change.op == PSYNC_DELETE || change.key_changed)
+			touch(rec, differences, n, change_key(rec, &change, true));
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(each);
+	}
+	MemoryContextDelete(each);
+}
+
+/* --------------------------------------------------------------- examining */
+
+/* Is the table being copied, so that rows will come without a change? */
+static bool
+batch_under_way(const PsyncReconcile *rec)
+{
+	Oid			types[2] = {UUIDOID, OIDOID};
+	Datum		values[2];
+	bool		found;
+
+	values[0] = UUIDPGetDatum(&rec->run->sync);
+	values[1] = ObjectIdGetDatum(rec->run->relid);
+	found = psync_owner_execute("SELECT FROM payment_sync.batch WHERE sync = $1"
+								" AND relid = $2 AND state IN ('pending', 'running')",
+								2, types, values, NULL) > 0;
+	SPI_finish();
+	return found;
+}
+
+/* The later of what the target has recorded and what we have saved. */
+static const char *
+choose_position(PsyncReconcile *rec, const PsyncSync *sync, const char *remote)
+{
+	const char *ours = sync->position;
+	PsyncSnapshot *now;
+
+	if (ours == NULL)
+		return NULL;			/* stopped: it has none */
+	if (remote == NULL || sync->restart ||
+		psync_snapshot_covers(psync_snapshot_parse(ours), psync_snapshot_parse(remote)))
+		return ours;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	now = psync_snapshot_current();
+	PopActiveSnapshot();
+	if (!psync_snapshot_covers(now, psync_snapshot_parse(remote)))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the target has changes that this server does not know"),
+				 errdetail("This server was restored from a backup, or the target follows another one.")));
+	return remote;
+}
+
+/* For the reader: the source's rows, under the snapshot that ends the window. */
+typedef struct PsyncSourceRead
+{
+	PsyncReconcile *rec;
+	const char *sql;
+	PsyncRows  *rows;
+} PsyncSourceRead;
+
+static void
+read_source(void *arg)
+{
+	PsyncSourceRead *read = arg;
+	PsyncSide  *side = &read->rec->side[PSYNC_SOURCE];
+
+	psync_side_send(side, read->sql);
+	read->rows = psync_side_collect_here(side);
+}
+
+/* Steps 1 to 4 of the header comment; the differences, touched or not. */
+static PsyncDifference *
+examine_with_log(PsyncReconcile *rec, const char *source, const char *other, int *n)
+{
+	PsyncSourceRead read = {rec, source, NULL};
+	PsyncSync  *sync;
+	PsyncRows  *rows;
+	bool		batch;
+	const char *position;
+	PsyncReader *reader;
+	PsyncDifference *differences;
+
+	lock_log(true);
+	sync = psync_sync_load(&rec->run->sync);
+	if (sync == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("sync \"%s\" does not exist any more", rec->sync->name)));
+	batch = batch_under_way(rec);
+	rows = psync_side_query(&rec->side[PSYNC_OTHER], other);
+	rec->counts.rows_moved += rows->nrows - 1;
+	position = choose_position(rec, sync, psync_rows_position(rows));
+
+	reader = psync_reader_create(CurrentMemoryContext,
+								 psync_snapshot_parse(position ? position : PSYNC_BEFORE_ALL),
+								 position ? &sync->hint : NULL);
+	(void) psync_reader_open(reader, NULL, read_source, &read);
+	differences = psync_rows_compare(rec, read.rows, rows, n);
+	if (*n > 0)
+	{
+		/* keys in the log are to look as those that were read */
+		int			guc_level = psync_text_settings();
+
+		touch_by_log(rec, reader, differences, *n);
+		AtEOXact_GUC(true, guc_level);
+	}
+	psync_reader_free(reader);
+	lock_log(false);
+
+	if (position == NULL || batch)
+		touch_all(differences, *n);
+	else
+		rec->position = MemoryContextStrdup(rec->context, position);
+	return differences;
+}
+
+static PsyncDifference *
+examine_at_once(PsyncReconcile *rec, const char *source, const char *other, int *n)
+{
+	PsyncRows  *rows[2];
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	psync_side_send(&rec->side[PSYNC_SOURCE], source);
+	rows[0] = psync_side_collect_here(&rec->side[PSYNC_SOURCE]);
+	psync_side_send(&rec->side[PSYNC_OTHER], other);
+	rows[1] = psync_side_collect_here(&rec->side[PSYNC_OTHER]);
+	PopActiveSnapshot();
+	rec->counts.rows_moved += rows[1]->nrows - 1;
+	return psync_rows_compare(rec, rows[0], rows[1], n);
+}
+
+static void
+count_verdicts(PsyncReconcile *rec, const PsyncDifference *differences, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		if (differences[i].touched)
+			continue;
+		if (differences[i].target == NULL)
+			rec->counts.missing++;
+		else if (differences[i].source == NULL)
+			rec->counts.unexpected++;
+		else
+			rec->counts.different++;
+	}
+}
+
+static void
+examine(PsyncReconcile *rec, const char *source, const char *other)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "payment_sync rows",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	PsyncDifference *differences;
+	int			n;
+
+	if (rec->sync != NULL)
+		differences = examine_with_log(rec, source, other, &n);
+	else
+		differences = examine_at_once(rec, source, other, &n);
+	count_verdicts(rec, differences, n);
+	psync_store_differences(rec, differences, n);
+	psync_store_suspects(rec, differences, n);
+	rec->found += n;
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+}
+
+void
+psync_examine_cells(PsyncReconcile *rec, List *cells)
+{
+	examine(rec, psync_query_rows(rec, PSYNC_SOURCE, cells),
+			psync_query_rows(rec, PSYNC_OTHER, cells));
+}
+
+void
+psync_examine_keys(PsyncReconcile *rec, char ***keys, int nkeys)
+{
+	examine(rec, psync_query_keys(rec, PSYNC_SOURCE, keys, nkeys),
+			psync_query_keys(rec, PSYNC_OTHER, keys, nkeys));
+}
+
+/* ---------------------------------------------------------------- settling */
+
+/* Read each suspect once more. */
+static void
+settle_round(PsyncReconcile *rec)
+{
+	int64		upto = psync_store_last_suspect(rec);
+
+	for (;;)
+	{
+		MemoryContext old = MemoryContextSwitchTo(rec->work);
+		int			n;
+		char	 ***keys = psync_store_take_suspects(rec, upto, &n);
+
+		CHECK_FOR_INTERRUPTS();
+		if (n > 0)
+			psync_examine_keys(rec, keys, n);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(rec->work);
+		if (n == 0)
+			break;
+		psync_reconcile_pause(rec);
+	}
+}
+
+static void
+pause_ms(long ms)
+{
+	int			rc = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							   ms, psync_wait_event(PSYNC_WAIT_TARGET));
+
+	if (rc & WL_LATCH_SET)
+		ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+}
+
+/*
+ * Decide about suspects, for as long as the run may wait.  What remains is in
+ * flight.
+ */
+void
+psync_settle(PsyncReconcile *rec)
+{
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
+													   rec->run->max_wait);
+	long		pause = PSYNC_PAUSE_MIN;
+
+	for (;;)
+	{
+		rec->counts.in_flight = psync_store_count_suspects(rec);
+		if (rec->counts.in_flight == 0)
+			return;
+		settle_round(rec);
+		rec->counts.in_flight = psync_store_count_suspects(rec);
+		if (rec->counts.in_flight == 0 || GetCurrentTimestamp() >= deadline)
+			return;
+		pause_ms(pause);
+		pause = Min(2 * pause, PSYNC_PAUSE_MAX);
+	}
+}
+
+/* ------------------------------------------------------------ recent changes */
+
+/*
+ * Instead of the whole table: suspect each key that a change in the log is
+ * about.  The log keeps changes until all syncs are done with them, and
+ * then some.
+ */
+void
+psync_suspect_recent(PsyncReconcile *rec)
+{
+	PsyncReader *reader = psync_reader_create(rec->work,
+											  psync_snapshot_parse(PSYNC_BEFORE_ALL),
+											  NULL);
+	PsyncDifference *keys = palloc0(PSYNC_READ_KEYS * sizeof(PsyncDifference));
+	List	   *shapes = NIL;
+	PsyncChange change;
+	uint32		shape_id;
+	int			n = 0;
+	bool		found = psync_reader_open(reader, NULL, NULL, NULL);
+	int			guc_level = psync_text_settings();
+
+	while (found && psync_reader_next(reader, &change, &shape_id))
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (change.op == PSYNC_TRUNCATE)
+			continue;
+		change.shape = get_shape(&shapes, shape_id);
+		if (change.shape->relid != rec->run->relid)
+			continue;
+		keys[n].key = change_key(rec, &change, change.op == PSYNC_DELETE);
+		if (keys[n].key == NULL)
+			continue;
+		keys[n].name = psync_key_name(rec, keys[n].key);
+		keys[n++].touched = true;
+		if (n == PSYNC_READ_KEYS)
+		{
+			psync_store_suspects(rec, keys, n);
+			n = 0;
+		}
+	}
+	psync_store_suspects(rec, keys, n);
+	AtEOXact_GUC(true, guc_level);
+	psync_reader_free(reader);
+}

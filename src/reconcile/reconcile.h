@@ -1,0 +1,263 @@
+/*
+ * reconcile.h
+ *		What the files of this folder share.
+ *
+ * Words of this folder, beyond the design's:
+ *
+ *	side		one of the two relations that are compared: 0 the source, 1 the
+ *				target or, for reconcile_with(), another relation here
+ *	run			one call of reconcile(); has a row per table
+ *	cell		a set of rows that both sides can name: a range of keys, or the
+ *				keys whose hash begins with certain bits
+ *	checksum	number of rows of a cell and a digest of them
+ *	suspect		a key on which the two sides were seen to differ
+ *	verdict		that they do differ, whatever is still on its way
+ *
+ * States of a cell, and who moves it:
+ *
+ *		unknown		-> equal		psync_cells_compare, equal checksums
+ *		unknown		-> split		psync_cells_split: it has many rows
+ *		unknown		-> read			psync_examine: it has few
+ *
+ * and of a key that was read:
+ *
+ *		read		-> matched		equal, by psync_row_compare
+ *		read		-> verdict		psync_examine: differs, and no change in the
+ *									log between the target's position and the
+ *									source's snapshot is about this key
+ *		read		-> suspect		psync_examine: there is such a change
+ *		suspect		-> any of these	psync_settle: read again, later
+ *		suspect		-> in flight	psync_settle: max_wait is over
+ *
+ * Memory.  Cells of a step, their rows and keys live in "work", which is reset
+ * after each step; only boundaries of cells, of which there are at most
+ * PSYNC_CELLS_MAX, live as long as the run.  Suspects wait in a table.
+ */
+#ifndef PSYNC_RECONCILE_H
+#define PSYNC_RECONCILE_H
+
+#include "sync/sync.h"
+#include "transport/payment_sync_transport.h"
+
+/* Rows that a cell should have, and how many cells a table has at most. */
+#define PSYNC_CELL_ROWS			8192
+#define PSYNC_CELLS_MAX			4096
+/* Cells whose checksums are asked for in one statement. */
+#define PSYNC_STEP_CELLS		16
+/* A cell of so few rows is read rather than split. */
+#define PSYNC_LEAF_ROWS			24
+/* Rows, or keys, that are read in one go. */
+#define PSYNC_READ_ROWS			8192
+#define PSYNC_READ_KEYS			1000
+/* Cells that splitting makes at a time, at least and at most. */
+#define PSYNC_SPLIT_MIN			32
+#define PSYNC_SPLIT_MAX			2048
+/* Hashed cells: how many bits of the hash tell them apart at first. */
+#define PSYNC_HASH_BITS			12
+
+#define PSYNC_SOURCE			0
+#define PSYNC_OTHER				1
+
+/* A column as one side has it. */
+typedef struct PsyncSideColumn
+{
+	char	   *name;			/* quoted */
+	char	   *type;			/* as format_type gives it, no typmod */
+	Oid			base;			/* type, or what a domain is over */
+	int32		typmod;
+	bool		bytewise;		/* no collation, or one that sorts bytes */
+	char	   *canonical;		/* expression for checksums, over alias t */
+	char	   *text;			/* expression for reading */
+} PsyncSideColumn;
+
+typedef struct PsyncPair
+{
+	char	   *name;			/* at the source */
+	bool		key;
+	PsyncSideColumn side[2];
+	Oid			decide_type;	/* its "=" decides if the texts differ; or
+								 * InvalidOid: the texts do */
+	const char *tolerance;		/* largest difference that is none, or NULL */
+} PsyncPair;
+
+typedef struct PsyncSide
+{
+	bool		remote;			/* else a relation of this database */
+	const PsyncTransport *transport;	/* if remote */
+	PsyncTarget *target;		/* if remote; NULL: not open */
+	Oid			userid;			/* if local: whose rights it is read with */
+	char	   *schema;
+	char	   *relname;
+	char	   *from;			/* quoted, with ONLY if it is a plain table */
+	char		relkind;
+	char	   *encoding;
+	int			version;		/* of the server, as server_version_num */
+	double		rows;			/* by the catalog's estimate */
+	double		pages;
+	bool		ordered;		/* has an index in the key's order */
+	const char *sql;			/* if local: sent, not yet collected */
+} PsyncSide;
+
+/* Rows of a result, as text. */
+typedef struct PsyncRows
+{
+	int			nrows;
+	int			ncolumns;
+	char	  **values;			/* NULL: null; row by row */
+} PsyncRows;
+
+typedef struct PsyncCell
+{
+	char	  **after;			/* exclusive bound, per key column; NULL: open */
+	char	  **upto;			/* inclusive bound */
+	int64		prefix;			/* if hashed: first bits of the keys' hash */
+	int64		rows;			/* of the side that has more */
+	bool		more_at_other;	/* that is the other side */
+} PsyncCell;
+
+/* What is asked for; a row of payment_sync.reconciliation. */
+typedef struct PsyncRun
+{
+	int64		run;
+	Oid			relid;
+	bool		has_sync;
+	pg_uuid_t	sync;
+	Oid			owner;			/* of the sync; who asked, for reconcile_with */
+	Oid			other;			/* reconcile_with's, or InvalidOid */
+	char	   *server;			/* to read through; NULL: the sync's own */
+	List	   *key;			/* of char *; given to reconcile_with */
+	List	   *columns;
+	List	   *other_columns;
+	char	   *where;
+	char	  **after;			/* part of the table, as of a cell */
+	char	  **upto;
+	int			nafter;
+	int			nupto;
+	bool		recent;			/* only keys that the log still holds */
+	bool		crypto;			/* sha256 */
+	char	   *tolerance;		/* jsonb as text, or NULL */
+	int64		rows_per_second;	/* 0: no limit */
+	int64		max_wait;		/* ms, for suspects */
+	int64		seeds[2];
+	char	   *state;
+	char	  **cursor;			/* keys up to here are done */
+	int			ncursor;
+	bool		started;
+} PsyncRun;
+
+typedef struct PsyncCounts
+{
+	int64		source_rows;
+	int64		target_rows;
+	int64		missing;
+	int64		unexpected;
+	int64		different;
+	int64		in_flight;
+	int64		rows_moved;		/* taken from the other side, checksums included */
+} PsyncCounts;
+
+/* Ends the transaction and begins the next; NULL: it cannot be ended. */
+typedef void (*PsyncReconcileNext) (void);
+
+typedef struct PsyncReconcile
+{
+	MemoryContext context;		/* of this table's run */
+	MemoryContext work;			/* of a step */
+	PsyncReconcileNext next;
+	PsyncRun   *run;
+	PsyncSync  *sync;			/* NULL: reconcile_with */
+	PsyncSide	side[2];
+	int			npairs;
+	PsyncPair  *pairs;
+	int			nkeys;
+	int		   *keys;			/* indexes into pairs, in key order */
+	AttrNumber *key_attnums;	/* at the source */
+	bool		hashed;			/* cells are hashes, not ranges */
+	int			hash_bits;		/* if hashed: of the cells at hand */
+	bool		escape;			/* encodings differ: compare UTF-8, escaped */
+	char	   *position_query; /* at the target */
+	const char *position;		/* last one read; what the run speaks for */
+	/* ranges */
+	int			nbounds;
+	char	 ***bounds;			/* last keys of all cells but the last */
+	int			next_bound;
+	char	  **after;			/* where the next step begins */
+	double		density;		/* differences per cell of PSYNC_CELL_ROWS, of late */
+	int64		found;			/* differences and suspects so far */
+	PsyncCounts counts;
+	int64		rows_before;	/* compared before this process began */
+	TimestampTz started;		/* when it did */
+} PsyncReconcile;
+
+/* side.c */
+extern int	psync_text_settings(void);
+extern void psync_side_send(PsyncSide *side, const char *sql);
+extern PsyncRows *psync_side_collect(PsyncSide *side);
+extern PsyncRows *psync_side_collect_here(PsyncSide *side);
+extern PsyncRows *psync_side_query(PsyncSide *side, const char *sql);
+extern void psync_side_open(PsyncReconcile *rec, const char *server);
+extern void psync_side_close(PsyncSide *side);
+#define psync_rows_get(rows, row, column) \
+	((rows)->values[(row) * (rows)->ncolumns + (column)])
+
+/* table.c */
+extern void psync_table_describe(PsyncReconcile *rec);
+
+/* query.c */
+extern char *psync_query_checksum(const PsyncReconcile *rec, int side,
+								  List *cells);
+extern char *psync_query_split(const PsyncReconcile *rec, int side,
+							   const PsyncCell *cell, int64 width);
+extern char *psync_query_sample(const PsyncReconcile *rec, double percent,
+								int64 stride);
+extern char *psync_query_rows(const PsyncReconcile *rec, int side, List *cells);
+extern char *psync_query_keys(const PsyncReconcile *rec, int side,
+							  char ***keys, int nkeys);
+extern void psync_append_array(StringInfo buf, char **values, int n, int stride);
+
+/* checksum.c */
+extern void psync_cells_begin(PsyncReconcile *rec);
+extern bool psync_cells_step(PsyncReconcile *rec);
+
+/* compare.c */
+typedef struct PsyncDifference
+{
+	char	   *name;			/* of the key, for comparing keys */
+	char	  **key;			/* per key column */
+	char	  **source;			/* per pair; NULL: no such row */
+	char	  **target;
+	bool	   *differs;		/* per pair; NULL unless both are there */
+	bool		touched;		/* a change on its way is about this key */
+} PsyncDifference;
+
+extern char *psync_key_name(const PsyncReconcile *rec, char **key);
+extern PsyncDifference *psync_rows_compare(PsyncReconcile *rec,
+										   const PsyncRows *source,
+										   const PsyncRows *other, int *n);
+extern const char *psync_rows_position(const PsyncRows *rows);
+
+/* recheck.c */
+extern void psync_examine_cells(PsyncReconcile *rec, List *cells);
+extern void psync_examine_keys(PsyncReconcile *rec, char ***keys, int nkeys);
+extern void psync_settle(PsyncReconcile *rec);
+extern void psync_suspect_recent(PsyncReconcile *rec);
+
+/* store.c */
+extern PsyncRun *psync_run_load(int64 number, Oid relid, PsyncCounts *counts);
+extern void psync_run_begin(PsyncReconcile *rec);
+extern bool psync_run_save(PsyncReconcile *rec, char **cursor);
+extern void psync_run_finish(PsyncReconcile *rec);
+extern void psync_run_failed(int64 run, Oid relid, const char *message);
+extern void psync_store_differences(PsyncReconcile *rec,
+									PsyncDifference *differences, int n);
+extern void psync_store_suspects(PsyncReconcile *rec,
+								 PsyncDifference *differences, int n);
+extern int64 psync_store_last_suspect(PsyncReconcile *rec);
+extern char ***psync_store_take_suspects(PsyncReconcile *rec, int64 upto, int *n);
+extern int64 psync_store_count_suspects(PsyncReconcile *rec);
+
+/* reconcile.c */
+extern void psync_reconcile_run(int64 run, PsyncReconcileNext next);
+extern void psync_reconcile_pause(PsyncReconcile *rec);
+
+#endif							/* PSYNC_RECONCILE_H */

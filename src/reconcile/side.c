@@ -1,0 +1,268 @@
+/*
+ * side.c
+ *		Running a query on one side.
+ *
+ * A statement is sent to one side and collected later.  The target begins to
+ * work when it is sent; a local one runs when it is collected.  So who sends
+ * to the target, sends here, collects here, and then from the target, lets
+ * both servers work at the same time.
+ *
+ * Local statements run with the rights of the relation's reader and
+ * row_security = off, so that a policy that would hide rows raises an error
+ * instead of hiding them; so does the session at the target.  The settings on
+ * which text forms depend are the same on both sides.
+ */
+#include "postgres.h"
+
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "compat.h"
+#include "deliver/deliver.h"
+#include "reconcile/reconcile.h"
+#include "transport/registry.h"
+
+/* At the target, the transport sees to the same. */
+static const struct
+{
+	const char *name;
+	const char *value;
+}			settings[] = {
+	{"search_path", "pg_catalog, pg_temp"},
+	{"row_security", "off"},
+	{"timezone", "UTC"},
+	{"datestyle", "ISO"},
+	{"intervalstyle", "postgres"},
+	{"extra_float_digits", "3"},
+	{"bytea_output", "hex"},
+	{"standard_conforming_strings", "on"},
+	{"jit", "off"},
+};
+
+/* Results may be large, and grow while they arrive. */
+static void
+rows_reserve(PsyncRows *rows, int *capacity)
+{
+	if ((rows->nrows + 1) * rows->ncolumns <= *capacity)
+		return;
+	*capacity = Max(64, 2 * (*capacity + rows->ncolumns));
+	if (rows->values == NULL)
+		rows->values = palloc(*capacity * sizeof(char *));
+	else
+		rows->values = repalloc(rows->values, *capacity * sizeof(char *));
+}
+
+/* ------------------------------------------------------------------ local */
+
+/* In the caller's memory context; SPI's own goes with SPI_finish(). */
+static PsyncRows *
+copy_result(MemoryContext context)
+{
+	MemoryContext old = MemoryContextSwitchTo(context);
+	PsyncRows  *rows = palloc0(sizeof(PsyncRows));
+
+	if (SPI_tuptable != NULL)
+	{
+		rows->nrows = (int) SPI_processed;
+		rows->ncolumns = SPI_tuptable->tupdesc->natts;
+		rows->values = palloc(Max(1, rows->nrows * rows->ncolumns) * sizeof(char *));
+		for (int i = 0; i < rows->nrows; i++)
+			for (int j = 0; j < rows->ncolumns; j++)
+				psync_rows_get(rows, i, j) = SPI_getvalue(SPI_tuptable->vals[i],
+														  SPI_tuptable->tupdesc,
+														  j + 1);
+	}
+	MemoryContextSwitchTo(old);
+	return rows;
+}
+
+/*
+ * Settings under which text forms are made, until AtEOXact_GUC(true, result)
+ * or the end of the transaction.
+ */
+int
+psync_text_settings(void)
+{
+	int			guc_level = NewGUCNestLevel();
+
+	for (int i = 0; i < lengthof(settings); i++)
+		(void) set_config_option(settings[i].name, settings[i].value, PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	return guc_level;
+}
+
+/*
+ * Run it under the active snapshot if the caller has put one up for it, else
+ * under a fresh one.  Errors restore user and settings with the transaction.
+ */
+static PsyncRows *
+run_local(PsyncSide *side)
+{
+	MemoryContext context = CurrentMemoryContext;
+	PsyncRows  *rows;
+	Oid			userid;
+	int			sec_context;
+	int			guc_level;
+	int			ret;
+
+	GetUserIdAndSecContext(&userid, &sec_context);
+	guc_level = psync_text_settings();
+	SetUserIdAndSecContext(side->userid,
+						   sec_context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
+	(void) set_config_option("enable_seqscan", side->ordered ? "off" : "on",
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	SPI_connect();
+	ret = SPI_execute(side->sql, true, 0);
+	if (ret != SPI_OK_SELECT)
+		elog(ERROR, "could not run a query for reconciliation: %s",
+			 SPI_result_code_string(ret));
+	rows = copy_result(context);
+	SPI_finish();
+	AtEOXact_GUC(true, guc_level);
+	SetUserIdAndSecContext(userid, sec_context);
+	MemoryContextSwitchTo(context);
+	return rows;
+}
+
+static PsyncRows *
+collect_local(PsyncSide *side)
+{
+	PsyncRows  *rows;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	rows = run_local(side);
+	PopActiveSnapshot();
+	return rows;
+}
+
+/* ----------------------------------------------------------------- remote */
+
+static PsyncRows *
+collect_remote(PsyncSide *side)
+{
+	const PsyncReadTransport *reading = side->transport->reading;
+	PsyncRows  *rows = palloc0(sizeof(PsyncRows));
+	const char *const *values;
+	int			capacity = 0;
+
+	while ((values = reading->row(side->target, &rows->ncolumns)) != NULL)
+	{
+		rows_reserve(rows, &capacity);
+		for (int j = 0; j < rows->ncolumns; j++)
+			psync_rows_get(rows, rows->nrows, j) =
+				values[j] != NULL ? pstrdup(values[j]) : NULL;
+		rows->nrows++;
+	}
+	return rows;
+}
+
+/* ------------------------------------------------------------------- both */
+
+void
+psync_side_send(PsyncSide *side, const char *sql)
+{
+	Assert(side->sql == NULL);
+
+	elog(DEBUG2, "reconciliation, %s: %s", side->remote ? "target" : "source", sql);
+	if (side->remote)
+		side->transport->reading->send(side->target, sql);
+	else
+		side->sql = sql;
+}
+
+PsyncRows *
+psync_side_collect(PsyncSide *side)
+{
+	PsyncRows  *rows;
+
+	if (side->remote)
+		return collect_remote(side);
+	Assert(side->sql != NULL);
+	rows = collect_local(side);
+	side->sql = NULL;
+	return rows;
+}
+
+/* The same for a local statement, under the snapshot that is active. */
+PsyncRows *
+psync_side_collect_here(PsyncSide *side)
+{
+	PsyncRows  *rows;
+
+	Assert(!side->remote && side->sql != NULL && ActiveSnapshotSet());
+	rows = run_local(side);
+	side->sql = NULL;
+	return rows;
+}
+
+PsyncRows *
+psync_side_query(PsyncSide *side, const char *sql)
+{
+	psync_side_send(side, sql);
+	return psync_side_collect(side);
+}
+
+/* ---------------------------------------------------------------- opening */
+
+static void
+refuse_unreadable(const PsyncReconcile *rec)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("the target of sync \"%s\" cannot be read", rec->sync->name),
+			 errdetail("Transport \"%s\" only sends.",
+					   rec->side[PSYNC_OTHER].transport->name),
+			 errhint("Load what the other side reports into a table, and compare with payment_sync.reconcile_with().")));
+}
+
+/*
+ * Time-outs of this session hold at the target as well: who limits how long
+ * a statement may take here, means the whole of it.
+ */
+static void
+pass_timeout(PsyncSide *side)
+{
+	const char *timeout = GetConfigOption("statement_timeout", false, false);
+
+	if (timeout != NULL && strcmp(timeout, "0") != 0)
+		(void) psync_side_query(side,
+								psprintf("SELECT pg_catalog.set_config('statement_timeout', %s, false)",
+										 quote_literal_cstr(timeout)));
+}
+
+/*
+ * Connect to the sync's target, or to another server that shows the same
+ * tables, a standby, say, or the same one with a role that may only read.
+ */
+void
+psync_side_open(PsyncReconcile *rec, const char *server)
+{
+	PsyncSide  *side = &rec->side[PSYNC_OTHER];
+	PsyncSync	through = *rec->sync;
+
+	Assert(side->target == NULL);
+	if (server != NULL)
+		through.server = pstrdup(server);
+	side->remote = true;
+	side->target = psync_target_create(rec->context, &through,
+									   psync_log_identity(), &side->transport);
+	side->target->read_only = true;
+	if (side->transport->reading == NULL)
+		refuse_unreadable(rec);
+	side->transport->open(side->target);
+	pass_timeout(side);
+	rec->position_query = side->transport->reading->position_query(side->target);
+}
+
+void
+psync_side_close(PsyncSide *side)
+{
+	if (side->target != NULL)
+		side->transport->close(side->target);
+	side->target = NULL;
+}

@@ -1,0 +1,585 @@
+/*
+ * store.c
+ *		Runs, suspects and discrepancies in their tables.
+ *
+ * A run's row is written after each step, together with what the step has
+ * found, so a run that was killed goes on behind its last step, and nothing
+ * is counted twice.  A discrepancy has one row for as long as it lasts: each
+ * run that sees it again moves its last_run on, so that it ages; a full run
+ * that does not see it any more marks it as gone.
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/json.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "reconcile/reconcile.h"
+#include "sync/admin.h"
+
+/* -------------------------------------------------------------------- runs */
+
+static const char load_command[] =
+	"SELECT sync, owner::oid, other, server, key, columns, other_columns, condition,"
+	" key_after, key_upto, recent, digest = 'sha256', tolerance::text,"
+	" rows_per_second, (extract(epoch FROM max_wait) * 1000)::bigint,"
+	" seeds[1], seeds[2], state, cursor, started IS NOT NULL,"
+	" source_rows, target_rows, missing, unexpected, different, rows_moved"
+	" FROM payment_sync.reconciliation WHERE run = $1 AND relid = $2";
+
+static Datum
+run_datum(int column, bool *isnull)
+{
+	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, isnull);
+}
+
+static int64
+run_int(int column)
+{
+	bool		isnull;
+	Datum		value = run_datum(column, &isnull);
+
+	return isnull ? 0 : DatumGetInt64(value);
+}
+
+static bool
+run_bool(int column)
+{
+	bool		isnull;
+
+	return DatumGetBool(run_datum(column, &isnull));
+}
+
+static char *
+run_text(int column)
+{
+	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column);
+}
+
+static List *
+run_names(int column)
+{
+	bool		isnull;
+	Datum		value = run_datum(column, &isnull);
+
+	return isnull ? NIL : psync_name_list(DatumGetArrayTypeP(value));
+}
+
+static char **
+text_array(Datum value, int *n)
+{
+	Datum	   *elems;
+	char	  **result;
+
+	deconstruct_array(DatumGetArrayTypeP(value), TEXTOID, -1, false, TYPALIGN_INT,
+					  &elems, NULL, n);
+	result = palloc(Max(1, *n) * sizeof(char *));
+	for (int i = 0; i < *n; i++)
+		result[i] = TextDatumGetCString(elems[i]);
+	return result;
+}
+
+static char **
+run_array(int column, int *n)
+{
+	bool		isnull;
+	Datum		value = run_datum(column, &isnull);
+
+	*n = 0;
+	return isnull ? NULL : text_array(value, n);
+}
+
+static PsyncRun *
+run_from_row(PsyncCounts *counts)
+{
+	PsyncRun   *run = palloc0(sizeof(PsyncRun));
+	bool		isnull;
+	Datum		value = run_datum(1, &isnull);
+
+	run->has_sync = !isnull;
+	if (!isnull)
+		run->sync = *DatumGetUUIDP(value);
+	run->owner = DatumGetObjectId(run_datum(2, &isnull));
+	run->other = DatumGetObjectId(run_datum(3, &isnull));
+	run->server = run_text(4);
+	run->key = run_names(5);
+	run->columns = run_names(6);
+	run->other_columns = run_names(7);
+	run->where = run_text(8);
+	run->after = run_array(9, &run->nafter);
+	run->upto = run_array(10, &run->nupto);
+	run->recent = run_bool(11);
+	run->crypto = run_bool(12);
+	run->tolerance = run_text(13);
+	run->rows_per_second = run_int(14);
+	run->max_wait = run_int(15);
+	run->seeds[0] = run_int(16);
+	run->seeds[1] = run_int(17);
+	run->state = run_text(18);
+	run->cursor = run_array(19, &run->ncursor);
+	run->started = run_bool(20);
+	counts->source_rows = run_int(21);
+	counts->target_rows = run_int(22);
+	counts->missing = run_int(23);
+	counts->unexpected = run_int(24);
+	counts->different = run_int(25);
+	counts->rows_moved = run_int(26);
+	return run;
+}
+
+/* In the current memory context; NULL if there is no such run. */
+PsyncRun *
+psync_run_load(int64 number, Oid relid, PsyncCounts *counts)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Oid			types[2] = {INT8OID, OIDOID};
+	Datum		values[2];
+	PsyncRun   *run = NULL;
+
+	values[0] = Int64GetDatum(number);
+	values[1] = ObjectIdGetDatum(relid);
+	if (psync_owner_execute(load_command, 2, types, values, NULL) > 0)
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+
+		run = run_from_row(counts);
+		run->run = number;
+		run->relid = relid;
+		MemoryContextSwitchTo(old);
+	}
+	SPI_finish();
+	return run;
+}
+
+/* Run a command about this run's row: $1 and $2 name it. */
+static uint64
+execute_run(const PsyncReconcile *rec, const char *command, int nargs,
+			Oid *more_types, Datum *more_values, const char *more_nulls)
+{
+	Oid			types[12] = {INT8OID, OIDOID};
+	Datum		values[12];
+	char		nulls[13] = "            ";
+	uint64		processed;
+
+	Assert(nargs <= 10);
+	values[0] = Int64GetDatum(rec->run->run);
+	values[1] = ObjectIdGetDatum(rec->run->relid);
+	for (int i = 0; i < nargs; i++)
+	{
+		types[i + 2] = more_types[i];
+		values[i + 2] = more_values[i];
+		nulls[i + 2] = more_nulls != NULL ? more_nulls[i] : ' ';
+	}
+	processed = psync_owner_execute(command, nargs + 2, types, values, nulls);
+	SPI_finish();
+	return processed;
+}
+
+/* It begins, or goes on. */
+void
+psync_run_begin(PsyncReconcile *rec)
+{
+	Oid			types[2] = {INT8OID, TEXTOID};
+	Datum		values[2];
+
+	values[0] = Int64GetDatum((int64) rec->side[PSYNC_SOURCE].rows);
+	values[1] = CStringGetTextDatum(rec->hashed ? "hash" : "range");
+	(void) execute_run(rec, "UPDATE payment_sync.reconciliation SET state = 'running',"
+					   " rows_estimated = $3, division = $4, error = NULL,"
+					   " started = COALESCE(started, clock_timestamp())"
+					   " WHERE run = $1 AND relid = $2", 2, types, values, NULL);
+	if (rec->run->started)
+		return;
+	(void) execute_run(rec, "DELETE FROM payment_sync.suspect s USING payment_sync.reconciliation r"
+					   " WHERE r.run = $1 AND r.relid = $2 AND s.relid = $2 AND s.run < $1"
+					   " AND EXISTS (SELECT FROM payment_sync.reconciliation o WHERE o.run = s.run"
+					   " AND o.relid = s.relid AND o.sync = r.sync AND o.other = r.other"
+					   " AND o.state NOT IN ('pending', 'running'))", 0, NULL, NULL, NULL);
+}
+
+/*
+ * A step is done.  False if somebody has cancelled the run meanwhile.  The
+ * cursor is NULL until a step has an end.
+ */
+bool
+psync_run_save(PsyncReconcile *rec, char **cursor)
+{
+	PsyncCounts *counts = &rec->counts;
+	Oid			types[9] = {INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID,
+	INT8OID, TEXTARRAYOID, TEXTOID};
+	Datum		values[9];
+	char		nulls[10] = "         ";
+
+	values[0] = Int64GetDatum(counts->source_rows);
+	values[1] = Int64GetDatum(counts->target_rows);
+	values[2] = Int64GetDatum(counts->missing);
+	values[3] = Int64GetDatum(counts->unexpected);
+	values[4] = Int64GetDatum(counts->different);
+	values[5] = Int64GetDatum(counts->in_flight);
+	values[6] = Int64GetDatum(counts->rows_moved);
+	nulls[7] = cursor != NULL ? ' ' : 'n';
+	values[7] = (Datum) 0;
+	if (cursor != NULL)
+	{
+		Datum	   *elems = palloc(rec->nkeys * sizeof(Datum));
+
+		for (int k = 0; k < rec->nkeys; k++)
+			elems[k] = CStringGetTextDatum(cursor[k]);
+		values[7] = PointerGetDatum(construct_array(elems, rec->nkeys, TEXTOID, -1,
+													false, TYPALIGN_INT));
+	}
+	nulls[8] = rec->position != NULL ? ' ' : 'n';
+	values[8] = rec->position != NULL ? CStringGetTextDatum(rec->position) : (Datum) 0;
+	return execute_run(rec, "UPDATE payment_sync.reconciliation SET source_rows = $3,"
+					   " target_rows = $4, missing = $5, unexpected = $6, different = $7,"
+					   " in_flight = $8, rows_moved = $9, cursor = COALESCE($10, cursor),"
+					   " position = COALESCE($11, position), saved = clock_timestamp()"
+					   " WHERE run = $1 AND relid = $2 AND state = 'running'",
+					   9, types, values, nulls) > 0;
+}
+
+/*
+ * All is compared.  What earlier runs saw, and this one did not although it
+ * has looked at everything, and closely, is gone.
+ */
+void
+psync_run_finish(PsyncReconcile *rec)
+{
+	(void) execute_run(rec, "UPDATE payment_sync.reconciliation SET state = 'done',"
+					   " finished = clock_timestamp() WHERE run = $1 AND relid = $2"
+					   " AND state = 'running'", 0, NULL, NULL, NULL);
+	if (rec->run->where != NULL || rec->run->recent || rec->run->after != NULL ||
+		rec->run->upto != NULL || rec->run->tolerance != NULL)
+		return;
+	(void) execute_run(rec, "UPDATE payment_sync.discrepancy d SET state = 'gone',"
+					   " changed_at = clock_timestamp(), changed_by = NULL"
+					   " FROM payment_sync.reconciliation r WHERE r.run = $1 AND r.relid = $2"
+					   " AND d.relid = r.relid AND d.other = r.other"
+					   " AND d.sync IS NOT DISTINCT FROM r.sync"
+					   " AND d.last_run < r.run AND d.state IN ('open', 'accepted', 'repairing')"
+					   " AND NOT EXISTS (SELECT FROM payment_sync.suspect s"
+					   " WHERE s.run = r.run AND s.relid = r.relid AND s.name = d.name)",
+					   0, NULL, NULL, NULL);
+}
+
+void
+psync_run_failed(int64 run, Oid relid, const char *message)
+{
+	Oid			types[3] = {INT8OID, OIDOID, TEXTOID};
+	Datum		values[3];
+
+	values[0] = Int64GetDatum(run);
+	values[1] = ObjectIdGetDatum(relid);
+	values[2] = CStringGetTextDatum(message);
+	(void) psync_owner_execute("UPDATE payment_sync.reconciliation SET state = 'failed',"
+							   " error = $3, finished = clock_timestamp()"
+							   " WHERE run = $1 AND relid = $2 AND state IN ('pending', 'running')",
+							   3, types, values, NULL);
+	SPI_finish();
+}
+
+/* ------------------------------------------------------------------ as jsonb */
+
+/*
+ * Numbers and truth values as such, jsonb as it is, all else as a string.
+ * Values of the same column look the same on both sides if their types do.
+ */
+static void
+append_json_value(StringInfo buf, Oid base, const char *value)
+{
+	if (value == NULL)
+	{
+		appendStringInfoString(buf, "null");
+		return;
+	}
+	switch (base)
+	{
+		case INT2OID:
+		case INT4OID:
+		case INT8OID:
+		case NUMERICOID:
+		case FLOAT4OID:
+		case FLOAT8OID:
+			/* NaN and Infinity are no numbers to JSON */
+			if (strspn(value, "-+.0123456789e") == strlen(value))
+				appendStringInfoString(buf, value);
+			else
+				escape_json(buf, value);
+			break;
+		case BOOLOID:
+			appendStringInfoString(buf, value[0] == 't' ? "true" : "false");
+			break;
+		case JSONOID:
+		case JSONBOID:
+			appendStringInfoString(buf, value);
+			break;
+		default:
+			escape_json(buf, value);
+			break;
+	}
+}
+
+static Datum
+row_json(const PsyncReconcile *rec, int side, char **values)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoChar(&buf, '{');
+	for (int i = 0; i < rec->npairs; i++)
+	{
+		appendStringInfoString(&buf, i > 0 ? ", " : "");
+		escape_json(&buf, rec->pairs[i].name);
+		appendStringInfoString(&buf, ": ");
+		append_json_value(&buf, rec->pairs[i].side[side].base, values[i]);
+	}
+	appendStringInfoChar(&buf, '}');
+	return CStringGetTextDatum(buf.data);
+}
+
+static Datum
+key_json(const PsyncReconcile *rec, char **key)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoChar(&buf, '{');
+	for (int k = 0; k < rec->nkeys; k++)
+	{
+		const PsyncPair *pair = &rec->pairs[rec->keys[k]];
+
+		appendStringInfoString(&buf, k > 0 ? ", " : "");
+		escape_json(&buf, pair->name);
+		appendStringInfoString(&buf, ": ");
+		append_json_value(&buf, pair->side[PSYNC_SOURCE].base, key[k]);
+	}
+	appendStringInfoChar(&buf, '}');
+	return CStringGetTextDatum(buf.data);
+}
+
+/* Names of the columns that differ, as an array's text. */
+static Datum
+differing_names(const PsyncReconcile *rec, const bool *differs)
+{
+	List	   *names = NIL;
+	ArrayType  *array;
+	Oid			output;
+	bool		is_varlena;
+
+	for (int i = 0; differs != NULL && i < rec->npairs; i++)
+	{
+		if (differs[i])
+			names = lappend(names, rec->pairs[i].name);
+	}
+	array = DatumGetArrayTypeP(psync_name_array(names));
+	getTypeOutputInfo(NAMEARRAYOID, &output, &is_varlena);
+	return CStringGetTextDatum(OidOutputFunctionCall(output, PointerGetDatum(array)));
+}
+
+/* ------------------------------------------------------------ discrepancies */
+
+/* A column of the arrays that a batch of rows is handed over in. */
+typedef struct PsyncTextColumn
+{
+	Datum	   *values;
+	bool	   *nulls;
+} PsyncTextColumn;
+
+static void
+column_init(PsyncTextColumn *column, int n)
+{
+	column->values = palloc0(Max(1, n) * sizeof(Datum));
+	column->nulls = palloc0(Max(1, n) * sizeof(bool));
+}
+
+static Datum
+column_array(const PsyncTextColumn *column, int n)
+{
+	int			dims[1] = {n};
+	int			lbs[1] = {1};
+
+	return PointerGetDatum(construct_md_array(column->values, column->nulls, 1, dims,
+											  lbs, TEXTOID, -1, false, TYPALIGN_INT));
+}
+
+static const char discrepancy_command[] =
+	"INSERT INTO payment_sync.discrepancy AS d (sync, owner, relid, other, name, key, kind,"
+	" source, target, columns, first_run, last_run)"
+	" SELECT r.sync, r.owner, r.relid, r.other, n.name, n.key::jsonb, n.kind,"
+	" n.source::jsonb, n.target::jsonb, n.columns::name[], r.run, r.run"
+	" FROM payment_sync.reconciliation r,"
+	" unnest($3, $4, $5, $6, $7, $8) n(name, key, kind, source, target, columns)"
+	" WHERE r.run = $1 AND r.relid = $2"
+	" ON CONFLICT (COALESCE(sync, '00000000-0000-0000-0000-000000000000'), relid, other, digest)"
+	" WHERE state IN ('open', 'accepted', 'repairing') DO UPDATE SET"
+	" last_run = excluded.last_run, last_seen = excluded.last_seen,"
+	/* what was accepted or repaired was this difference and no other */
+	" state = CASE WHEN d.state = 'accepted' AND d.kind = excluded.kind"
+	"  AND d.source IS NOT DISTINCT FROM excluded.source"
+	"  AND d.target IS NOT DISTINCT FROM excluded.target THEN 'accepted' ELSE 'open' END,"
+	" kind = excluded.kind, source = excluded.source, target = excluded.target,"
+	" columns = excluded.columns";
+
+/* Record the verdicts among the differences, in one statement. */
+void
+psync_store_differences(PsyncReconcile *rec, PsyncDifference *differences, int n)
+{
+	PsyncTextColumn columns[6];
+	Oid			types[6] = {TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
+	TEXTARRAYOID, TEXTARRAYOID};
+	Datum		values[6];
+	int			count = 0;
+
+	for (int c = 0; c < 6; c++)
+		column_init(&columns[c], n);
+	for (int i = 0; i < n; i++)
+	{
+		PsyncDifference *difference = &differences[i];
+		const char *kind = difference->target == NULL ? "missing" :
+			difference->source == NULL ? "unexpected" : "different";
+
+		/* a key that is there twice, in a file, makes one discrepancy */
+		if (difference->touched ||
+			(i > 0 && !differences[i - 1].touched &&
+			 strcmp(difference->name, differences[i - 1].name) == 0))
+			continue;
+		columns[0].values[count] = CStringGetTextDatum(difference->name);
+		columns[1].values[count] = key_json(rec, difference->key);
+		columns[2].values[count] = CStringGetTextDatum(kind);
+		columns[3].nulls[count] = difference->source == NULL;
+		if (difference->source != NULL)
+			columns[3].values[count] = row_json(rec, PSYNC_SOURCE, difference->source);
+		columns[4].nulls[count] = difference->target == NULL;
+		if (difference->target != NULL)
+			columns[4].values[count] = row_json(rec, PSYNC_OTHER, difference->target);
+		columns[5].values[count] = differing_names(rec, difference->differs);
+		count++;
+	}
+	if (count == 0)
+		return;
+	for (int c = 0; c < 6; c++)
+		values[c] = column_array(&columns[c], count);
+	(void) execute_run(rec, discrepancy_command, 6, types, values, NULL);
+}
+
+/* ----------------------------------------------------------------- suspects */
+
+static void
+append_json_array(StringInfo buf, char **values, int n)
+{
+	appendStringInfoChar(buf, '[');
+	for (int i = 0; i < n; i++)
+	{
+		appendStringInfoString(buf, i > 0 ? ", " : "");
+		escape_json(buf, values[i]);
+	}
+	appendStringInfoChar(buf, ']');
+}
+
+/* Keep the undecided ones for later. */
+void
+psync_store_suspects(PsyncReconcile *rec, PsyncDifference *differences, int n)
+{
+	PsyncTextColumn columns[2];
+	Oid			types[2] = {TEXTARRAYOID, TEXTARRAYOID};
+	Datum		values[2];
+	int			count = 0;
+
+	column_init(&columns[0], n);
+	column_init(&columns[1], n);
+	for (int i = 0; i < n; i++)
+	{
+		StringInfoData array;
+
+		if (!differences[i].touched)
+			continue;
+		initStringInfo(&array);
+		append_json_array(&array, differences[i].key, rec->nkeys);
+		columns[0].values[count] = CStringGetTextDatum(differences[i].name);
+		columns[1].values[count] = CStringGetTextDatum(array.data);
+		count++;
+	}
+	if (count == 0)
+		return;
+	values[0] = column_array(&columns[0], count);
+	values[1] = column_array(&columns[1], count);
+	(void) execute_run(rec, "INSERT INTO payment_sync.suspect (run, relid, name, key)"
+					   " SELECT $1, $2, n.name, ARRAY(SELECT jsonb_array_elements_text(n.key::jsonb))"
+					   " FROM unnest($3, $4) n(name, key)"
+					   " ON CONFLICT (run, relid, name) DO NOTHING", 2, types, values, NULL);
+}
+
+static int64
+query_suspects(PsyncReconcile *rec, const char *command)
+{
+	Oid			types[2] = {INT8OID, OIDOID};
+	Datum		values[2];
+	bool		isnull;
+	Datum		value;
+
+	values[0] = Int64GetDatum(rec->run->run);
+	values[1] = ObjectIdGetDatum(rec->run->relid);
+	(void) psync_owner_execute(command, 2, types, values, NULL);
+	value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull);
+	SPI_finish();
+	return isnull ? 0 : DatumGetInt64(value);
+}
+
+int64
+psync_store_count_suspects(PsyncReconcile *rec)
+{
+	return query_suspects(rec, "SELECT count(*) FROM payment_sync.suspect"
+						  " WHERE run = $1 AND relid = $2");
+}
+
+int64
+psync_store_last_suspect(PsyncReconcile *rec)
+{
+	return query_suspects(rec, "SELECT max(id) FROM payment_sync.suspect"
+						  " WHERE run = $1 AND relid = $2");
+}
+
+/*
+ * Take up to PSYNC_READ_KEYS suspects, noted not after "upto", out of the
+ * table.  Who examines them puts back what is still undecided.
+ */
+char ***
+psync_store_take_suspects(PsyncReconcile *rec, int64 upto, int *n)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Oid			types[4] = {INT8OID, OIDOID, INT8OID, INT8OID};
+	Datum		values[4];
+	char	 ***keys;
+
+	values[0] = Int64GetDatum(rec->run->run);
+	values[1] = ObjectIdGetDatum(rec->run->relid);
+	values[2] = Int64GetDatum(upto);
+	values[3] = Int64GetDatum(PSYNC_READ_KEYS);
+	*n = (int) psync_owner_execute("DELETE FROM payment_sync.suspect WHERE id IN"
+								   " (SELECT id FROM payment_sync.suspect WHERE run = $1"
+								   " AND relid = $2 AND id <= $3 ORDER BY id LIMIT $4)"
+								   " RETURNING key", 4, types, values, NULL);
+	keys = MemoryContextAlloc(context, Max(1, *n) * sizeof(char **));
+	for (int i = 0; i < *n; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(context);
+		bool		isnull;
+		int			columns;
+		Datum		value = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+										  1, &isnull);
+
+		keys[i] = text_array(value, &columns);
+		Assert(columns == rec->nkeys);
+		MemoryContextSwitchTo(old);
+	}
+	SPI_finish();
+	return keys;
+}

@@ -1,0 +1,493 @@
+/*
+ * table.c
+ *		What is compared: the columns of both sides, and in which form.
+ *
+ * What counts as equal.  Two values are equal if the source's type says so:
+ * numeric 1.0 = 1.00, -0 = 0 and NaN = NaN for floating point, char(n)
+ * without its padding, jsonb whatever the order of its keys or the scale of
+ * its numbers, a timestamptz by the moment it names.  Text is equal byte by
+ * byte, after conversion to one encoding, whatever the collations.  Types
+ * without an "=" (json, xml, point) and types of extensions are compared by
+ * their text forms.  If the types of a column differ between the sides, the
+ * text forms are compared, of numbers without trailing zeros.
+ *
+ * Two forms of a column, made by the same expression on both sides:
+ *
+ *	canonical	goes into checksums.  Equal canonical forms imply equal values.
+ *				The reverse holds nearly always; where it does not (jsonb,
+ *				intervals, arrays of numeric), rows look different to a
+ *				checksum that are not, which costs time but yields no verdict.
+ *	text		is read from rows that have been found to differ, compared, and
+ *				shown.
+ *
+ * How rows are divided into cells.  By ranges of the key, if both sides have
+ * an index in one and the same order: the key's types sort alike on every
+ * server, collatable ones only where both sort bytes.  Otherwise by the hash
+ * of the key's text, which needs no index and no order, but reads a whole
+ * table for each level of division.
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/typcache.h"
+
+#include "capture/capture.h"
+#include "compat.h"
+#include "reconcile/reconcile.h"
+
+/* trim_scale() came with this version of PostgreSQL. */
+#define PSYNC_VERSION_MIN	130000
+
+/* Rows per page, where nobody has counted. */
+#define PSYNC_ROWS_PER_PAGE	50
+
+static const char relation_query[] =
+	"SELECT c.relkind, s.rows, s.pages, pg_catalog.current_setting('server_encoding'),"
+	" pg_catalog.current_setting('server_version_num'),"
+	" EXISTS (SELECT FROM pg_catalog.pg_index i"
+	" JOIN pg_catalog.pg_class ic ON ic.oid = i.indexrelid"
+	" JOIN pg_catalog.pg_am m ON m.oid = ic.relam"
+	" WHERE i.indrelid = c.oid AND i.indisvalid AND i.indpred IS NULL AND m.amname = 'btree'"
+	" AND (SELECT pg_catalog.array_agg(a.attname ORDER BY n)"
+	" FROM pg_catalog.generate_series(0, pg_catalog.cardinality(%s::name[]) - 1) n"
+	" JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[n]"
+	" JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[n] AND o.opcdefault"
+	" WHERE i.indcollation[n] = a.attcollation AND i.indoption[n] = 0) = %s::name[])"
+	" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+	" CROSS JOIN LATERAL (SELECT pg_catalog.sum(l.reltuples) AS rows,"
+	" pg_catalog.sum(pg_catalog.pg_relation_size(l.oid)"
+	" / pg_catalog.current_setting('block_size')::bigint) AS pages"
+	" FROM pg_catalog.pg_class l WHERE l.oid = c.oid OR l.oid IN"
+	" (SELECT t.relid FROM pg_catalog.pg_partition_tree(c.oid) t WHERE t.isleaf)) s"
+	" WHERE n.nspname = %s AND c.relname = %s";
+
+static const char columns_query[] =
+	"SELECT a.attname,"
+	" pg_catalog.format_type(CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END, NULL),"
+	" CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END,"
+	" CASE t.typtype WHEN 'd' THEN t.typtypmod ELSE a.atttypmod END,"
+	" a.attcollation = 0 OR EXISTS (SELECT FROM pg_catalog.pg_collation l"
+	" WHERE l.oid = a.attcollation AND (l.collname IN ('C', 'POSIX') OR"
+	" l.collname = 'default' AND EXISTS (SELECT FROM pg_catalog.pg_database d"
+	" WHERE d.datname = pg_catalog.current_database() AND d.datcollate IN ('C', 'POSIX')"
+	" AND COALESCE(pg_catalog.to_jsonb(d) ->> 'datlocprovider', 'c') = 'c')))"
+	" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+	" JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid"
+	" JOIN pg_catalog.pg_type t ON t.oid = a.atttypid"
+	" WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped";
+
+/* ---------------------------------------------------------------- classes */
+
+/* How values of a type are brought into canonical form. */
+typedef enum PsyncClass
+{
+	PSYNC_CLASS_TEXT,			/* as they are printed */
+	PSYNC_CLASS_INTEGER,
+	PSYNC_CLASS_NUMERIC,		/* without trailing zeros */
+	PSYNC_CLASS_FLOAT,			/* without a negative zero */
+	PSYNC_CLASS_CHAR,			/* without padding */
+	PSYNC_CLASS_TIMESTAMP,
+	PSYNC_CLASS_TIMESTAMPTZ
+} PsyncClass;
+
+static PsyncClass
+class_of(Oid base)
+{
+	switch (base)
+	{
+		case INT2OID:
+		case INT4OID:
+		case INT8OID:
+			return PSYNC_CLASS_INTEGER;
+		case NUMERICOID:
+			return PSYNC_CLASS_NUMERIC;
+		case FLOAT4OID:
+		case FLOAT8OID:
+			return PSYNC_CLASS_FLOAT;
+		case BPCHAROID:
+			return PSYNC_CLASS_CHAR;
+		case TIMESTAMPOID:
+			return PSYNC_CLASS_TIMESTAMP;
+		case TIMESTAMPTZOID:
+			return PSYNC_CLASS_TIMESTAMPTZ;
+		default:
+			return PSYNC_CLASS_TEXT;
+	}
+}
+
+/* Does the type sort alike on every server (if collatable: by bytes)? */
+static bool
+sorts_alike(Oid base)
+{
+	switch (base)
+	{
+		case BOOLOID:
+		case BYTEAOID:
+		case INT2OID:
+		case INT4OID:
+		case INT8OID:
+		case NUMERICOID:
+		case OIDOID:
+		case DATEOID:
+		case TIMEOID:
+		case TIMESTAMPOID:
+		case TIMESTAMPTZOID:
+		case UUIDOID:
+		case TEXTOID:
+		case VARCHAROID:
+		case BPCHAROID:
+		case NAMEOID:
+			return true;
+		default:
+			return false;
+	}
+}
+
+/*
+ * Set both forms of a column of one side; "peer" is the same column on the
+ * other side.
+ */
+static void
+set_forms(PsyncSideColumn *column, const PsyncSideColumn *peer)
+{
+	const char *name = psprintf("t.%s", column->name);
+	PsyncClass	class = class_of(column->base);
+	PsyncClass	peer_class = class_of(peer->base);
+	bool		same = column->base == peer->base;
+
+	column->text = psprintf("%s::text", name);
+	switch (class)
+	{
+		case PSYNC_CLASS_NUMERIC:
+			/* with a declared scale, all values have it */
+			if (!same || column->typmod < 0 || column->typmod != peer->typmod)
+				name = psprintf("pg_catalog.trim_scale(%s)", name);
+			column->text = psprintf("%s::text", name);
+			break;
+		case PSYNC_CLASS_FLOAT:
+			name = psprintf("(%s + '0'::%s)", name,
+							column->base == FLOAT4OID ? "float4" : "float8");
+			column->text = psprintf("%s::text", name);
+			break;
+		case PSYNC_CLASS_TIMESTAMPTZ:
+			/* sixteen digits are made faster than a date */
+			if (same)
+				name = psprintf("pg_catalog.timestamptz_send(%s)", name);
+			else if (peer_class == PSYNC_CLASS_TIMESTAMP)
+				name = column->text = psprintf("(%s AT TIME ZONE 'UTC')::text", name);
+			break;
+		case PSYNC_CLASS_TIMESTAMP:
+			if (same)
+				name = psprintf("pg_catalog.timestamp_send(%s)", name);
+			break;
+		case PSYNC_CLASS_CHAR:
+			if (!same || column->typmod != peer->typmod)
+				name = column->text;	/* the cast drops the padding */
+			break;
+		default:
+			break;
+	}
+	if (peer_class == PSYNC_CLASS_CHAR && class == PSYNC_CLASS_TEXT)
+		name = column->text = psprintf("pg_catalog.rtrim(%s::text, ' ')", name);
+	column->canonical = pstrdup(name);
+}
+
+/*
+ * The type whose "=" decides where texts differ: only built-in types that are
+ * the same on both sides, so that reading the other side's text cannot fail.
+ */
+static Oid
+decide_type(const PsyncPair *pair)
+{
+	Oid			base = pair->side[PSYNC_SOURCE].base;
+	TypeCacheEntry *type;
+
+	if (base != pair->side[PSYNC_OTHER].base || base >= FirstGenbkiObjectId ||
+		type_is_collatable(base) || base == BPCHAROID)
+		return InvalidOid;
+	type = lookup_type_cache(base, TYPECACHE_EQ_OPR);
+	return OidIsValid(type->eq_opr) ? base : InvalidOid;
+}
+
+/* ------------------------------------------------------------ description */
+
+static char *
+name_array(List *names)
+{
+	StringInfoData buf;
+	char	  **values = palloc(Max(1, list_length(names)) * sizeof(char *));
+	int			n = 0;
+	ListCell   *lc;
+
+	foreach(lc, names)
+		values[n++] = lfirst(lc);
+	initStringInfo(&buf);
+	psync_append_array(&buf, values, n, 1);
+	return buf.data;
+}
+
+static void
+describe_relation(PsyncSide *side, List *key)
+{
+	char	   *keys = name_array(key);
+	PsyncRows  *rows = psync_side_query(side,
+										psprintf(relation_query, keys, keys,
+												 quote_literal_cstr(side->schema),
+												 quote_literal_cstr(side->relname)));
+
+	if (rows->nrows == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("table \"%s.%s\" does not exist%s", side->schema,
+						side->relname, side->remote ? " at the target" : "")));
+	side->relkind = psync_rows_get(rows, 0, 0)[0];
+	side->rows = atof(psync_rows_get(rows, 0, 1));
+	side->pages = atof(psync_rows_get(rows, 0, 2));
+	if (side->rows <= 0)
+		side->rows = side->pages * PSYNC_ROWS_PER_PAGE;
+	side->encoding = psync_rows_get(rows, 0, 3);
+	side->version = atoi(psync_rows_get(rows, 0, 4));
+	side->ordered = psync_rows_get(rows, 0, 5)[0] == 't';
+	side->from = psprintf("%s%s", side->relkind == RELKIND_RELATION ? "ONLY " : "",
+						  quote_qualified_identifier(side->schema, side->relname));
+	if (side->version < PSYNC_VERSION_MIN)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot reconcile with a server of version %d",
+						side->version / 10000),
+				 errdetail("It must be at least %d.", PSYNC_VERSION_MIN / 10000)));
+}
+
+static void
+describe_column(PsyncReconcile *rec, int at, const PsyncRows *columns,
+				PsyncPair *pair, const char *name)
+{
+	PsyncSide  *side = &rec->side[at];
+	PsyncSideColumn *column = &pair->side[at];
+
+	for (int i = 0; i < columns->nrows; i++)
+	{
+		if (strcmp(psync_rows_get(columns, i, 0), name) != 0)
+			continue;
+		column->name = pstrdup(quote_identifier(name));
+		column->type = psync_rows_get(columns, i, 1);
+		column->base = (Oid) strtoul(psync_rows_get(columns, i, 2), NULL, 10);
+		column->typmod = atoi(psync_rows_get(columns, i, 3));
+		column->bytewise = psync_rows_get(columns, i, 4)[0] == 't';
+		return;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_COLUMN),
+			 errmsg("column \"%s\" of table \"%s.%s\" does not exist%s", name,
+					side->schema, side->relname,
+					side->remote ? " at the target" : "")));
+}
+
+static PsyncRows *
+query_columns(PsyncSide *side)
+{
+	return psync_side_query(side, psprintf(columns_query,
+										   quote_literal_cstr(side->schema),
+										   quote_literal_cstr(side->relname)));
+}
+
+/* names and other_names are parallel; key is a part of names. */
+static void
+describe_columns(PsyncReconcile *rec, List *names, List *other_names, List *key)
+{
+	PsyncRows  *source = query_columns(&rec->side[PSYNC_SOURCE]);
+	PsyncRows  *other = query_columns(&rec->side[PSYNC_OTHER]);
+	ListCell   *lc;
+
+	rec->pairs = palloc0(list_length(names) * sizeof(PsyncPair));
+	foreach(lc, names)
+	{
+		PsyncPair  *pair = &rec->pairs[rec->npairs];
+
+		pair->name = lfirst(lc);
+		describe_column(rec, PSYNC_SOURCE, source, pair, pair->name);
+		describe_column(rec, PSYNC_OTHER, other, pair,
+						list_nth(other_names, rec->npairs));
+		set_forms(&pair->side[0], &pair->side[1]);
+		set_forms(&pair->side[1], &pair->side[0]);
+		pair->decide_type = decide_type(pair);
+		rec->npairs++;
+	}
+
+	rec->keys = palloc(list_length(key) * sizeof(int));
+	foreach(lc, key)
+	{
+		for (int i = 0; i < rec->npairs; i++)
+		{
+			if (strcmp(rec->pairs[i].name, lfirst(lc)) != 0)
+				continue;
+			rec->pairs[i].key = true;
+			rec->keys[rec->nkeys++] = i;
+		}
+	}
+	Assert(rec->nkeys == list_length(key));
+}
+
+/* ------------------------------------------------------------ division */
+
+static bool
+is_integer(Oid base)
+{
+	return class_of(base) == PSYNC_CLASS_INTEGER;
+}
+
+/* Have both sides' indexes the same order? */
+static bool
+keys_sort_alike(const PsyncReconcile *rec)
+{
+	if (!rec->side[0].ordered || !rec->side[1].ordered)
+		return false;
+	for (int k = 0; k < rec->nkeys; k++)
+	{
+		const PsyncPair *pair = &rec->pairs[rec->keys[k]];
+		Oid			a = pair->side[0].base;
+		Oid			b = pair->side[1].base;
+
+		if (!sorts_alike(a) ||
+			(a != b && !(is_integer(a) && is_integer(b))))
+			return false;
+		if (!pair->side[0].bytewise || !pair->side[1].bytewise)
+			return false;
+		if (rec->escape && type_is_collatable(a))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Ranges are scanned by the key's index, even where a planner that knows
+ * little of them would rather read the whole table.
+ */
+static void
+choose_division(PsyncReconcile *rec)
+{
+	rec->escape = strcmp(rec->side[0].encoding, rec->side[1].encoding) != 0;
+	rec->hashed = !keys_sort_alike(rec);
+	for (int i = 0; i < 2; i++)
+	{
+		PsyncSide  *side = &rec->side[i];
+
+		side->ordered = !rec->hashed;
+		if (side->remote)
+			(void) psync_side_query(side,
+									psprintf("SELECT pg_catalog.set_config('enable_seqscan', '%s', false)",
+											 side->ordered ? "off" : "on"));
+	}
+}
+
+/* ------------------------------------------------------------- tolerances */
+
+static void
+set_tolerance(PsyncReconcile *rec, const char *name, const char *value)
+{
+	for (int i = 0; i < rec->npairs; i++)
+	{
+		PsyncPair  *pair = &rec->pairs[i];
+		PsyncClass	class = class_of(pair->side[PSYNC_SOURCE].base);
+
+		if (strcmp(pair->name, name) != 0)
+			continue;
+		if (pair->key || (class != PSYNC_CLASS_NUMERIC &&
+						  class != PSYNC_CLASS_INTEGER &&
+						  class != PSYNC_CLASS_FLOAT))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("column \"%s\" cannot have a tolerance", name),
+					 errdetail("Only columns of numbers that are not part of the key can.")));
+		pair->tolerance = value;
+		return;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_COLUMN),
+			 errmsg("column \"%s\" of the tolerance is not compared", name)));
+}
+
+/* {"amount": 0.01, …} */
+static void
+read_tolerance(PsyncReconcile *rec)
+{
+	Jsonb	   *jsonb;
+	JsonbIterator *it;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+	char	   *name = NULL;
+
+	if (rec->run->tolerance == NULL)
+		return;
+	jsonb = DatumGetJsonbP(DirectFunctionCall1(jsonb_in,
+											   CStringGetDatum(rec->run->tolerance)));
+	it = JsonbIteratorInit(&jsonb->root);
+	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+			name = pnstrdup(value.val.string.val, value.val.string.len);
+		else if (token == WJB_VALUE && name != NULL && value.type == jbvNumeric)
+			set_tolerance(rec, name,
+						  DatumGetCString(DirectFunctionCall1(numeric_out,
+															  NumericGetDatum(value.val.numeric))));
+		else if (token == WJB_ELEM || token == WJB_VALUE)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("invalid tolerance"),
+					 errhint("Give an object of column names and numbers, such as '{\"amount\": 0.01}'.")));
+	}
+}
+
+/* ------------------------------------------------------------------ entry */
+
+/* The columns that the sync delivers, and the key. */
+static void
+captured_columns(PsyncReconcile *rec, List **names, List **key)
+{
+	Relation	rel = table_open(rec->run->relid, AccessShareLock);
+	PsyncCaptureRel *crel = psync_rel_cache_get(rel);
+
+	if (!crel->captured)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("table \"%s\" is not captured", RelationGetRelationName(rel))));
+	for (int i = 0; i < crel->shape->ncolumns; i++)
+		*names = lappend(*names, pstrdup(crel->shape->columns[i].name));
+	for (int k = 0; k < crel->shape->nkeys; k++)
+		*key = lappend(*key, pstrdup(crel->shape->columns[crel->shape->keys[k]].name));
+	table_close(rel, AccessShareLock);
+}
+
+void
+psync_table_describe(PsyncReconcile *rec)
+{
+	PsyncRun   *run = rec->run;
+	List	   *names = run->columns;
+	List	   *key = run->key;
+	List	   *other_names;
+	List	   *other_key = NIL;
+
+	if (rec->sync != NULL)
+		captured_columns(rec, &names, &key);
+	Assert(names != NIL && key != NIL);
+
+	other_names = run->other_columns != NIL ? run->other_columns : names;
+	describe_columns(rec, names, other_names, key);
+	for (int k = 0; k < rec->nkeys; k++)
+		other_key = lappend(other_key, list_nth(other_names, rec->keys[k]));
+	describe_relation(&rec->side[PSYNC_SOURCE], key);
+	describe_relation(&rec->side[PSYNC_OTHER], other_key);
+	choose_division(rec);
+	read_tolerance(rec);
+
+	rec->key_attnums = palloc(rec->nkeys * sizeof(AttrNumber));
+	for (int k = 0; k < rec->nkeys; k++)
+		rec->key_attnums[k] = get_attnum(run->relid, rec->pairs[rec->keys[k]].name);
+}
