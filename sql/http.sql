@@ -1,0 +1,82 @@
+-- Options of payment_sync_http: what validators refuse, and how they say so.
+CREATE EXTENSION payment_sync;
+CREATE ROLE regress_payment_sync_http;
+GRANT USAGE ON FOREIGN DATA WRAPPER payment_sync_http TO regress_payment_sync_http;
+
+CREATE SERVER hook FOREIGN DATA WRAPPER payment_sync_http
+	OPTIONS (url 'https://shop.example.com/hooks/{table}?k={key}', format 'ndjson', max_batch '100',
+		headers E'X-Shop: one\r\nX-Other: two', success_status '200-299, 409', timeout '15');
+CREATE USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (
+	signing_secret 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw, whsec_bmV3IHNlY3JldCBuZXcgc2VjcmV0IG5ldyE=@2027-01-31T00:00:00Z',
+	api_key 'key');
+
+-- addresses
+ALTER SERVER hook OPTIONS (SET url 'shop.example.com');
+ALTER SERVER hook OPTIONS (SET url 'ftp://shop.example.com/');
+ALTER SERVER hook OPTIONS (SET url 'https:///hooks');
+ALTER SERVER hook OPTIONS (SET url 'https://{table}.example.com/');
+ALTER SERVER hook OPTIONS (SET url 'https://shop.example.com/{secret}');
+ALTER SERVER hook OPTIONS (SET url 'https://user:sesame@shop.example.com/');
+ALTER SERVER hook OPTIONS (SET url E'https://shop.example.com/\r\nHost: other');
+ALTER SERVER hook OPTIONS (SET url 'http://shop.example.com/');
+ALTER SERVER hook OPTIONS (SET url 'http://localhost.example.com/');
+ALTER SERVER hook OPTIONS (SET url 'http://127.0.0.1:8080/', ADD insert_url 'http://[::1]/', ADD update_url 'HTTP://LOCALHOST/');
+ALTER SERVER hook OPTIONS (SET url 'http://shop.example.com/', ADD allow_http 'true');
+
+-- headers
+ALTER SERVER hook OPTIONS (SET headers 'no header');
+ALTER SERVER hook OPTIONS (SET headers E'X-A: b\u007f');
+ALTER SERVER hook OPTIONS (SET headers E'X-A: b\rX-B: c');
+ALTER SERVER hook OPTIONS (SET headers 'Bad Name: x');
+ALTER SERVER hook OPTIONS (SET headers 'Webhook-Id: mine');
+ALTER SERVER hook OPTIONS (SET headers 'content-length: 0');
+ALTER SERVER hook OPTIONS (ADD api_key_header 'X:Y');
+ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (SET api_key E'secret\nX-Evil: 1');
+ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (ADD bearer_token E'se\rcret');
+
+-- values
+ALTER SERVER hook OPTIONS (SET success_status '2xx');
+ALTER SERVER hook OPTIONS (SET success_status '299-200');
+ALTER SERVER hook OPTIONS (SET success_status '200,');
+ALTER SERVER hook OPTIONS (SET timeout '0');
+ALTER SERVER hook OPTIONS (ADD method 'GET');
+ALTER SERVER hook OPTIONS (ADD http_version '3');
+ALTER SERVER hook OPTIONS (ADD compresion 'gzip');
+ALTER SERVER hook OPTIONS (ADD bearer_token 'secret');
+
+-- what belongs together, and what does not
+ALTER SERVER hook OPTIONS (ADD items_index 'Id');
+ALTER SERVER hook OPTIONS (ADD aws_region 'eu-central-1');
+ALTER SERVER hook OPTIONS (ADD signer 'custom', ADD signer_header 'X-Signature');
+ALTER SERVER hook OPTIONS (ADD signer_hash 'sha512');
+ALTER SERVER hook OPTIONS (ADD signer 'custom', ADD signer_header 'X-Signature',
+	ADD signer_content '{body}', ADD signer_value '{key}');
+ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (ADD bearer_token 'a', ADD user 'b', ADD password 'c');
+ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (ADD user 'b');
+ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (ADD oauth_client_id 'b');
+ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (ADD client_key 'b');
+ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (ADD aws_access_key 'b');
+
+-- secrets are checked, and never shown
+ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (SET signing_secret 'sesame');
+ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (SET signing_secret 'whsec_sesame!');
+ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (SET signing_secret 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw,');
+ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (SET signing_secret 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw@sesame');
+ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (ADD signer_secret 'ses@me');
+
+-- what only a superuser may set
+SET ROLE regress_payment_sync_http;
+CREATE SERVER mine FOREIGN DATA WRAPPER payment_sync_http OPTIONS (url 'https://shop.example.com/');
+ALTER SERVER mine OPTIONS (ADD proxy 'http://10.0.0.1:3128');
+ALTER SERVER mine OPTIONS (SET url 'http://shop.example.com/', ADD allow_http 'true');
+RESET ROLE;
+
+-- allowed hosts
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = 'hooks.example.com; 10.0.0.1';
+SHOW payment_sync.http_allowed_hosts;
+
+DROP SERVER mine CASCADE;
+DROP SERVER hook CASCADE;
+REVOKE USAGE ON FOREIGN DATA WRAPPER payment_sync_http FROM regress_payment_sync_http;
+DROP ROLE regress_payment_sync_http;
+DROP EXTENSION payment_sync;
