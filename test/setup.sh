@@ -44,9 +44,20 @@ install_packages()
 		mkdir -p /etc/postgresql-common
 		echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf
 	fi
+	# nor a web server on port 80
+	local policy=/usr/sbin/policy-rc.d
+	[ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' > "$policy"; chmod 755 "$policy"; policy_made=1; }
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o Dpkg::Options::=--force-confold \
 		--no-install-recommends "${missing[@]}" >/dev/null
+	[ -z "${policy_made:-}" ] || rm -f "$policy"
+}
+
+# What the tests of the http transport need: nginx, and Node with its judges.
+receiver_packages()
+{
+	echo nginx-light curl openssl
+	command -v npm >/dev/null || echo nodejs npm
 }
 
 # build [make arguments]: build in a copy, so that the tree stays clean

@@ -96,6 +96,11 @@ bytes_from_text(const char *text, unsigned char *bytes, bool *is_v4)
 	return true;
 }
 
+/*
+ * A network from its text, IPv4 as the mapped part of IPv6, so that all
+ * comparisons are of one kind. Without bits it is a single address. False if
+ * it is none; what follows the slash may be anything then.
+ */
 static bool
 net_from_text(const char *text, Net *net)
 {
@@ -104,6 +109,7 @@ net_from_text(const char *text, Net *net)
 	size_t		size = slash != NULL ? (size_t) (slash - text) : strlen(text);
 	bool		is_v4;
 
+	Assert(text != NULL);
 	if (size >= sizeof(address))
 		return false;
 	memcpy(address, text, size);
@@ -114,12 +120,17 @@ net_from_text(const char *text, Net *net)
 	return net->bits >= 0 && net->bits <= 128;
 }
 
+/*
+ * Do the bits that count agree? Whole bytes first, then what is left of the
+ * last one.
+ */
 static bool
 net_contains(const Net *net, const unsigned char *bytes)
 {
 	int			whole = net->bits / 8;
 	int			rest = net->bits % 8;
 
+	Assert(net->bits >= 0);
 	Assert(net->bits <= 128);
 	if (memcmp(net->bytes, bytes, whole) != 0)
 		return false;
@@ -148,6 +159,11 @@ unwrap(unsigned char *bytes)
 	memcpy(bytes + sizeof(mapped_prefix), v4, sizeof(v4));
 }
 
+/*
+ * Is the address one that the whole world could reach? The table is parsed
+ * on first use; it is ours, so that an entry that cannot be read is a
+ * mistake in this file.
+ */
 static bool
 is_public(const unsigned char *bytes)
 {
@@ -169,6 +185,9 @@ is_public(const unsigned char *bytes)
 	return true;
 }
 
+/*
+ * This host, by IPv4 or IPv6. Plain http may go there: nobody is in between.
+ */
 static bool
 is_loopback(const unsigned char *bytes)
 {
@@ -180,11 +199,16 @@ is_loopback(const unsigned char *bytes)
 
 /* ---------------------------------------------------------------- policy */
 
+/*
+ * One entry of the list, which is ours to change. What is not an address is
+ * a name: the setting's check hook has seen that it could be one.
+ */
 static void
 policy_add(PsyncHttpPolicy *policy, char *item)
 {
 	Net		   *net = palloc(sizeof(Net));
 
+	Assert(item[0] != '\0');
 	if (pg_strcasecmp(item, "localhost") == 0)
 	{
 		Net		   *other = palloc(sizeof(Net));
@@ -203,6 +227,10 @@ policy_add(PsyncHttpPolicy *policy, char *item)
 	}
 }
 
+/*
+ * In the current memory context. An empty list is remembered as such: it
+ * allows more than one without a fitting entry.
+ */
 static PsyncHttpPolicy *
 policy_create(const char *text)
 {
@@ -241,11 +269,16 @@ psync_http_policy(void)
 	return current;
 }
 
+/*
+ * Case does not matter in names. "*.example.com" covers what is below the
+ * domain, not the domain itself, as with certificates.
+ */
 static bool
 name_is_listed(const PsyncHttpPolicy *policy, const char *host)
 {
 	ListCell   *lc;
 
+	Assert(host != NULL);
 	foreach(lc, policy->names)
 	{
 		const char *name = lfirst(lc);
@@ -261,6 +294,7 @@ name_is_listed(const PsyncHttpPolicy *policy, const char *host)
 	return false;
 }
 
+/* Is the address itself listed, or in a network that is? */
 static bool
 address_is_listed(const PsyncHttpPolicy *policy, const unsigned char *bytes)
 {
@@ -274,10 +308,16 @@ address_is_listed(const PsyncHttpPolicy *policy, const unsigned char *bytes)
 	return false;
 }
 
+/*
+ * The rule of the file's head. The order matters: plain http is the stricter
+ * rule and not lifted by the list; a listed address needs no listed name,
+ * since whoever listed it meant just that.
+ */
 static const char *
 bytes_refused(const PsyncHttpPolicy *policy, const char *host,
 			  unsigned char *bytes, bool loopback_only)
 {
+	Assert(policy != NULL);
 	unwrap(bytes);
 	if (loopback_only && !is_loopback(bytes))
 		return refused_plain;
@@ -290,12 +330,17 @@ bytes_refused(const PsyncHttpPolicy *policy, const char *host,
 	return refused_name;
 }
 
+/*
+ * Called for the address that a socket is about to be connected to; see
+ * http_transport.h. Fails closed: a family that is not known is refused.
+ */
 const char *
 psync_http_address_refused(const PsyncHttpPolicy *policy, const char *host,
 						   const struct sockaddr *address, bool loopback_only)
 {
 	unsigned char bytes[16];
 
+	Assert(address != NULL);
 	if (address->sa_family == AF_INET)
 	{
 		memcpy(bytes, mapped_prefix, sizeof(mapped_prefix));
@@ -309,6 +354,10 @@ psync_http_address_refused(const PsyncHttpPolicy *policy, const char *host,
 	return bytes_refused(policy, host, bytes, loopback_only);
 }
 
+/*
+ * Called before each request with the address of the connection in use, as
+ * libcurl shows it.
+ */
 const char *
 psync_http_address_text_refused(const PsyncHttpPolicy *policy, const char *host,
 								const char *address, bool loopback_only)
@@ -316,6 +365,8 @@ psync_http_address_text_refused(const PsyncHttpPolicy *policy, const char *host,
 	unsigned char bytes[16];
 	char		bare[INET6_ADDRSTRLEN];
 	bool		is_v4;
+
+	Assert(address != NULL);
 
 	/* an address with a zone is link-local; what cannot be read is refused */
 	strlcpy(bare, address, sizeof(bare));
@@ -325,6 +376,10 @@ psync_http_address_text_refused(const PsyncHttpPolicy *policy, const char *host,
 	return bytes_refused(policy, host, bytes, loopback_only);
 }
 
+/*
+ * Where a proxy connects we never see an address, so the name must be listed
+ * even if the list is empty: who sets a proxy sets the list as well.
+ */
 const char *
 psync_http_name_refused(const PsyncHttpPolicy *policy, const char *host)
 {

@@ -16,6 +16,7 @@
 
 #include "transport/http/http_transport.h"
 
+/* The user mapping's value goes before the server's. */
 static const char *
 option(const PsyncTarget *target, const char *keyword)
 {
@@ -57,23 +58,31 @@ init_basic(PsyncHttpSettings *settings, const PsyncTarget *target)
 	explicit_bzero(value, strlen(value));
 }
 
+/* A token that somebody else renews, by altering the user mapping. */
 static void
 init_bearer(PsyncHttpSettings *settings, const PsyncTarget *target)
 {
 	const char *token = option(target, "bearer_token");
 	char	   *value = psprintf("Bearer %s", token);
 
+	Assert(option(target, "bearer_token") != NULL);
 	psync_http_settings_add_header(settings, "Authorization", value, true);
 	psync_http_settings_add_secret(settings, token);
 	explicit_bzero(value, strlen(value));
 }
 
+/*
+ * The credentials with which tokens are fetched; the tokens themselves are
+ * oauth.c's. They are never sent to the target but only to the token's
+ * endpoint, which is bound by the same rules on addresses.
+ */
 static void
 init_oauth(PsyncHttpSettings *settings, const PsyncTarget *target)
 {
 	PsyncHttpOauth *oauth = palloc0(sizeof(PsyncHttpOauth));
 	const char *auth = option(target, "oauth_auth");
 
+	Assert(settings->oauth == NULL);
 	oauth->client_id = pstrdup(option(target, "oauth_client_id"));
 	oauth->client_secret = pstrdup(required_option(target, "oauth_client_secret",
 												   "oauth_client_id"));
@@ -92,6 +101,10 @@ init_oauth(PsyncHttpSettings *settings, const PsyncTarget *target)
 	settings->oauth = oauth;
 }
 
+/*
+ * Handed to libcurl, which signs each request when it is sent. It signs all
+ * headers that start with x-amz-, so a session token is an ordinary header.
+ */
 static void
 init_aws(PsyncHttpSettings *settings, const PsyncTarget *target)
 {
@@ -108,6 +121,10 @@ init_aws(PsyncHttpSettings *settings, const PsyncTarget *target)
 		psync_http_settings_add_header(settings, "X-Amz-Security-Token", token, true);
 }
 
+/*
+ * The validators refuse two kinds in one object; here they can come from
+ * two.
+ */
 void
 psync_http_auth_init(PsyncHttpSettings *settings, PsyncTarget *target)
 {
@@ -116,6 +133,7 @@ psync_http_auth_init(PsyncHttpSettings *settings, PsyncTarget *target)
 	};
 	int			nschemes = 0;
 
+	Assert(settings->context != NULL);
 	for (int i = 0; i < lengthof(schemes); i++)
 		nschemes += option(target, schemes[i]) != NULL;
 	if (nschemes > 1)

@@ -18,6 +18,10 @@
 /* Window of 32 KiB, and 16 for "with a gzip header". */
 #define PSYNC_HTTP_GZIP_WINDOW	(15 + 16)
 
+/*
+ * Is this build able to? Debian's libcurl has nothing to do with it: we
+ * compress ourselves, since libcurl compresses no requests.
+ */
 bool
 psync_http_have_zstd(void)
 {
@@ -28,6 +32,7 @@ psync_http_have_zstd(void)
 #endif
 }
 
+/* The libraries fail for lack of memory only: the input is any bytes. */
 static void
 refuse_compression(void)
 {
@@ -36,6 +41,10 @@ refuse_compression(void)
 			 errmsg("could not compress a message")));
 }
 
+/*
+ * With a gzip header, which receivers understand better than bare zlib. The
+ * bound is computed beforehand, so that one call does it.
+ */
 static char *
 compress_gzip(const char *body, size_t size, size_t *compressed_size)
 {
@@ -83,10 +92,15 @@ compress_zstd(const char *body, size_t size, size_t *compressed_size)
 }
 #endif
 
+/*
+ * Returns the body itself if nothing is to be done, else memory of the
+ * current context.
+ */
 const char *
 psync_http_compress(PsyncHttpCompression compression, const char *body,
 					size_t size, size_t *compressed_size)
 {
+	Assert(body != NULL || size == 0);
 	switch (compression)
 	{
 		case PSYNC_HTTP_IDENTITY:

@@ -24,12 +24,21 @@ typedef struct Check
 	PsyncOutcome outcome;
 } Check;
 
+/*
+ * Tell the core of a step. Details come from us or have been stripped of
+ * secrets by outcome.c.
+ */
 static void
 step(Check *check, const char *name, bool ok, const char *detail, int64 elapsed_us)
 {
+	Assert(name != NULL);
 	check->report(check->arg, name, ok, detail, elapsed_us);
 }
 
+/*
+ * Microseconds from the begin of the request to the end of a phase; 0 if it
+ * was never reached, which is how the steps know where it stopped.
+ */
 static int64
 time_of(Check *check, CURLINFO info)
 {
@@ -41,6 +50,7 @@ time_of(Check *check, CURLINFO info)
 
 /* ------------------------------------------------------------------ steps */
 
+/* libcurl resolves in a thread of its own; its time counts from the begin. */
 static bool
 report_name(Check *check)
 {
@@ -54,6 +64,7 @@ report_name(Check *check)
 	return ok;
 }
 
+/* Both callbacks of easy.c note a refusal at the same place. */
 static bool
 report_address(Check *check)
 {
@@ -64,6 +75,7 @@ report_address(Check *check)
 	return refused == NULL;
 }
 
+/* Shows the address that was chosen of all that the name has. */
 static bool
 report_connect(Check *check)
 {
@@ -79,6 +91,7 @@ report_connect(Check *check)
 	return connected > 0;
 }
 
+/* The day is enough to see whether a certificate ends soon. */
 static char *
 format_date(int64 unix_time)
 {
@@ -92,6 +105,10 @@ format_date(int64 unix_time)
 	return pstrdup(text);
 }
 
+/*
+ * Verification is part of the handshake: if it has ended, the certificate
+ * was acceptable.
+ */
 static bool
 report_tls(Check *check)
 {
@@ -110,6 +127,10 @@ report_tls(Check *check)
 	return done > 0;
 }
 
+/*
+ * Credentials are judged by the status only: whoever says 200 has not
+ * refused them.
+ */
 static void
 report_answer(Check *check)
 {
@@ -125,6 +146,11 @@ report_answer(Check *check)
 		 time_of(check, CURLINFO_TOTAL_TIME_T));
 }
 
+/*
+ * Receivers refuse signatures whose time is off by more than five minutes,
+ * so a clock that drifts is an outage to come. Nothing is said if the target
+ * does not tell the time.
+ */
 static void
 report_clock(Check *check)
 {
@@ -187,9 +213,14 @@ await_answer(Check *check)
 	}
 }
 
+/*
+ * A cached token would hide that none can be fetched any more, so it is
+ * forgotten first.
+ */
 static void
 run_check(PsyncHttpSession *session, const PsyncMessage *ping, Check *check)
 {
+	Assert(ping != NULL);
 	check->transfer = psync_http_transfer_get(session, PSYNC_HTTP_FOR_CHECK);
 	Assert(check->transfer != NULL);
 	check->transfer->message = ping;
@@ -224,6 +255,10 @@ open_and_check(PsyncTarget *target, const PsyncMessage *ping,
 	run_check(session, ping, &check);
 }
 
+/*
+ * A session of its own, closed in any case; the sync that uses the server
+ * goes on meanwhile.
+ */
 void
 psync_http_check(PsyncTarget *target, const PsyncMessage *ping,
 				 PsyncCheckReport report, void *arg)

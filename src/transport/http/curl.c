@@ -44,6 +44,7 @@
 StaticAssertDecl(EPOLLIN <= 0xff && EPOLLOUT <= 0xff,
 				 "the bits of a socket's interest do not fit");
 
+/* The system's time may be set; timeouts must not notice. */
 int64
 psync_http_clock(void)
 {
@@ -135,11 +136,16 @@ on_socket(CURL *easy, curl_socket_t socket, int what, void *arg, void *socket_ar
 	return watch_socket(session, socket, bits, wanted);
 }
 
+/*
+ * The descriptor may have belonged to somebody else before: its bits start
+ * anew, with epoll not watching it.
+ */
 void
 psync_http_socket_opened(PsyncHttpSession *session, curl_socket_t socket)
 {
 	uint32	   *bits = socket_bits(session, socket);
 
+	Assert(socket >= 0);
 	if (bits != NULL)
 		*bits = SOCKET_OURS;
 }
@@ -164,6 +170,9 @@ on_timer(CURLM *multi, long timeout_ms, void *arg)
 
 /* --------------------------------------------------------------- session */
 
+/*
+ * libcurl's multi interface fails for lack of memory or by our mistake only.
+ */
 static void
 check_multi(CURLMcode code)
 {
@@ -173,6 +182,7 @@ check_multi(CURLMcode code)
 				 errmsg("libcurl failed: %s", curl_multi_strerror(code))));
 }
 
+/* On error, psync_http_session_end() frees what there is. */
 void
 psync_http_session_start(PsyncHttpSession *session, int in_flight_max)
 {
@@ -245,12 +255,17 @@ psync_http_session_end(PsyncHttpSession *session)
 
 /* ------------------------------------------------------------- transfers */
 
+/*
+ * Easy handles are made as they are needed and kept: making one costs as
+ * much as several requests.
+ */
 static PsyncHttpTransfer *
 transfer_create(PsyncHttpSession *session)
 {
 	MemoryContext old = MemoryContextSwitchTo(session->context);
 	PsyncHttpTransfer *transfer = palloc0(sizeof(PsyncHttpTransfer));
 
+	Assert(session->multi != NULL);
 	transfer->session = session;
 	transfer->context = AllocSetContextCreate(session->context,
 											  "payment_sync http transfer",
@@ -346,6 +361,7 @@ finish_transfer(PsyncHttpSession *session, PsyncHttpTransfer *transfer, CURLcode
 	dlist_push_tail(&session->done, &transfer->node);
 }
 
+/* A handle that libcurl reports must be taken out before it is used again. */
 static void
 collect_finished(PsyncHttpSession *session)
 {
@@ -364,6 +380,10 @@ collect_finished(PsyncHttpSession *session)
 	}
 }
 
+/*
+ * Tell libcurl which of its sockets are ready. More than fit into the array
+ * are taken by the next call.
+ */
 static void
 drive_sockets(PsyncHttpSession *session)
 {
@@ -371,6 +391,7 @@ drive_sockets(PsyncHttpSession *session)
 	int			running;
 	int			n = epoll_wait(session->epoll, events, lengthof(events), 0);
 
+	Assert(session->epoll >= 0);
 	for (int i = 0; i < n; i++)
 	{
 		int			socket = events[i].data.fd;
@@ -393,6 +414,10 @@ drive_sockets(PsyncHttpSession *session)
 	}
 }
 
+/*
+ * Timers first: new requests begin with one that is due at once. No error
+ * can be raised while signals are blocked, so they are always unblocked.
+ */
 void
 psync_http_session_drive(PsyncHttpSession *session)
 {
@@ -400,6 +425,7 @@ psync_http_session_drive(PsyncHttpSession *session)
 	sigset_t	before;
 	int			running;
 
+	Assert(session->multi != NULL);
 	if (dlist_is_empty(&session->running))
 		return;
 	sigfillset(&all);

@@ -58,9 +58,11 @@ on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 	return socket_fd;
 }
 
+/* The counterpart of on_open_socket(), possibly long after its transfer. */
 static int
 on_close_socket(void *arg, curl_socket_t socket_fd)
 {
+	Assert(arg != NULL);
 	psync_http_socket_closed(arg, socket_fd);
 	close(socket_fd);
 	ReleaseExternalFD();
@@ -134,12 +136,17 @@ note_header(const char *line, size_t size, const char *name, char *value, size_t
 	value[size] = '\0';
 }
 
+/*
+ * A line at a time, those of interim answers (1xx) included: a target could
+ * send these without end, so all count.
+ */
 static size_t
 on_header(char *line, size_t one, size_t size, void *arg)
 {
 	PsyncHttpTransfer *transfer = arg;
 	PsyncHttpAnswer *answer = &transfer->answer;
 
+	Assert(one == 1);
 	transfer->header_bytes += size;
 	if (transfer->header_bytes > PSYNC_HTTP_HEADER_BYTES_MAX)
 	{
@@ -176,12 +183,17 @@ enlarge_body(PsyncHttpTransfer *transfer, size_t more)
 	return true;
 }
 
+/*
+ * Collects the body up to its limit. Returning less than was given makes
+ * libcurl end the transfer.
+ */
 static size_t
 on_body(char *bytes, size_t one, size_t size, void *arg)
 {
 	PsyncHttpTransfer *transfer = arg;
 	PsyncHttpAnswer *answer = &transfer->answer;
 
+	Assert(one == 1);
 	if (answer->body_size + size > PSYNC_HTTP_BODY_BYTES_MAX ||
 		!enlarge_body(transfer, size))
 	{
@@ -208,6 +220,7 @@ check(CURLcode code)
 
 #define set(easy, option, value)	check(curl_easy_setopt((easy), (option), (value)))
 
+/* What a request may not do, whatever a target or the environment says. */
 static void
 set_restrictions(CURL *easy)
 {
@@ -231,11 +244,13 @@ set_restrictions(CURL *easy)
 #endif
 }
 
+/* Each gets the transfer, except for the one that may come after its end. */
 static void
 set_callbacks(PsyncHttpTransfer *transfer)
 {
 	CURL	   *easy = transfer->easy;
 
+	Assert(transfer->session != NULL);
 	set(easy, CURLOPT_PRIVATE, transfer);
 	set(easy, CURLOPT_ERRORBUFFER, transfer->error);
 	set(easy, CURLOPT_OPENSOCKETFUNCTION, on_open_socket);
@@ -251,9 +266,15 @@ set_callbacks(PsyncHttpTransfer *transfer)
 	set(easy, CURLOPT_WRITEDATA, transfer);
 }
 
+/*
+ * Connections are given up after ten minutes, so that a target can move its
+ * name to another address; and when they have been idle for nearly a minute,
+ * which is when servers tend to close them.
+ */
 static void
 set_connection(CURL *easy, const PsyncHttpSettings *settings)
 {
+	Assert(settings->timeout_ms > 0 && settings->connect_timeout_ms > 0);
 	set(easy, CURLOPT_HTTP_VERSION, settings->http_version);
 	if (settings->http_version != CURL_HTTP_VERSION_1_1)
 		set(easy, CURLOPT_PIPEWAIT, 1L);
@@ -282,6 +303,10 @@ set_blob(CURL *easy, CURLoption option, const char *text)
 	set(easy, option, &blob);
 }
 
+/*
+ * A ca_file replaces the system's authorities rather than adding to them:
+ * whoever names one does not want the others.
+ */
 static void
 set_tls(CURL *easy, const PsyncHttpSettings *settings)
 {
@@ -348,6 +373,10 @@ set_headers(PsyncHttpTransfer *transfer)
 	set(transfer->easy, CURLOPT_HTTPHEADER, list);
 }
 
+/*
+ * The handle has been used before: what the last request set must not show
+ * through.
+ */
 static void
 set_method(CURL *easy, const PsyncHttpRequest *request)
 {

@@ -31,6 +31,7 @@ const PsyncServices *psync_http_services = NULL;
 /* The core's default of max_in_flight. */
 #define PSYNC_HTTP_IN_FLIGHT	32
 
+/* Callbacks between open and close have one. */
 static PsyncHttpSession *
 get_session(PsyncTarget *target)
 {
@@ -40,6 +41,10 @@ get_session(PsyncTarget *target)
 
 /* --------------------------------------------------------------- session */
 
+/*
+ * The session hangs on the target as soon as it exists, so that close()
+ * frees it whatever fails here.
+ */
 PsyncHttpSession *
 psync_http_session_create(PsyncTarget *target)
 {
@@ -82,6 +87,7 @@ http_open(PsyncTarget *target)
 	(void) psync_http_session_create(target);
 }
 
+/* Ends all that is in flight; nothing is settled any more. */
 static void
 http_close(PsyncTarget *target)
 {
@@ -139,12 +145,17 @@ psync_http_send(PsyncHttpTransfer *transfer)
 		psync_http_transfer_start(transfer);
 }
 
+/*
+ * Only an error of ours is raised from here; what the target has to say
+ * comes with a later poll().
+ */
 static bool
 http_submit(PsyncTarget *target, const PsyncMessage *message)
 {
 	PsyncHttpTransfer *transfer = psync_http_transfer_get(get_session(target),
 														  PSYNC_HTTP_FOR_MESSAGE);
 
+	Assert(message->id != NULL && message->nevents > 0);
 	if (transfer == NULL)
 		return false;
 	transfer->message = message;
@@ -154,9 +165,14 @@ http_submit(PsyncTarget *target, const PsyncMessage *message)
 
 /* -------------------------------------------------------------- settling */
 
+/*
+ * The time counts from submit(), also for those that waited for a token. The
+ * core may free the message within the call.
+ */
 static void
 settle(PsyncHttpTransfer *transfer, PsyncOutcome *outcome)
 {
+	Assert(transfer->message != NULL);
 	outcome->elapsed_us = psync_http_clock() - transfer->started;
 	psync_http_services->settle(transfer->session->target,
 								transfer->message->handle, outcome);
@@ -239,6 +255,11 @@ settle_done(PsyncHttpSession *session)
 	return n;
 }
 
+/*
+ * Each round drives all that can go on without waiting, so the wait comes
+ * only when nothing can. A changed list of allowed hosts takes effect with
+ * the next round.
+ */
 static void
 http_poll(PsyncTarget *target, long timeout_ms)
 {
@@ -264,6 +285,7 @@ http_poll(PsyncTarget *target, long timeout_ms)
 
 /* --------------------------------------------------------------- looking */
 
+/* A token is not fetched for it: it would be masked anyway. */
 static char *
 http_preview(PsyncTarget *target, const PsyncMessage *message)
 {
@@ -297,6 +319,7 @@ static const PsyncTransport transport = {
 	.messages = &messages,
 };
 
+/* The only symbol that the core looks up. */
 const PsyncTransport *
 payment_sync_transport_init(const PsyncServices *services)
 {

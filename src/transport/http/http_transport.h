@@ -42,10 +42,11 @@ extern const PsyncServices *psync_http_services;
 
 /* -------------------------------------------------------------- settings */
 
+/* Neither part holds a control character; see settings.c and request.c. */
 typedef struct PsyncHttpHeader
 {
 	const char *name;
-	const char *value;
+	const char *value;			/* "" is sent as an empty header */
 	bool		secret;			/* masked by preview() */
 } PsyncHttpHeader;
 
@@ -60,11 +61,11 @@ typedef struct PsyncHttpKey
 /* A template signer; see options signer_…. */
 typedef struct PsyncHttpSigner
 {
-	const char *header;
-	const char *content;
-	const char *value;
-	const EVP_MD *hash;
-	List	   *keys;			/* of PsyncHttpKey */
+	const char *header;			/* name of the header that bears it */
+	const char *content;		/* template of what is signed */
+	const char *value;			/* template of the header's value */
+	const EVP_MD *hash;			/* of the HMAC; OpenSSL's, not to be freed */
+	List	   *keys;			/* of PsyncHttpKey, the newest first */
 } PsyncHttpSigner;
 
 /* Where and how changes of one kind are sent. */
@@ -73,69 +74,77 @@ typedef struct PsyncHttpRoute
 	const char *url;			/* with placeholders */
 	const char *host;			/* of the URL, lower case, without brackets */
 	const char *origin;			/* scheme, host and port: what may be shown */
-	const char *method;
-	bool		tls;
+	const char *method;			/* DELETE has no body */
+	bool		tls;			/* https */
 } PsyncHttpRoute;
 
+/* Kinds of changes that may have an address and a method of their own. */
 typedef enum PsyncHttpRouteKind
 {
 	PSYNC_HTTP_INSERT,			/* and rows of a batch, and truncate */
 	PSYNC_HTTP_UPDATE,
 	PSYNC_HTTP_DELETE,
-	PSYNC_HTTP_NROUTES
+	PSYNC_HTTP_NROUTES			/* how many there are */
 } PsyncHttpRouteKind;
 
+/* Of the body on its way; signed is the body as it was before. */
 typedef enum PsyncHttpCompression
 {
-	PSYNC_HTTP_IDENTITY,
+	PSYNC_HTTP_IDENTITY,		/* none */
 	PSYNC_HTTP_GZIP,
-	PSYNC_HTTP_ZSTD
+	PSYNC_HTTP_ZSTD				/* only if the build has the library */
 } PsyncHttpCompression;
 
+/* What a token is fetched with; all but the route goes into the request. */
 typedef struct PsyncHttpOauth
 {
-	PsyncHttpRoute token;
+	PsyncHttpRoute token;		/* of the token's endpoint */
 	const char *client_id;
-	const char *client_secret;
+	const char *client_secret;	/* never sent to the target itself */
 	const char *scope;			/* or NULL */
 	const char *audience;		/* or NULL */
 	bool		in_body;		/* credentials in the body, else basic */
 } PsyncHttpOauth;
 
+/* Statuses, both ends included. */
 typedef struct PsyncHttpRange
 {
-	int			low;
-	int			high;
+	int			low;			/* 200 at least: others are not final */
+	int			high;			/* 599 at most */
 } PsyncHttpRange;
 
+/*
+ * The options of a target, parsed and checked.  Does not change while the
+ * target is open, but that "secrets" grows by the tokens that are fetched.
+ */
 typedef struct PsyncHttpSettings
 {
 	MemoryContext context;		/* of all of this */
-	PsyncHttpRoute routes[PSYNC_HTTP_NROUTES];
+	PsyncHttpRoute routes[PSYNC_HTTP_NROUTES];	/* by PsyncHttpRouteKind */
 	bool		url_is_secret;	/* it is the user mapping's */
 	const char *proxy;			/* "" for none */
-	bool		allow_http;
+	bool		allow_http;		/* plain http to other hosts, too */
 	PsyncHttpHeader *headers;	/* static ones, credentials included */
-	int			nheaders;
+	int			nheaders;		/* entries of it in use */
 	PsyncHttpCompression compression;
 	const char *idempotency_header; /* NULL: none */
-	bool		idempotency_quoted;
+	bool		idempotency_quoted; /* as the Internet-Draft has it */
 	long		http_version;	/* CURL_HTTP_VERSION_… */
-	long		connect_timeout_ms;
-	long		timeout_ms;
-	const char *ca_file;		/* or NULL */
-	PsyncHttpRange *success;
-	int			nsuccess;
-	const char *success_body;	/* or NULL */
-	const char *items_path;		/* or NULL */
-	const char *items_index;	/* or NULL */
-	const char *items_error;	/* or NULL */
+	long		connect_timeout_ms; /* until TCP and TLS stand */
+	long		timeout_ms;		/* of the whole request */
+	const char *ca_file;		/* or NULL: the system's authorities */
+	PsyncHttpRange *success;	/* statuses that acknowledge */
+	int			nsuccess;		/* entries of it, at least one */
+	const char *success_body;	/* or NULL: any */
+	const char *items_path;		/* or NULL: there are no results per event */
+	const char *items_index;	/* or NULL: results are in order */
+	const char *items_error;	/* or NULL: each result is a refusal */
 	PsyncHttpOauth *oauth;		/* or NULL */
-	const char *aws_sigv4;		/* or NULL */
-	const char *aws_userpwd;
-	const char *client_cert;	/* or NULL */
+	const char *aws_sigv4;		/* or NULL; as libcurl wants it */
+	const char *aws_userpwd;	/* access key and secret key, by a colon */
+	const char *client_cert;	/* or NULL; PEM, as are the next two */
 	const char *client_key;
-	const char *client_key_password;
+	const char *client_key_password;	/* or NULL: the key is not encrypted */
 	List	   *signing_keys;	/* of PsyncHttpKey: Standard Webhooks */
 	PsyncHttpSigner *signer;	/* or NULL */
 	List	   *secrets;		/* of char *: never to be shown (P9) */
@@ -144,6 +153,10 @@ typedef struct PsyncHttpSettings
 /* Fill in the rest of a route by its URL; false if that is none. */
 extern bool psync_http_route_parse(PsyncHttpRoute *route);
 
+/*
+ * Raises an error that says which option is wrong, without its value.  The
+ * settings belong to a context below the target's.
+ */
 extern PsyncHttpSettings *psync_http_settings_create(PsyncTarget *target);
 extern void psync_http_settings_free(PsyncHttpSettings *settings);
 
@@ -161,6 +174,8 @@ extern void psync_http_auth_init(PsyncHttpSettings *settings, PsyncTarget *targe
 
 /* sign.c */
 extern void psync_http_sign_init(PsyncHttpSettings *settings, PsyncTarget *target);
+
+/* Keys are OpenSSL's memory, which no context frees.  Does not raise. */
 extern void psync_http_sign_free(PsyncHttpSettings *settings);
 
 /* --------------------------------------------------------------- request */
@@ -168,14 +183,14 @@ extern void psync_http_sign_free(PsyncHttpSettings *settings);
 /* One request, made anew for each attempt; all of it in one context. */
 typedef struct PsyncHttpRequest
 {
-	const PsyncHttpRoute *route;
-	const char *url;
+	const PsyncHttpRoute *route;	/* the settings' */
+	const char *url;			/* placeholders filled in */
 	bool		with_body;		/* DELETE has none */
 	const char *body;			/* as it travels: compressed or not */
-	size_t		size;
-	PsyncHttpHeader *headers;
-	int			nheaders;
-	int			nheaders_max;
+	size_t		size;			/* bytes of it */
+	PsyncHttpHeader *headers;	/* the settings' and the request's own */
+	int			nheaders;		/* entries of it in use */
+	int			nheaders_max;	/* room for so many */
 } PsyncHttpRequest;
 
 /*
@@ -239,48 +254,49 @@ typedef struct PsyncHttpSession PsyncHttpSession;
 /* What came back; valid until the transfer is used again. */
 typedef struct PsyncHttpAnswer
 {
-	CURLcode	code;
-	const char *error;			/* libcurl's words, or "" */
+	CURLcode	code;			/* how libcurl ended the transfer */
+	const char *error;			/* libcurl's words; name no path and no secret */
 	const char *refused;		/* why the address was refused, or NULL */
 	int			status;			/* 0: none */
 	bool		reused;			/* the connection had been used before */
-	bool		headers_overflow;
-	bool		body_overflow;
-	char	   *body;			/* zero-terminated */
-	size_t		body_size;
-	char		retry_after[64];
+	bool		headers_overflow;	/* cut off at the limit */
+	bool		body_overflow;	/* likewise */
+	char	   *body;			/* zero-terminated, may hold zeros; NULL: none */
+	size_t		body_size;		/* bytes without the final zero */
+	char		retry_after[64];	/* of these headers the begin, "" if none */
 	char		date[64];
 	char		tls_version[16];	/* for check_target() only, as is the next */
 	int64		tls_expires;	/* end of the certificate's life, Unix time */
 } PsyncHttpAnswer;
 
+/* What a transfer is for decides what becomes of its answer. */
 typedef enum PsyncHttpPurpose
 {
-	PSYNC_HTTP_FOR_MESSAGE,
-	PSYNC_HTTP_FOR_TOKEN,
-	PSYNC_HTTP_FOR_CHECK
+	PSYNC_HTTP_FOR_MESSAGE,		/* settled with the core */
+	PSYNC_HTTP_FOR_TOKEN,		/* kept by oauth.c */
+	PSYNC_HTTP_FOR_CHECK		/* reported step by step; always a new connection */
 } PsyncHttpPurpose;
 
 /* One request under way, or free to be used again, its easy handle kept. */
 typedef struct PsyncHttpTransfer
 {
 	dlist_node	node;			/* in one of the session's lists */
-	PsyncHttpSession *session;
+	PsyncHttpSession *session;	/* that it belongs to for good */
 	PsyncHttpPurpose purpose;
-	CURL	   *easy;
-	bool		in_multi;
+	CURL	   *easy;			/* kept with its options over many requests */
+	bool		in_multi;		/* libcurl is at work on it */
 	MemoryContext context;		/* of this request; reset before the next */
 	const PsyncMessage *message;	/* NULL for a token */
-	PsyncHttpRequest *request;
+	PsyncHttpRequest *request;	/* of this attempt; NULL while it waits */
 	struct curl_slist *slist;	/* ours, not libcurl's: an array */
 	bool		loopback_only;	/* plain http that is not allowed elsewhere */
 	const char *unsendable;		/* could not become a request: why */
 	bool		token_renewed;	/* sent again with a new token, once */
 	int64		started;		/* psync_http_clock() */
-	size_t		header_bytes;
-	size_t		body_room;
-	PsyncHttpAnswer answer;
-	char		error[CURL_ERROR_SIZE];
+	size_t		header_bytes;	/* received so far */
+	size_t		body_room;		/* allocated for the answer's body */
+	PsyncHttpAnswer answer;		/* filled in by callbacks, complete when done */
+	char		error[CURL_ERROR_SIZE]; /* where libcurl writes its words */
 } PsyncHttpTransfer;
 
 /*
@@ -294,15 +310,16 @@ typedef struct PsyncHttpTransfer
 struct PsyncHttpSession
 {
 	PsyncTarget *target;
-	MemoryContext context;
+	MemoryContext context;		/* of the session and its transfers */
 	PsyncHttpSettings *settings;
-	const PsyncHttpPolicy *policy;
-	CURLM	   *multi;
-	int			epoll;			/* -1: none */
-	bool		epoll_reserved;
+	const PsyncHttpPolicy *policy;	/* looked up before each drive */
+	CURLM	   *multi;			/* one per target: its limits and connections
+								 * stay its own */
+	int			epoll;			/* all its sockets behind one; -1: none */
+	bool		epoll_reserved; /* counted as a descriptor of ours */
 	int64		timer;			/* when libcurl wants to be called; -1: not */
 	uint32	   *sockets;		/* per descriptor: see curl.c */
-	int			nsockets;
+	int			nsockets;		/* entries of it */
 	List	   *transfers;		/* all of them */
 	dlist_head	idle;
 	dlist_head	waiting;
@@ -357,6 +374,10 @@ typedef struct PsyncHttpJson
 	const char *end;			/* just behind it */
 } PsyncHttpJson;
 
+/*
+ * All of these say false if there is no such thing, and never raise an error
+ * but for lack of memory.
+ */
 extern bool psync_http_json_parse(const char *text, size_t size, PsyncHttpJson *value);
 extern bool psync_http_json_member(PsyncHttpJson object, const char *name,
 								   PsyncHttpJson *value);

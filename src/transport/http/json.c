@@ -16,6 +16,7 @@
 /* Deeper answers are not looked into. */
 #define PSYNC_HTTP_JSON_DEPTH_MAX	64
 
+/* JSON's four kinds of white space. */
 static const char *
 skip_space(const char *at, const char *end)
 {
@@ -83,14 +84,17 @@ skip_value(const char *at, const char *end)
 	return at;
 }
 
+/* The value that begins at "at", white space aside. */
 static bool
 take_value(const char *at, const char *end, PsyncHttpJson *value)
 {
+	Assert(at <= end);
 	value->at = skip_space(at, end);
 	value->end = skip_value(value->at, end);
 	return value->end != NULL;
 }
 
+/* The whole text must be one value: half an answer is none. */
 bool
 psync_http_json_parse(const char *text, size_t size, PsyncHttpJson *value)
 {

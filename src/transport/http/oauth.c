@@ -38,6 +38,7 @@ typedef struct Token
 /* Of this process, in TopMemoryContext. */
 static List *tokens = NIL;
 
+/* Equal, or both missing. */
 static bool
 same_text(const char *one, const char *other)
 {
@@ -74,6 +75,7 @@ find_token(const PsyncHttpOauth *oauth)
 	return token;
 }
 
+/* Wipe before it is freed: what is freed may end up in a core file. */
 static void
 forget_text(Token *token)
 {
@@ -94,14 +96,17 @@ psync_http_oauth_token(PsyncHttpSession *session)
 		token->text : NULL;
 }
 
+/* The target did not accept it, whatever its expiry says. */
 void
 psync_http_oauth_forget(PsyncHttpSession *session)
 {
+	Assert(session->settings->oauth != NULL);
 	forget_text(find_token(session->settings->oauth));
 }
 
 /* -------------------------------------------------------------- fetching */
 
+/* A form's field; the percent encoding is a stricter one than forms need. */
 static void
 append_parameter(StringInfo body, const char *name, const char *value)
 {
@@ -125,6 +130,10 @@ add_basic(PsyncHttpRequest *request, const PsyncHttpOauth *oauth)
 	psync_http_request_add_header(request, "Authorization", value, true);
 }
 
+/*
+ * A form, as RFC 6749 demands; the answer is JSON. The request is not signed
+ * and bears none of the target's headers.
+ */
 static PsyncHttpRequest *
 token_request(const PsyncHttpOauth *oauth)
 {
@@ -177,11 +186,16 @@ psync_http_oauth_step(PsyncHttpSession *session)
 	session->token_underway = true;
 }
 
+/*
+ * Renewed a while before it ends, so that no request need wait; the while is
+ * a part of its life where that is short.
+ */
 static void
 store_token(Token *token, const char *text, int64 life)
 {
 	int64		ahead = Min(PSYNC_HTTP_TOKEN_AHEAD_MAX, life / PSYNC_HTTP_TOKEN_AHEAD_PART);
 
+	Assert(life > 0);
 	forget_text(token);
 	token->text = MemoryContextStrdup(TopMemoryContext, text);
 	token->expires_at = psync_http_clock() + life * USECS_PER_SEC;

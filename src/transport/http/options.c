@@ -111,11 +111,13 @@ const PsyncOption psync_http_options[] = {
 
 /* ------------------------------------------------------------ elementary */
 
+/* The value of an option of the object at hand, or NULL. */
 static const char *
 find(List *options, const char *keyword)
 {
 	ListCell   *lc;
 
+	Assert(keyword != NULL);
 	foreach(lc, options)
 	{
 		DefElem    *def = lfirst_node(DefElem, lc);
@@ -126,6 +128,7 @@ find(List *options, const char *keyword)
 	return NULL;
 }
 
+/* Never shows the value: it may be a secret, or hold one. */
 static void
 refuse(const char *keyword, const char *detail)
 {
@@ -173,6 +176,7 @@ is_header_name(const char *text, size_t size)
 	return size > 0;
 }
 
+/* Of options that name a header. */
 static void
 check_header_name(List *options, const char *keyword)
 {
@@ -196,6 +200,7 @@ is_field_value(const char *text, size_t size)
 	return true;
 }
 
+/* Of options that become (a part of) a header's value. */
 static void
 check_field_value(List *options, const char *keyword)
 {
@@ -212,12 +217,17 @@ static const char *const reserved_headers[] = {
 	"webhook-id", "webhook-timestamp", "webhook-signature", NULL
 };
 
+/*
+ * One line of headers: name and value are sound, and the name is none of
+ * those that decide how the request is read or whether it is believed.
+ */
 static void
 check_header_line(const char *keyword, const char *line, size_t size)
 {
 	const char *colon = memchr(line, ':', size);
 	size_t		name = colon != NULL ? colon - line : 0;
 
+	Assert(line != NULL);
 	if (colon == NULL || !is_header_name(line, name) ||
 		!is_field_value(colon, size - name))
 		refuse(keyword, "Each line must be a header, \"Name: value\".");
@@ -228,6 +238,10 @@ check_header_line(const char *keyword, const char *line, size_t size)
 	}
 }
 
+/*
+ * Lines may end in LF or CRLF. A CR within a line would begin another header
+ * at some servers, and is a control character like others.
+ */
 static void
 check_headers(List *options, const char *keyword)
 {
@@ -266,6 +280,7 @@ is_loopback(const char *authority, size_t size)
 	return false;
 }
 
+/* A placeholder that is misspelt would be sent as it stands. */
 static void
 check_placeholders(const char *keyword, const char *text, const char *const *known)
 {
@@ -331,6 +346,7 @@ check_url(List *options, const char *keyword)
 
 /* --------------------------------------------------------------- secrets */
 
+/* Decodes to at least a byte; the bytes are wiped. */
 static bool
 is_base64(const char *text, size_t size)
 {
@@ -343,6 +359,7 @@ is_base64(const char *text, size_t size)
 	return n > 0;
 }
 
+/* Whole bytes, at least one. */
 static bool
 is_hex(const char *text, size_t size)
 {
@@ -381,6 +398,7 @@ check_secret(const char *keyword, char *secret, const char *encoding)
 			   "A secret is empty, or not written in its encoding.");
 }
 
+/* The copy is taken apart in place and wiped. */
 static void
 check_secrets(List *options, const char *keyword, const char *encoding)
 {
@@ -409,6 +427,11 @@ check_secrets(List *options, const char *keyword, const char *encoding)
 
 /* --------------------------------------------------------------- objects */
 
+/*
+ * Statuses below 200 are never final, and a list that is read wrongly would
+ * acknowledge what was refused, so nothing is let pass that is not
+ * understood.
+ */
 static void
 check_statuses(List *options)
 {
@@ -436,6 +459,7 @@ check_statuses(List *options)
 	}
 }
 
+/* A known scheme fills in what is not given, so only "custom" needs it all. */
 static void
 check_signer(List *options)
 {
@@ -463,6 +487,7 @@ check_signer(List *options)
 	check_needs(options, "signer_key_encoding", "signer");
 }
 
+/* What a server bears that the table cannot judge. */
 static void
 check_server(List *options)
 {
@@ -477,6 +502,10 @@ check_server(List *options)
 	check_needs(options, "items_error", "items_path");
 }
 
+/*
+ * Of the kinds of credentials that make the header "Authorization" there can
+ * be one. Halves of a pair are mistakes that would show only at the target.
+ */
 static void
 check_user(List *options)
 {

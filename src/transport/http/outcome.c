@@ -83,10 +83,13 @@ sanitize(char *text, size_t size)
 	}
 }
 
+/* In the current memory context; see the file's head. */
 char *
 psync_http_excerpt(const PsyncHttpSettings *settings, const char *text, size_t size)
 {
 	char	   *excerpt;
+
+	Assert(text != NULL || size == 0);
 
 	/*
 	 * Secrets are looked for in more than what is shown, so that none is cut
@@ -140,9 +143,11 @@ parse_retry_after(const PsyncHttpAnswer *answer)
 
 /* ------------------------------------------------------- acknowledgement */
 
+/* Does the status acknowledge? The list is short. */
 static bool
 is_success(const PsyncHttpSettings *settings, int status)
 {
+	Assert(settings->nsuccess > 0);
 	for (int i = 0; i < settings->nsuccess; i++)
 	{
 		if (status >= settings->success[i].low && status <= settings->success[i].high)
@@ -236,6 +241,10 @@ read_items(const PsyncHttpTransfer *transfer, PsyncOutcome *outcome)
 	return true;
 }
 
+/*
+ * The status says yes; does the rest of the answer agree? If not, the target
+ * may have done the work or not: sent again, with the same id, it can tell.
+ */
 static void
 acknowledge(const PsyncHttpTransfer *transfer, PsyncOutcome *outcome)
 {
@@ -275,12 +284,17 @@ is_about_connection(const PsyncHttpAnswer *answer)
 		 strstr(answer->body, "HTTPS port") != NULL);
 }
 
+/*
+ * See the table in the file's head. What is not known is judged by its
+ * class, as RFC 9110 wants it.
+ */
 static PsyncOutcomeKind
 kind_of_status(const PsyncHttpTransfer *transfer)
 {
 	const PsyncHttpSettings *settings = transfer->session->settings;
 	int			status = transfer->answer.status;
 
+	Assert(transfer->answer.status >= 100);
 	switch (status)
 	{
 		case 408:
@@ -313,6 +327,7 @@ kind_of_status(const PsyncHttpTransfer *transfer)
 	}
 }
 
+/* As near as SQLSTATEs come; the status itself is told besides. */
 static int
 sqlerrcode_of_status(int status)
 {
@@ -323,6 +338,7 @@ sqlerrcode_of_status(int status)
 	return ERRCODE_FDW_ERROR;
 }
 
+/* An answer was there, so the connection was sound. */
 static void
 outcome_of_status(PsyncHttpTransfer *transfer, PsyncOutcome *outcome)
 {
@@ -384,6 +400,7 @@ is_stale(PsyncHttpTransfer *transfer)
 	return transfer->session->stale_in_row++ < PSYNC_HTTP_STALE_MAX;
 }
 
+/* Retrying changes nothing about these soon, and no event is to blame. */
 static bool
 is_certificate_error(CURLcode code)
 {
@@ -393,6 +410,10 @@ is_certificate_error(CURLcode code)
 		code == CURLE_UNSUPPORTED_PROTOCOL;
 }
 
+/*
+ * No answer, or none that counts. If the request had been sent, the target
+ * may have done the work: the retry bears the same id.
+ */
 static void
 outcome_of_failure(PsyncHttpTransfer *transfer, PsyncOutcome *outcome)
 {
@@ -424,6 +445,10 @@ outcome_of_failure(PsyncHttpTransfer *transfer, PsyncOutcome *outcome)
 	}
 }
 
+/*
+ * In the current memory context, which must live until the core has been
+ * told.
+ */
 void
 psync_http_outcome(PsyncHttpTransfer *transfer, PsyncOutcome *outcome)
 {

@@ -69,6 +69,10 @@ encode_attribute(const char *text)
 	return encoded;
 }
 
+/*
+ * Name and value must last as long as the request. That neither can break
+ * out of its line was made sure where they come from.
+ */
 void
 psync_http_request_add_header(PsyncHttpRequest *request, const char *name,
 							  const char *value, bool secret)
@@ -85,6 +89,10 @@ psync_http_request_add_header(PsyncHttpRequest *request, const char *name,
 
 /* --------------------------------------------------------------- address */
 
+/*
+ * What is not an update or a delete creates: inserts, rows of a batch, and
+ * truncate, which has no key and fits no other address.
+ */
 static const PsyncHttpRoute *
 choose_route(const PsyncHttpSettings *settings, const char *operation)
 {
@@ -107,6 +115,10 @@ fits_into_path(const char *value)
 		strcmp(value, ".") != 0 && strcmp(value, "..") != 0;
 }
 
+/*
+ * A template without placeholders is used as it is. NULL, and why, if the
+ * event cannot have an address.
+ */
 static const char *
 fill_url(const char *template, const PsyncMessage *message, const char **why)
 {
@@ -123,6 +135,7 @@ fill_url(const char *template, const PsyncMessage *message, const char **why)
 	StringInfoData url;
 	const char *at = template;
 
+	Assert(template != NULL);
 	if (strchr(template, '{') == NULL)
 		return template;
 	initStringInfo(&url);
@@ -156,6 +169,10 @@ fill_url(const char *template, const PsyncMessage *message, const char **why)
 
 /* --------------------------------------------------------------- headers */
 
+/*
+ * CloudEvents' binary mode. Names are the core's, lower-case letters and
+ * digits.
+ */
 static void
 add_attributes(PsyncHttpRequest *request, const PsyncMessage *message)
 {
@@ -168,6 +185,10 @@ add_attributes(PsyncHttpRequest *request, const PsyncMessage *message)
 	}
 }
 
+/*
+ * The media type has no parameters: JSON is UTF-8 anyway, and receivers
+ * compare the whole value.
+ */
 static void
 add_body_headers(const PsyncHttpSettings *settings, PsyncHttpRequest *request,
 				 const PsyncMessage *message)
@@ -181,6 +202,10 @@ add_body_headers(const PsyncHttpSettings *settings, PsyncHttpRequest *request,
 									  "gzip" : "zstd", false);
 }
 
+/*
+ * The id once for receivers of webhooks and once for servers that know the
+ * Internet-Draft on idempotency keys, where it is a quoted string.
+ */
 static void
 add_id_headers(const PsyncHttpSettings *settings, PsyncHttpRequest *request,
 			   const PsyncMessage *message)
@@ -210,12 +235,14 @@ is_sound(const PsyncMessage *message)
 	return true;
 }
 
+/* Signed last: what is signed must be what is sent. */
 PsyncHttpRequest *
 psync_http_request_create(const PsyncHttpSettings *settings, const PsyncMessage *message,
 						  const char *token, TimestampTz now, const char **why)
 {
 	PsyncHttpRequest *request = palloc0(sizeof(PsyncHttpRequest));
 
+	Assert(message->id != NULL && message->content_type != NULL);
 	Assert(message->body != NULL || message->size == 0);
 	*why = NULL;
 	if (!is_sound(message))

@@ -22,12 +22,14 @@
 /* The oldest libcurl whose HTTP/2 was found to lose no requests. */
 #define PSYNC_HTTP_SOUND_HTTP2		0x080e00
 
+/* The user mapping's value goes before the server's. */
 static const char *
 option(const PsyncTarget *target, const char *keyword)
 {
 	return psync_http_services->option(target, keyword);
 }
 
+/* With a default; defaults that people ask about are told in options.c. */
 static const char *
 option_or(const PsyncTarget *target, const char *keyword, const char *otherwise)
 {
@@ -36,6 +38,7 @@ option_or(const PsyncTarget *target, const char *keyword, const char *otherwise)
 	return value != NULL ? value : otherwise;
 }
 
+/* False unless it says otherwise; the validators know that it is a boolean. */
 static bool
 option_bool(const PsyncTarget *target, const char *keyword)
 {
@@ -47,6 +50,7 @@ option_bool(const PsyncTarget *target, const char *keyword)
 	return result;
 }
 
+/* The value is not shown: it may hold a secret. */
 static void
 refuse(const PsyncTarget *target, const char *keyword, const char *detail)
 {
@@ -71,6 +75,7 @@ is_field_value(const char *text)
 	return true;
 }
 
+/* Kept to be looked for in what targets send; wiped with the settings. */
 void
 psync_http_settings_add_secret(PsyncHttpSettings *settings, const char *text)
 {
@@ -84,12 +89,17 @@ psync_http_settings_add_secret(PsyncHttpSettings *settings, const char *text)
 	MemoryContextSwitchTo(old);
 }
 
+/*
+ * For every request of the target. The validators have seen the value; third
+ * parties' wrappers need not have one, so it is checked again.
+ */
 void
 psync_http_settings_add_header(PsyncHttpSettings *settings, const char *name,
 							   const char *value, bool secret)
 {
 	PsyncHttpHeader *header;
 
+	Assert(name != NULL && value != NULL);
 	if (!is_field_value(name) || !is_field_value(value) || *name == '\0')
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
@@ -173,6 +183,7 @@ psync_http_route_parse(PsyncHttpRoute *route)
 		strchr(route->host, '{') == NULL && is_field_value(route->url);
 }
 
+/* An address or method of one kind of change, else the common one. */
 static void
 init_route(PsyncHttpSettings *settings, const PsyncTarget *target,
 		   PsyncHttpRouteKind kind, const char *url_keyword, const char *method_keyword)
@@ -195,6 +206,7 @@ init_route(PsyncHttpSettings *settings, const PsyncTarget *target,
 		refuse(target, url_keyword, "It is not a URL, or its host depends on data.");
 }
 
+/* Does the user mapping have the option, rather than the server? */
 static bool
 is_of_user(const PsyncTarget *target, const char *keyword)
 {
@@ -208,6 +220,10 @@ is_of_user(const PsyncTarget *target, const char *keyword)
 	return false;
 }
 
+/*
+ * An address in the user mapping is meant to be secret, so it is not shown
+ * even where it is repeated by the target.
+ */
 static void
 init_routes(PsyncHttpSettings *settings, const PsyncTarget *target)
 {
@@ -260,6 +276,7 @@ init_success(PsyncHttpSettings *settings, const PsyncTarget *target)
 
 /* --------------------------------------------------------------- the rest */
 
+/* The option table cannot know what this build can do. */
 static void
 init_compression(PsyncHttpSettings *settings, const PsyncTarget *target)
 {
@@ -274,12 +291,14 @@ init_compression(PsyncHttpSettings *settings, const PsyncTarget *target)
 				 errhint("Install the package libzstd-dev and build anew.")));
 }
 
+/* HTTP/2 over TLS is negotiated, so the target may still choose 1.1. */
 static void
 init_version(PsyncHttpSettings *settings, const PsyncTarget *target)
 {
 	const char *version = option(target, "http_version");
 	const curl_version_info_data *info = curl_version_info(CURLVERSION_NOW);
 
+	Assert(target != NULL);
 	if (version == NULL)
 		version = info->version_num >= PSYNC_HTTP_SOUND_HTTP2 ? "2" : "1.1";
 	if (strcmp(version, "1.1") != 0 && (info->features & CURL_VERSION_HTTP2) == 0)
@@ -291,6 +310,7 @@ init_version(PsyncHttpSettings *settings, const PsyncTarget *target)
 		CURL_HTTP_VERSION_2_PRIOR_KNOWLEDGE : CURL_HTTP_VERSION_1_1;
 }
 
+/* The id is also in webhook-id, which cannot be turned off. */
 static void
 init_idempotency(PsyncHttpSettings *settings, const PsyncTarget *target)
 {
@@ -327,6 +347,7 @@ check_plain(const PsyncHttpSettings *settings, const PsyncTarget *target)
 	}
 }
 
+/* How requests travel. All texts stay the target's, which outlives us. */
 static void
 init_transport(PsyncHttpSettings *settings, const PsyncTarget *target)
 {
@@ -384,11 +405,16 @@ psync_http_settings_create(PsyncTarget *target)
 	return settings;
 }
 
+/*
+ * Must not raise. Secrets are wiped where they are ours; the options they
+ * came from are the core's.
+ */
 void
 psync_http_settings_free(PsyncHttpSettings *settings)
 {
 	ListCell   *lc;
 
+	Assert(settings != NULL);
 	psync_http_sign_free(settings);
 	/* what is freed may still end up in a core file */
 	foreach(lc, settings->secrets)

@@ -50,6 +50,7 @@ static const struct
 
 /* ------------------------------------------------------------------ keys */
 
+/* As many bytes as pairs of digits; -1 if it is something else. */
 static int
 decode_hex(const char *text, unsigned char *bytes)
 {
@@ -165,6 +166,7 @@ keys_from_option(PsyncHttpSettings *settings, const PsyncTarget *target,
 
 /* ------------------------------------------------------------------ init */
 
+/* With a default. */
 static const char *
 option_or(const PsyncTarget *target, const char *keyword, const char *otherwise)
 {
@@ -173,6 +175,7 @@ option_or(const PsyncTarget *target, const char *keyword, const char *otherwise)
 	return value != NULL ? value : otherwise;
 }
 
+/* A known scheme gives what the options leave out. */
 static void
 init_signer(PsyncHttpSettings *settings, const PsyncTarget *target, const char *name)
 {
@@ -180,6 +183,7 @@ init_signer(PsyncHttpSettings *settings, const PsyncTarget *target, const char *
 	const char *hash = option_or(target, "signer_hash", "sha256");
 	int			known = 0;
 
+	Assert(settings->signer == NULL);
 	while (known_signers[known].name != NULL &&
 		   strcmp(known_signers[known].name, name) != 0)
 		known++;
@@ -206,6 +210,7 @@ init_signer(PsyncHttpSettings *settings, const PsyncTarget *target, const char *
 				 errhint("Set it in the user mapping.")));
 }
 
+/* Keys of both kinds; none at all is no mistake. */
 void
 psync_http_sign_init(PsyncHttpSettings *settings, PsyncTarget *target)
 {
@@ -216,6 +221,7 @@ psync_http_sign_init(PsyncHttpSettings *settings, PsyncTarget *target)
 		init_signer(settings, target, signer);
 }
 
+/* OpenSSL wipes a key when it frees it. */
 static void
 free_keys(List *keys)
 {
@@ -230,6 +236,7 @@ free_keys(List *keys)
 	}
 }
 
+/* May be called twice, and before all keys are there. */
 void
 psync_http_sign_free(PsyncHttpSettings *settings)
 {
@@ -247,6 +254,7 @@ typedef struct Piece
 	size_t		size;
 } Piece;
 
+/* Piece by piece, so that the body need not be copied. Returns the size. */
 static size_t
 hmac(const PsyncHttpKey *key, const EVP_MD *hash, const Piece *pieces, int npieces,
 	 unsigned char *signature)
@@ -255,6 +263,7 @@ hmac(const PsyncHttpKey *key, const EVP_MD *hash, const Piece *pieces, int npiec
 	size_t		size = PSYNC_HTTP_SIGNATURE_BYTES_MAX;
 	bool		ok;
 
+	Assert(!key->ed25519 && npieces > 0);
 	ok = context != NULL &&
 		EVP_DigestSignInit(context, NULL, hash, NULL, key->pkey) == 1;
 	for (int i = 0; ok && i < npieces; i++)
@@ -293,6 +302,7 @@ ed25519(const PsyncHttpKey *key, const Piece *pieces, int npieces,
 	return size;
 }
 
+/* With padding, as all of these schemes have it. */
 static void
 append_base64(StringInfo into, const unsigned char *bytes, size_t size)
 {
@@ -306,6 +316,7 @@ append_base64(StringInfo into, const unsigned char *bytes, size_t size)
 	into->data[into->len] = '\0';
 }
 
+/* Lower case, as all of these schemes have it. */
 static void
 append_hex(StringInfo into, const unsigned char *bytes, size_t size)
 {
@@ -313,6 +324,10 @@ append_hex(StringInfo into, const unsigned char *bytes, size_t size)
 		appendStringInfo(into, "%02x", bytes[i]);
 }
 
+/*
+ * A receiver takes any of the signatures that it can verify, so all live
+ * keys sign; their order, the newest first, is for people.
+ */
 static void
 sign_standard(const PsyncHttpSettings *settings, PsyncHttpRequest *request,
 			  const char *id, const char *timestamp, Piece body, TimestampTz now)
@@ -383,10 +398,12 @@ fill_content(const char *template, const char *id, const char *timestamp, Piece 
 	return content.data;
 }
 
+/* The stretch of the value's template from "at" to "end". */
 static void
 fill_value(StringInfo into, const char *at, const char *end, const char *id,
 		   const char *timestamp, const unsigned char *signature, size_t size)
 {
+	Assert(at <= end);
 	while (at < end)
 	{
 		if (skip_placeholder(&at, end, "{id}"))
@@ -441,6 +458,7 @@ sign_template(const PsyncHttpSigner *signer, PsyncHttpRequest *request,
 		psync_http_request_add_header(request, signer->header, value.data, true);
 }
 
+/* The time is in Unix seconds, rounded down. */
 void
 psync_http_sign(const PsyncHttpSettings *settings, PsyncHttpRequest *request,
 				const char *id, const char *body, size_t size, TimestampTz now)
@@ -448,6 +466,7 @@ psync_http_sign(const PsyncHttpSettings *settings, PsyncHttpRequest *request,
 	Piece		piece = {body, size};
 	char	   *timestamp;
 
+	Assert(strchr(id, '.') == NULL);
 	if (settings->signing_keys == NIL && settings->signer == NULL)
 		return;
 	timestamp = psprintf(INT64_FORMAT,

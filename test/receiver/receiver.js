@@ -1,0 +1,293 @@
+// receiver.js: a webhook receiver that judges every request.
+//
+//	node receiver.js CONFIG
+//
+// CONFIG is JSON: {secret, publicKey, signer: {scheme, secret}, cert, key, ca,
+// http2, log}.  It prints "listening PORT" and then serves
+//
+//	GET  /_state	what came so far: counts, problems, the table made of the events
+//	GET  /_requests	the last requests: method, url, raw headers, body as base64
+//	POST /_set		behaviour from now on: {fail, status, headers, body, delay}
+//	anything else	a delivery
+//
+// Signatures are verified by the package standardwebhooks (v1) and node:crypto
+// (v1a, and the schemes of Stripe, GitHub and Adyen), CloudEvents by the
+// package cloudevents.  These accept much, so the raw headers and bytes are
+// looked at as well.
+
+'use strict';
+
+const crypto = require('node:crypto');
+const fs = require('node:fs');
+const zlib = require('node:zlib');
+const { Webhook } = require('standardwebhooks');
+const { HTTP } = require('cloudevents');
+
+const config = JSON.parse(process.argv[2] || '{}');
+const webhook = config.secret ? new Webhook(config.secret) : null;
+
+const state = {
+	requests: 0,		// deliveries
+	failed: 0,			// of them, those answered with a failure on purpose
+	events: 0,			// different events
+	duplicates: 0,		// events that had come before
+	problems: [],		// whatever was not as it should be
+	stale: 0,			// events that came behind a newer one of the same key
+};
+let behaviour = {};
+const table = new Map();		// key -> {position, row}
+const seen = new Set();			// ids of events
+const bodies = new Map();		// id of message -> hash of its body
+const requests = [];
+let firstAt = new Map();
+
+function problem(text)
+{
+	if (state.problems.length < 50)
+		state.problems.push(text);
+}
+
+// ----------------------------------------------------------------- judging
+
+function checkStandard(headers, body)
+{
+	webhook.verify(body.toString('utf8'), headers, { jsonParse: false });
+}
+
+// v1a is judged by Node itself: the package does not know it
+function checkEd25519(headers, body)
+{
+	const content = Buffer.concat([
+		Buffer.from(`${headers['webhook-id']}.${headers['webhook-timestamp']}.`), body]);
+	const signatures = (headers['webhook-signature'] || '').split(' ')
+		.filter((s) => s.startsWith('v1a,'));
+	const key = crypto.createPublicKey({
+		key: Buffer.concat([Buffer.from('302a300506032b6570032100', 'hex'),
+			Buffer.from(config.publicKey, 'base64')]),
+		format: 'der', type: 'spki' });
+	if (!signatures.some((s) => s.length === 4 + 88 &&
+		crypto.verify(null, content, key, Buffer.from(s.slice(4), 'base64'))))
+		throw new Error('no v1a signature matches');
+}
+
+const hmac = (secret, content) => crypto.createHmac('sha256', secret).update(content);
+
+const schemes = {
+	stripe(headers, body, secret)
+	{
+		const parts = (headers['stripe-signature'] || '').split(',').map((p) => p.split('='));
+		const t = parts.find((p) => p[0] === 't')[1];
+		const expected = hmac(secret, Buffer.concat([Buffer.from(`${t}.`), body])).digest('hex');
+		if (Math.abs(Date.now() / 1000 - Number(t)) > 300)
+			throw new Error('stripe: old timestamp');
+		if (!parts.some((p) => p[0] === 'v1' && p[1] === expected))
+			throw new Error('stripe: no signature matches');
+	},
+	github(headers, body, secret)
+	{
+		if (headers['x-hub-signature-256'] !== `sha256=${hmac(secret, body).digest('hex')}`)
+			throw new Error('github: signature does not match');
+	},
+	adyen(headers, body, secret)
+	{
+		if (headers.hmacsignature !== hmac(Buffer.from(secret, 'hex'), body).digest('base64'))
+			throw new Error('adyen: signature does not match');
+	},
+};
+
+function checkHeaders(request, body)
+{
+	const headers = request.headers;
+	const type = headers['content-type'];
+
+	if (request.method !== 'DELETE' && !/^[a-z]+\/[a-z.+-]+$/.test(type || ''))
+		throw new Error(`media type ${type}`);
+	if (!/^[A-Za-z0-9_-]+$/.test(headers['webhook-id'] || ''))
+		throw new Error(`webhook-id ${headers['webhook-id']}`);
+	if (headers['idempotency-key'] !== `"${headers['webhook-id']}"`)
+		throw new Error(`Idempotency-Key ${headers['idempotency-key']}`);
+	if (headers.expect || headers['transfer-encoding'])
+		throw new Error('Expect or chunked');
+	if (/[^\x20-\x7e]/.test(JSON.stringify(request.rawHeaders)))
+		throw new Error('a header is not ASCII');
+
+	// frozen: what bears the same id is the same
+	const hash = crypto.createHash('sha256').update(body).digest('hex');
+	const before = bodies.get(headers['webhook-id']);
+	if (before !== undefined && before !== hash)
+		throw new Error(`another body with the id ${headers['webhook-id']}`);
+	bodies.set(headers['webhook-id'], hash);
+}
+
+// The events of a body, as {id, type, key, position, new, …}, in order.
+function readEvents(request, body)
+{
+	const type = request.headers['content-type'] || '';
+	const ours = (event) => ({ ...event.data, id: event.id, type: event.type,
+		operation: event.type.split('.').pop(), position: event.sequence,
+		previous: event.previoussequence });
+
+	if (type.startsWith('application/cloudevents') || request.headers['ce-id'])
+	{
+		const events = [].concat(HTTP.toEvent({ headers: request.headers, body: body.toString() }));
+		for (const event of events)
+		{
+			event.validate();
+			if (request.headers['ce-id'] === undefined)
+				continue;
+			if (request.headers['ce-specversion'] !== '1.0' || request.headers['ce-datacontenttype'])
+				throw new Error('ce- headers');
+			// the package leaves them encoded
+			if (decodeURIComponent(request.headers['ce-id']) !== event.id)
+				throw new Error('ce-id');
+		}
+		return events.map(ours);
+	}
+	if (type === 'application/x-ndjson')
+	{
+		const text = body.toString();
+		if (!text.endsWith('\n') || text.includes('\r'))
+			throw new Error('lines of NDJSON');
+		return text.slice(0, -1).split('\n').map((line) => JSON.parse(line));
+	}
+	const value = JSON.parse(body.toString());
+	return Array.isArray(value) ? value : [value];
+}
+
+// --------------------------------------------------------------- the table
+
+const keyText = (event) => `${event.schema}.${event.table} ${JSON.stringify(event.key)}`;
+
+function apply(event)
+{
+	if (seen.has(event.id))
+	{
+		state.duplicates++;
+		return;
+	}
+	seen.add(event.id);
+	state.events++;
+	if (event.operation === 'truncate')
+	{
+		table.clear();
+		return;
+	}
+	if (event.operation === undefined || event.key === undefined)
+		return;				// thin, or a format without our members
+	const key = keyText(event);
+	const at = table.get(key);
+	if (at !== undefined && at.position >= event.position)
+	{
+		state.stale++;
+		if (event.operation !== 'read')
+			problem(`${event.id}: position ${event.position} of ${key} behind ${at.position}`);
+		return;
+	}
+	if (at !== undefined && event.previous !== undefined && event.previous !== at.position)
+		problem(`${event.id}: previous ${event.previous} of ${key} is not ${at.position}`);
+	table.set(key, { position: event.position, row: event.operation === 'delete' ? null : event.new });
+}
+
+// ------------------------------------------------------------------ server
+
+function judge(request, body)
+{
+	checkHeaders(request, body);
+	if (webhook)
+		checkStandard(request.headers, body);
+	if (config.publicKey)
+		checkEd25519(request.headers, body);
+	if (config.signer)
+		schemes[config.signer.scheme](request.headers, body, config.signer.secret);
+	return request.method === 'DELETE' ? [] : readEvents(request, body);
+}
+
+function identity(request, body)
+{
+	return request.headers['content-encoding'] === 'gzip' ? zlib.gunzipSync(body) : body;
+}
+
+function receive(request, raw)
+{
+	state.requests++;
+	requests.push({ method: request.method, url: request.url, version: request.httpVersion,
+		rawHeaders: request.rawHeaders, headers: request.headers,
+		body: raw.toString('base64'), at: Date.now() * 1000 });
+	if (requests.length > 2000)
+		requests.shift();
+	const fails = Math.random() < (behaviour.fail || 0);
+	// half of the failures come after the work is done: those are sent again
+	const works = !fails || Math.random() < 0.5;
+	let events = [];
+	try
+	{
+		events = judge(request, identity(request, raw));
+	}
+	catch (error)
+	{
+		problem(`${request.method} ${request.url}: ${error.message}`);
+		return 400;
+	}
+	if (works && (behaviour.status || 200) < 300)
+		events.forEach(apply);
+	if (config.print)
+		for (const event of events)
+			console.log(`${event.type} ${JSON.stringify(event.key)} ${JSON.stringify(event.new)}`);
+	if (fails)
+	{
+		state.failed++;
+		return 500;
+	}
+	return behaviour.status || 200;
+}
+
+function answer(response, status, body, headers)
+{
+	response.writeHead(status, headers || {});
+	response.end(body);
+}
+
+function control(request, response, body)
+{
+	if (request.url === '/_set')
+	{
+		behaviour = JSON.parse(body.toString());
+		return answer(response, 200, 'ok');
+	}
+	if (request.url === '/_requests')
+		return answer(response, 200, JSON.stringify(requests));
+	const rows = {};
+	for (const [key, value] of table)
+		if (value.row !== null)
+			rows[key] = value.row;
+	return answer(response, 200, JSON.stringify({ ...state, table: rows }));
+}
+
+function onRequest(request, response)
+{
+	const chunks = [];
+
+	request.on('data', (chunk) => chunks.push(chunk));
+	request.on('error', () => {});
+	request.on('end', () =>
+	{
+		const body = Buffer.concat(chunks);
+		if (request.url.startsWith('/_'))
+			return control(request, response, body);
+		const status = receive(request, body);
+		const finish = () => answer(response, status, behaviour.body || '', behaviour.headers);
+		return behaviour.delay ? setTimeout(finish, behaviour.delay) : finish();
+	});
+}
+
+const options = config.cert ? {
+	cert: fs.readFileSync(config.cert), key: fs.readFileSync(config.key),
+	ca: config.ca ? fs.readFileSync(config.ca) : undefined,
+	requestCert: !!config.ca, rejectUnauthorized: !!config.ca, allowHTTP1: true } : {};
+const server = config.cert
+	? (config.http2 ? require('node:http2').createSecureServer(options, onRequest)
+		: require('node:https').createServer(options, onRequest))
+	: (config.http2 ? require('node:http2').createServer(options, onRequest)
+		: require('node:http').createServer(onRequest));
+server.keepAliveTimeout = config.keepAlive || 60000;
+server.listen(config.port || 0, '127.0.0.1', () => console.log(`listening ${server.address().port}`));
