@@ -67,10 +67,17 @@ static const char forget_command[] =
 
 /* ------------------------------------------------------------- the queries */
 
+/*
+ * Append the key's columns, or as many parameters, separated by commas: for
+ * ORDER BY and for both sides of the comparison, so that all three agree on
+ * the order.
+ */
 static void
 append_key_list(StringInfo buf, const PsyncBatch *batch, bool params)
 {
 	const PsyncShape *shape = batch->shape;
+
+	Assert(batch->shape->nkeys > 0);
 
 	for (int i = 0; i < shape->nkeys; i++)
 	{
@@ -119,7 +126,10 @@ build_query(const PsyncBatch *batch, bool bounded)
 
 /* ---------------------------------------------------------------- loading */
 
-/* The table as it is now: its shape, recorded, and how to encode its rows. */
+/*
+ * The table as it is now: its shape, recorded, and how to encode its rows.
+ * False if it is gone, or no longer captured or part of the sync.
+ */
 static bool
 prepare_table(PsyncDelivery *delivery, PsyncBatch *batch)
 {
@@ -154,7 +164,11 @@ prepare_table(PsyncDelivery *delivery, PsyncBatch *batch)
 	return true;
 }
 
-/* Is the saved cursor's key made of the same columns as the table's now? */
+/*
+ * Is the saved cursor's key made of the same columns as the table's now?  If
+ * not the table is copied from its start: the old values could not be compared
+ * with the new key.
+ */
 static bool
 cursor_fits(PsyncDelivery *delivery, uint32 shape_id, const PsyncShape *now)
 {
@@ -174,6 +188,10 @@ cursor_fits(PsyncDelivery *delivery, uint32 shape_id, const PsyncShape *now)
 	return true;
 }
 
+/*
+ * The batch that a row of payment_sync.batch describes, in a context of its
+ * own below the delivery's; the rest is filled in by prepare_table().
+ */
 static PsyncBatch *
 batch_from_row(PsyncDelivery *delivery, HeapTuple tuple, TupleDesc desc,
 			   uint32 *shape_id)
@@ -208,6 +226,9 @@ batch_from_row(PsyncDelivery *delivery, HeapTuple tuple, TupleDesc desc,
 	return batch;
 }
 
+/*
+ * The batch that is under way, else the one asked for first; NULL if none.
+ */
 static PsyncBatch *
 load_one(PsyncDelivery *delivery, uint32 *shape_id)
 {
@@ -223,6 +244,9 @@ load_one(PsyncDelivery *delivery, uint32 *shape_id)
 	return batch;
 }
 
+/*
+ * The batch's table is gone: so is what was asked for.
+ */
 static void
 forget(PsyncDelivery *delivery, Oid relid)
 {
@@ -236,7 +260,12 @@ forget(PsyncDelivery *delivery, Oid relid)
 }
 
 /*
- * The batch that is under way or asked for next; NULL if none.
+ * The batch that is under way or asked for next; NULL if none.  Ends the
+ * transaction, since a shape that was just recorded must be visible to the
+ * snapshot that ends the window.
+ *
+ * A batch that cannot be is forgotten, and the next one looked at, until there
+ * is one or none is left.
  */
 PsyncBatch *
 psync_batch_load(PsyncDelivery *delivery)
@@ -272,6 +301,9 @@ psync_batch_load(PsyncDelivery *delivery)
 	return batch;
 }
 
+/*
+ * The delivery's pointer to it is the caller's to clear.
+ */
 void
 psync_batch_free(PsyncBatch *batch)
 {
@@ -288,6 +320,11 @@ typedef struct PsyncRowReceiver
 	bool	   *key_columns;
 } PsyncRowReceiver;
 
+/*
+ * Encode a row of the query behind the others, and remember its key as the
+ * chunk's last.  False ends the query: the chunk is full.  So a chunk's memory
+ * is bounded by its size and one row (P7).
+ */
 static bool
 receive_row(TupleTableSlot *slot, DestReceiver *self)
 {
@@ -310,17 +347,27 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 	return !batch->full;
 }
 
+/*
+ * The rows' descriptor is known from the shape.
+ */
 static void
 receive_startup(DestReceiver *self, int operation, TupleDesc desc)
 {
 }
 
+/*
+ * Nothing was allocated that a shutdown would free.
+ */
 static void
 receive_nothing(DestReceiver *self)
 {
 }
 
-/* The cursor's key values as the query's parameters. */
+/*
+ * The cursor's key values as the query's parameters, in the current memory
+ * context.  The bytes were stored here, but a table of ours can be damaged as
+ * any other.
+ */
 static ParamListInfo
 cursor_params(const PsyncBatch *batch)
 {
@@ -357,6 +404,11 @@ cursor_params(const PsyncBatch *batch)
 	return params;
 }
 
+/*
+ * Run the chunk's query into "dest", under the active snapshot and by a plan
+ * of its own: with the bound's values known it uses the key's index.  A plan
+ * is made per chunk, which is nothing beside sending 2 MB.
+ */
 static void
 run_query(PsyncBatch *batch, DestReceiver *dest)
 {
@@ -388,8 +440,13 @@ run_query(PsyncBatch *batch, DestReceiver *dest)
 }
 
 /*
- * Read the next chunk under the active snapshot, which ends the window, as
- * the sync's owner.
+ * Read the next chunk under the active snapshot, which ends the window, as the
+ * sync's owner.  Called back from psync_reader_open().
+ *
+ * SECURITY_RESTRICTED_OPERATION: the table's owner may have put functions of
+ * their own into views, policies and types, and must not get at the worker's
+ * session through them.  An error leaves the identity to the transaction's
+ * abort, as usual.
  */
 void
 psync_batch_read(void *arg)
@@ -401,6 +458,7 @@ psync_batch_read(void *arg)
 	int			guc_level;
 
 	Assert(ActiveSnapshotSet());
+	Assert(OidIsValid(batch->owner));
 	resetStringInfo(&batch->rows);
 	resetStringInfo(&batch->upto);
 	batch->nrows = 0;
@@ -429,6 +487,12 @@ psync_batch_read(void *arg)
 
 /* ---------------------------------------------------------------- sending */
 
+/*
+ * Hand the chunk over, between its begin and its end.  The bounds tell a
+ * mirror which rows of the target have no counterpart: those after the last
+ * chunk's last key, up to this one's, or to the end if the query came to its
+ * end.
+ */
 void
 psync_batch_send(PsyncDelivery *delivery, PsyncBatch *batch)
 {
@@ -436,6 +500,8 @@ psync_batch_send(PsyncDelivery *delivery, PsyncBatch *batch)
 	PsyncChunk	chunk = {0};
 	const char *at = batch->rows.data;
 	const char *end = at + batch->rows.len;
+
+	Assert(delivery->window_begun);
 
 	if (transport->begin_chunk == NULL)
 		ereport(ERROR,
@@ -465,6 +531,7 @@ psync_batch_send(PsyncDelivery *delivery, PsyncBatch *batch)
 
 		memcpy(&size, at, sizeof(size));
 		at += sizeof(size);
+		Assert(size > 0 && size <= end - at);
 		transport->chunk_row(delivery->target, at, size);
 		at += size;
 	}
@@ -501,6 +568,8 @@ psync_batch_delivered(PsyncDelivery *delivery, PsyncBatch *batch)
 	batch->first = false;
 	resetStringInfo(&batch->after);
 	appendBinaryStringInfo(&batch->after, batch->upto.data, batch->upto.len);
+
+	Assert(updated <= 1);
 
 	/* cancelled, asked for anew, or done: see what is next */
 	if (updated == 0 || !batch->full)

@@ -63,6 +63,10 @@ typedef struct PsyncShapeEntry
 /* Counts relcache invalidations: definitions may have changed. */
 static uint64 invalidations = 0;
 
+/*
+ * Only counts: what a definition says now is looked up by the next step, which
+ * may take locks and raise errors.
+ */
 static void
 relcache_callback(Datum arg, Oid relid)
 {
@@ -71,6 +75,10 @@ relcache_callback(Datum arg, Oid relid)
 
 /* ----------------------------------------------------------- transactions */
 
+/*
+ * For a worker, whose transactions hold nothing but what a step needs of the
+ * catalogs.
+ */
 void
 psync_worker_next_transaction(void)
 {
@@ -78,12 +86,22 @@ psync_worker_next_transaction(void)
 	StartTransactionCommand();
 }
 
+/*
+ * For a procedure, called outside a transaction block: SPI keeps the memory of
+ * the call alive across the commit, and starts the next transaction by itself.
+ */
 void
 psync_spi_next_transaction(void)
 {
 	SPI_commit();
 }
 
+/*
+ * End the local transaction and begin another.  The current memory context is
+ * kept: it is one of the delivery's, none of the transaction's.
+ *
+ * May process invalidations, so what the caller knows of the catalogs is old.
+ */
 static void
 next_transaction(PsyncDelivery *delivery)
 {
@@ -127,6 +145,10 @@ psync_delivery_pause(void)
 	return true;
 }
 
+/*
+ * After psync_delivery_pause() has returned true.  Never raises anything but
+ * what starting a transaction may.
+ */
 void
 psync_delivery_resume(void)
 {
@@ -141,12 +163,18 @@ psync_delivery_resume(void)
 
 /* ------------------------------------------------------------- definition */
 
-/* All that a delivery was built from, in one string. */
+/*
+ * All that a delivery was built from, in one string, in the current memory
+ * context.  Who owns the tables is part of it: a sync whose owner lost one
+ * must stop, and psync_target_create() is where that is refused.
+ */
 static char *
 fingerprint(const PsyncSync *sync)
 {
 	StringInfoData buf;
 	ListCell   *lc;
+
+	Assert(sync->name != NULL);
 
 	initStringInfo(&buf);
 	appendStringInfo(&buf, "%d %u %s %s", sync->enabled, sync->owner,
@@ -165,6 +193,9 @@ fingerprint(const PsyncSync *sync)
 	return buf.data;
 }
 
+/*
+ * A hash table in "context", by a key of plain bytes.
+ */
 static HTAB *
 make_hash(const char *name, Size keysize, Size entrysize, MemoryContext context)
 {
@@ -176,6 +207,10 @@ make_hash(const char *name, Size keysize, Size entrysize, MemoryContext context)
 	return hash_create(name, 32, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
+/*
+ * Each change looks its table up, so a list would not do for a sync of many
+ * tables.
+ */
 static void
 index_tables(PsyncDelivery *delivery)
 {
@@ -191,6 +226,14 @@ index_tables(PsyncDelivery *delivery)
 	}
 }
 
+/*
+ * deliver.h has the contract.  Nothing is opened yet: a sync without work
+ * costs no connection.
+ *
+ * All lives in a context of its own, which close() deletes as a whole; so an
+ * error on the way to here leaks the context at most, if the sync cannot be
+ * read.
+ */
 PsyncDelivery *
 psync_delivery_create(const pg_uuid_t *id, PsyncNextTransaction next)
 {
@@ -233,10 +276,17 @@ psync_delivery_create(const pg_uuid_t *id, PsyncNextTransaction next)
 	delivery->failing = delivery->sync->failures > 0;
 	delivery->transaction_start = GetCurrentTimestamp();
 	MemoryContextSwitchTo(old);
+
+	Assert(delivery->target == NULL && !delivery->window_begun);
+	Assert(psync_reader_upto(delivery->reader) == NULL);
 	return delivery;
 }
 
-/* Has a column of a shape in use been renamed or dropped? */
+/*
+ * Has a column of a shape in use been renamed or dropped?  Transports have
+ * made statements from the names.  New columns come with a new shape, which is
+ * none in use yet.
+ */
 static bool
 shapes_changed(PsyncDelivery *delivery)
 {
@@ -265,6 +315,9 @@ shapes_changed(PsyncDelivery *delivery)
 /*
  * Is the delivery built from an outdated definition?  Looked up only after a
  * relcache invalidation; the functions that change a definition send one.
+ *
+ * A batch that was asked for meanwhile is no reason to begin anew: it is noted
+ * here.
  */
 static bool
 definition_changed(PsyncDelivery *delivery)
@@ -289,6 +342,10 @@ definition_changed(PsyncDelivery *delivery)
 
 /* ------------------------------------------------------------- the target */
 
+/*
+ * Does not return.  The sync stops until someone decides what is right;
+ * guessing would skip changes or apply them twice (P2, P5).
+ */
 static void
 refuse_position(const char *detail)
 {
@@ -301,7 +358,12 @@ refuse_position(const char *detail)
 
 /*
  * Compare the target's position with ours; see the table in the header
- * comment.  True if the reader was moved.
+ * comment.  True if the reader was moved: the window that was found does not
+ * begin where the target is, and must be found anew.
+ *
+ * The text may be anything, since it comes from a target (P7): it is parsed
+ * with care, and believed only if it lies between our position and the
+ * present.
  */
 static bool
 adopt_position(PsyncDelivery *delivery, const char *remote)
@@ -345,12 +407,19 @@ adopt_position(PsyncDelivery *delivery, const char *remote)
 	return true;
 }
 
-/* Open the target.  True if the window at hand must be found anew. */
+/*
+ * Open the target.  True if the window at hand must be found anew.
+ *
+ * If this raises, delivery->target may be set and half open; transports'
+ * close() copes with that.
+ */
 static bool
 open_target(PsyncDelivery *delivery)
 {
 	MemoryContext old = MemoryContextSwitchTo(delivery->context);
 	char	   *remote = NULL;
+
+	Assert(delivery->target == NULL && !delivery->window_begun);
 
 	delivery->target = psync_target_create(delivery->context, delivery->sync,
 										   psync_log_identity(),
@@ -366,6 +435,11 @@ open_target(PsyncDelivery *delivery)
 		adopt_position(delivery, remote);
 }
 
+/*
+ * Begin the window at the target unless it has begun: a window without
+ * anything for this sync costs no round trip.  Noted before the call, so that
+ * an error within it leads to abort_window().
+ */
 static void
 ensure_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 {
@@ -382,12 +456,20 @@ ensure_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 
 /* ------------------------------------------------------------ the changes */
 
+/*
+ * The shape with this id, loaded when it is first met; lives as long as the
+ * delivery, as the contract promises transports.  An error if it was never
+ * recorded, which the same transaction would have done (capture/shape.c): then
+ * the log is damaged.
+ */
 const PsyncShape *
 psync_delivery_shape(PsyncDelivery *delivery, uint32 id)
 {
 	PsyncShapeEntry *entry = hash_search(delivery->shapes, &id, HASH_FIND, NULL);
 	MemoryContext old;
 	PsyncShape *shape;
+
+	Assert(id != 0);
 
 	if (entry != NULL)
 		return entry->shape;
@@ -405,6 +487,10 @@ psync_delivery_shape(PsyncDelivery *delivery, uint32 id)
 	return shape;
 }
 
+/*
+ * Is the sync to leave changes of this origin out?  "*" stands for all that
+ * were not made here; local changes always go.
+ */
 static bool
 origin_excluded(PsyncDelivery *delivery, const char *origin)
 {
@@ -443,7 +529,11 @@ resolve(PsyncDelivery *delivery, PsyncChange *change, uint32 shape_id)
 	return true;
 }
 
-/* End the local transaction if it has become old. */
+/*
+ * End the local transaction if it has become old: a window of millions of
+ * changes takes minutes, in which our locks would keep rotation and DDL
+ * waiting.  The reader does not mind, it holds nothing of a transaction.
+ */
 static void
 cycle_transaction(PsyncDelivery *delivery)
 {
@@ -453,6 +543,13 @@ cycle_transaction(PsyncDelivery *delivery)
 		next_transaction(delivery);
 }
 
+/*
+ * Hand over what concerns the sync, in order of position (P4). The clock is
+ * read once per thousand changes; that is often enough for a second.
+ *
+ * Counts what the target has not confirmed yet: an error drops the delivery
+ * with its counters.
+ */
 static void
 send_changes(PsyncDelivery *delivery, const PsyncWindowSize *size)
 {
@@ -475,6 +572,10 @@ send_changes(PsyncDelivery *delivery, const PsyncWindowSize *size)
 
 /* ------------------------------------------------------------ progress */
 
+/*
+ * The time by which progress is to be saved runs from the first window that is
+ * not.
+ */
 static void
 note_progress(PsyncDelivery *delivery)
 {
@@ -499,6 +600,15 @@ flush_target(PsyncDelivery *delivery)
 		delivery->transport->flush(delivery->target);
 }
 
+/*
+ * Write what is unsaved, in a transaction of its own, and see whether the log
+ * can be tidied up now.  Not while a window is at the target.
+ *
+ * The target is flushed first, because a saved position lets the log forget
+ * what lies before it (P2). Rotation comes in the next transaction: it needs
+ * the saved position to be committed, and a lock on sync_state that our own
+ * row would be in the way of for others.
+ */
 static void
 save_progress(PsyncDelivery *delivery)
 {
@@ -532,6 +642,9 @@ save_progress(PsyncDelivery *delivery)
 	MemoryContextReset(delivery->window_context);
 }
 
+/*
+ * deliver.h has the contract.
+ */
 void
 psync_delivery_save(PsyncDelivery *delivery)
 {
@@ -542,19 +655,29 @@ psync_delivery_save(PsyncDelivery *delivery)
 	stepping = NULL;
 }
 
+/*
+ * Is the target open, and one that applies whole windows?  Those are worth
+ * being sent larger windows less often.
+ */
 bool
 psync_delivery_takes_windows(PsyncDelivery *delivery)
 {
 	return delivery->target != NULL && delivery->transport->messages == NULL;
 }
 
+/*
+ * deliver.h has the contract.
+ */
 TimestampTz
 psync_delivery_unsaved_since(PsyncDelivery *delivery)
 {
 	return delivery->unsaved_since;
 }
 
-/* The window is at the target: our own books follow. */
+/*
+ * The window is at the target: our own books follow, in memory.  If we crash
+ * before they are saved the target's position counts (adopt_position()).
+ */
 static void
 window_delivered(PsyncDelivery *delivery, const PsyncWindowSize *size)
 {
@@ -572,9 +695,19 @@ window_delivered(PsyncDelivery *delivery, const PsyncWindowSize *size)
 		delivery->window_begun = false;
 		delivery->sync->restart = false;
 	}
+	Assert(!delivery->window_begun);
+	Assert(psync_reader_upto(delivery->reader) != NULL);
 	psync_reader_done(delivery->reader);
 }
 
+/*
+ * The changes, the chunk of a batch if there is one, and the position, in one
+ * transaction of the target (P5).
+ *
+ * A batch's progress is saved at once, not at leisure: if it were lost, the
+ * chunk would be sent again, which is harmless, but a batch that crashed every
+ * second would not end.
+ */
 static void
 deliver_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 {
@@ -610,12 +743,20 @@ deliver_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 		next_transaction(delivery);
 }
 
+/*
+ * One window, or none; see the header comment.  Allocations on the way go to
+ * the window's context, which is reset at its end, or with the delivery after
+ * an error.
+ */
 static PsyncDeliverResult
 step(PsyncDelivery *delivery)
 {
 	PsyncWindowSize size;
 	MemoryContext old;
 	bool		found;
+
+	Assert(!delivery->window_begun);
+	Assert(!ActiveSnapshotSet());
 
 	old = MemoryContextSwitchTo(delivery->window_context);
 	if (definition_changed(delivery))
@@ -661,6 +802,9 @@ step(PsyncDelivery *delivery)
 	return PSYNC_DELIVER_DONE;
 }
 
+/*
+ * deliver.h has the contract.
+ */
 PsyncDeliverResult
 psync_delivery_step(PsyncDelivery *delivery)
 {
@@ -673,6 +817,11 @@ psync_delivery_step(PsyncDelivery *delivery)
 	return result;
 }
 
+/*
+ * Close the target and free everything.  Does not raise, and writes nothing:
+ * progress that was not saved is found again at the target, or is delivered
+ * once more to one that keeps none (P6).
+ */
 void
 psync_delivery_close(PsyncDelivery *delivery)
 {

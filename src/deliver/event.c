@@ -42,6 +42,10 @@ typedef struct PsyncField
 	const char *value;
 } PsyncField;
 
+/*
+ * Does not return.  Every length in an image is checked, since the log's pages
+ * can be damaged, and a transport may hand in bytes of its own.
+ */
 static void
 corrupt_image(void)
 {
@@ -50,6 +54,9 @@ corrupt_image(void)
 			 errmsg("invalid row image in the change log")));
 }
 
+/*
+ * The next two bytes, and "at" moved behind them.
+ */
 static uint16
 take_uint16(const char **at, const char *end)
 {
@@ -62,6 +69,9 @@ take_uint16(const char **at, const char *end)
 	return pg_ntoh16(value);
 }
 
+/*
+ * Likewise four.
+ */
 static uint32
 take_uint32(const char **at, const char *end)
 {
@@ -74,7 +84,11 @@ take_uint32(const char **at, const char *end)
 	return pg_ntoh32(value);
 }
 
-/* Split an image, or an old part ("sparse"), into its fields. */
+/*
+ * Split an image, or an old part ("sparse"), into its fields, *n of them, in
+ * the current memory context.  The fields point into "data". Indexes are
+ * checked against the shape, sizes against the end.
+ */
 static PsyncField *
 split(const PsyncShape *shape, const char *data, uint32 size, bool sparse, int *n)
 {
@@ -101,6 +115,9 @@ split(const PsyncShape *shape, const char *data, uint32 size, bool sparse, int *
 
 /* ------------------------------------------------------------------ text */
 
+/*
+ * A value nobody here can read, as bytea would be shown.
+ */
 static char *
 bytes_to_hex(const char *value, int32 size)
 {
@@ -112,6 +129,9 @@ bytes_to_hex(const char *value, int32 size)
 	return result;
 }
 
+/*
+ * Types may be dropped while the log has values of theirs.
+ */
 static bool
 type_exists(Oid type)
 {
@@ -131,6 +151,10 @@ image_is_text(const PsyncColumn *column)
 		!OidIsValid(get_element_type(column->type));
 }
 
+/*
+ * event.h has the contract.  May raise what the type's functions raise: a
+ * domain's check, for one, which has become stricter since.
+ */
 char *
 psync_value_to_text(const PsyncColumn *column, const char *value, int32 size)
 {
@@ -198,6 +222,10 @@ psync_change_key_fields(const PsyncChange *change, bool old, int *n)
 	return key;
 }
 
+/*
+ * event.h has the contract.  The columns' names are those of the time of the
+ * change.  Only fields of the key are decoded (P9).
+ */
 char *
 psync_change_describe_key(const PsyncChange *change)
 {
@@ -248,7 +276,10 @@ value_to_jsonb(Oid type, Datum value)
 	return FunctionCallInvoke(fcinfo);
 }
 
-/* As it is in the image. */
+/*
+ * As it is in the image: as text if it is text, else in hex, as a JSON string
+ * either way.
+ */
 static Datum
 raw_to_jsonb(const PsyncColumn *column, const PsyncField *field)
 {
@@ -323,6 +354,10 @@ field_to_jsonb(const PsyncColumn *column, const PsyncField *field)
 						  psync_value_to_datum(&base, field->value, field->size));
 }
 
+/*
+ * An object of the fields, by their columns' names.  Duplicates cannot be,
+ * names of columns are unique.
+ */
 static Datum
 fields_to_jsonb(const PsyncShape *shape, const PsyncField *fields, int n)
 {

@@ -23,6 +23,11 @@ PG_FUNCTION_INFO_V1(payment_sync_incremental_sync);
 PG_FUNCTION_INFO_V1(payment_sync_batch_sync);
 PG_FUNCTION_INFO_V1(payment_sync_tidy_log);
 
+/*
+ * Refuse to run in a transaction block or a function.  Delivery must end
+ * transactions: a snapshot kept for its whole time would hold back vacuum, and
+ * progress would be lost with an error at the end.
+ */
 static void
 require_nonatomic(FunctionCallInfo fcinfo, const char *name)
 {
@@ -55,7 +60,14 @@ get_sync(const char *name)
 	return sync;
 }
 
-/* Deliver until nothing is pending; the caller holds the sync's lock. */
+/*
+ * Deliver until nothing is pending; the caller holds the sync's lock.
+ * *delivery is the caller's to close after an error, NULL if there is none.
+ *
+ * With a stream of changes that does not end, neither does this: each step
+ * takes what is pending then.  The caller may cancel it at any time; what was
+ * delivered stays so.
+ */
 static void
 deliver_all(const pg_uuid_t *id, PsyncDelivery **delivery)
 {
@@ -84,7 +96,11 @@ deliver_all(const pg_uuid_t *id, PsyncDelivery **delivery)
 }
 
 /*
- * Take the sync from the worker, deliver, give it back.
+ * Take the sync from the worker, deliver, give it back.  The worker that holds
+ * it sees that its lock is wanted and lets go at the end of its window.
+ *
+ * The lock is the session's, not the transaction's, because there will be
+ * many; so it must be given back after an error as well.
  */
 static void
 deliver_in_session(const pg_uuid_t *id)
@@ -117,6 +133,9 @@ copy_name(FunctionCallInfo fcinfo, char *name)
 	strlcpy(name, NameStr(*PG_GETARG_NAME(0)), NAMEDATALEN);
 }
 
+/*
+ * incremental_sync(name)
+ */
 Datum
 payment_sync_incremental_sync(PG_FUNCTION_ARGS)
 {
@@ -173,6 +192,9 @@ request_batch(PsyncSync *sync, Oid relid, bool mirror)
 				 errhint("Add some with payment_sync.alter_sync(name, add_tables => …).")));
 }
 
+/*
+ * batch_sync(name, rel, mirror): rel NULL means all tables of the sync.
+ */
 Datum
 payment_sync_batch_sync(PG_FUNCTION_ARGS)
 {

@@ -59,6 +59,7 @@ wait_for_target(pgsocket fd, int events, long timeout_ms)
 			timeout_ms = hook_ms;
 	}
 
+	Assert(fd == PGINVALID_SOCKET || events != 0);
 	InvalidateCatalogSnapshot();
 	Assert(psync_deliver_reading || !ActiveSnapshotSet());
 
@@ -86,6 +87,9 @@ wait_for_target(pgsocket fd, int events, long timeout_ms)
 	return rc;
 }
 
+/*
+ * The last word on options is the validators'; here a value is a string.
+ */
 static const char *
 find_option(List *options, const char *keyword)
 {

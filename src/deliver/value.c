@@ -12,6 +12,11 @@
 #include "compat.h"
 #include "deliver/delivery.h"
 
+/*
+ * By the type's input function for text, else by its receive function.  The
+ * shape's typmod is the one of the time of the change; for types without one
+ * it is -1.
+ */
 static Datum
 decode(const PsyncColumn *column, char *value, int32 size)
 {
