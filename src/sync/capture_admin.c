@@ -38,6 +38,10 @@ PG_FUNCTION_INFO_V1(payment_sync_release_table);
 
 /* ------------------------------------------------------ what is refused */
 
+/*
+ * Does not return.  "why" is a sentence: the reasons differ by kind, and none
+ * is a privilege.
+ */
 static void
 refuse(Relation rel, const char *what, const char *why)
 {
@@ -47,6 +51,10 @@ refuse(Relation rel, const char *what, const char *why)
 			 errdetail("%s", why)));
 }
 
+/*
+ * Only what holds rows of its own, and fires row triggers for all of their
+ * changes.
+ */
 static void
 check_kind(Relation rel)
 {
@@ -69,6 +77,10 @@ check_kind(Relation rel)
 	}
 }
 
+/*
+ * Only tables whose rows outlive the session and a crash, and which are not
+ * the system's or ours: a trigger on the log would log its own insertions.
+ */
 static void
 check_place(Relation rel)
 {
@@ -89,7 +101,11 @@ check_place(Relation rel)
 				 errhint("Make it permanent with ALTER TABLE … SET LOGGED.")));
 }
 
-/* A row must not be captured twice, as its table's and as its partition's. */
+/*
+ * A row must not be captured twice, as its table's and as its partition's.
+ * Locks all partitions as the table itself is locked: triggers are about to be
+ * made on each.
+ */
 static void
 check_partitions(Relation rel)
 {
@@ -117,7 +133,12 @@ check_partitions(Relation rel)
 
 /* ------------------------------------------------------------------- keys */
 
-/* Does the index make its key columns unique and not null, at once? */
+/*
+ * Does the index make its key columns unique and not null, at once?  A
+ * deferrable constraint lets two rows share a key in the midst of a
+ * transaction, and a partial or expression index says nothing about all rows:
+ * with either, the last change of a key would not be the last of a row.
+ */
 static bool
 is_key_index(Relation rel, Relation index)
 {
@@ -139,6 +160,10 @@ is_key_index(Relation rel, Relation index)
 	return true;
 }
 
+/*
+ * The names of the index's key columns, in its order; INCLUDE columns are not
+ * part of the key.
+ */
 static List *
 index_columns(Relation rel, Form_pg_index form)
 {
@@ -149,12 +174,16 @@ index_columns(Relation rel, Form_pg_index form)
 		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel),
 											  form->indkey.values[i] - 1);
 
+		Assert(form->indkey.values[i] > 0 && !att->attisdropped);
 		result = lappend(result, pstrdup(NameStr(att->attname)));
 	}
 	return result;
 }
 
-/* Are the index's columns exactly those named, in any order? */
+/*
+ * Are the index's columns exactly those named, in any order?  Neither list has
+ * duplicates.
+ */
 static bool
 same_names(List *columns, List *names)
 {
@@ -199,6 +228,10 @@ psync_find_key(Relation rel, List *names)
 	return result;
 }
 
+/*
+ * The key for the table, or an error that says what to do: the most common
+ * mistake deserves two hints.
+ */
 static List *
 require_key(Relation rel, List *names)
 {
@@ -223,6 +256,9 @@ require_key(Relation rel, List *names)
 
 /* ---------------------------------------------------------------- columns */
 
+/*
+ * Does not return; suggests the column that looks most like the one named.
+ */
 static void
 refuse_unknown_column(Relation rel, const char *name)
 {
@@ -243,6 +279,9 @@ refuse_unknown_column(Relation rel, const char *name)
 			 errhint("Perhaps you meant the column \"%s\".", closest.name) : 0));
 }
 
+/*
+ * The column can be captured: it is the user's, and stored.
+ */
 static void
 check_column(Relation rel, const char *name)
 {
@@ -279,7 +318,11 @@ check_columns(Relation rel, List *columns)
 	}
 }
 
-/* If columns are named, the key's are among them. */
+/*
+ * If columns are named, the key's are among them.  They are not added
+ * silently: who leaves out a column may mean that it must not leave the server
+ * (P9).
+ */
 static void
 check_key_captured(List *columns, List *key)
 {
@@ -301,6 +344,10 @@ check_key_captured(List *columns, List *key)
 
 /* -------------------------------------------------------------- functions */
 
+/*
+ * The same three words as the CHECK of payment_sync.captured, said with a
+ * hint.
+ */
 static void
 check_old_values(const char *value)
 {
@@ -329,8 +376,10 @@ get_names(FunctionCallInfo fcinfo, int n, const char *argument)
 }
 
 /*
- * Lock the table as CREATE TRIGGER does.  Its owner is looked up before, lest
- * others lock it, and after, since it may have changed while we waited.
+ * Lock the table as CREATE TRIGGER does: writers are waited for and kept out
+ * until we commit.  Its owner is looked up before, lest others lock it, and
+ * after, since it may have changed while we waited.  The lock is kept when the
+ * relation is closed.
  */
 static Relation
 open_own_table(Oid relid)
@@ -346,6 +395,9 @@ open_own_table(Oid relid)
 
 /*
  * capture_table(rel regclass, columns name[], key name[], old_values text)
+ *
+ * Called again it replaces the definition and leaves the triggers; changes
+ * that are in the log keep the shape that they were made with.
  */
 Datum
 payment_sync_capture_table(PG_FUNCTION_ARGS)
@@ -413,6 +465,9 @@ refuse_not_captured(Oid relid)
 
 /*
  * release_table(rel regclass)
+ *
+ * What the log holds of the table stays there, for people to read, until the
+ * log is rotated.
  */
 Datum
 payment_sync_release_table(PG_FUNCTION_ARGS)

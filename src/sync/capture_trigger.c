@@ -24,6 +24,10 @@
 #include "compat.h"
 #include "sync/admin.h"
 
+/*
+ * "schema.table", quoted as SQL needs it, in the current memory context.  The
+ * caller has a lock on the table, so it has a name.
+ */
 char *
 psync_qualified_name(Oid relid)
 {
@@ -31,7 +35,11 @@ psync_qualified_name(Oid relid)
 									  get_rel_name(relid));
 }
 
-/* As the current user; every name in it must be quoted and qualified. */
+/*
+ * As the current user; every name in it must be quoted and qualified, since
+ * the caller's search_path is in force.  Fires event triggers as any command
+ * does, ours as well.
+ */
 static void
 run_ddl(const char *command)
 {
@@ -62,7 +70,11 @@ trigger_function(const char *name)
 	return function;
 }
 
-/* The table's trigger that calls a function of ours. */
+/*
+ * The table's trigger that calls a function of ours, by whatever name; false
+ * if there is none.  The lock on the table stays until the end of the
+ * transaction.
+ */
 bool
 psync_trigger_find(Oid relid, const char *function, PsyncTrigger *trigger)
 {
@@ -70,6 +82,8 @@ psync_trigger_find(Oid relid, const char *function, PsyncTrigger *trigger)
 	Relation	rel = relation_open(relid, AccessShareLock);
 	TriggerDesc *desc = rel->trigdesc;
 	bool		found = false;
+
+	Assert(trigger != NULL);
 
 	for (int i = 0; desc != NULL && i < desc->numtriggers && !found; i++)
 	{
@@ -86,6 +100,9 @@ psync_trigger_find(Oid relid, const char *function, PsyncTrigger *trigger)
 	return found;
 }
 
+/*
+ * ONLY this table: each partition's clone has a firing state of its own.
+ */
 void
 psync_trigger_enable(Oid relid, const PsyncTrigger *trigger)
 {
@@ -93,6 +110,10 @@ psync_trigger_enable(Oid relid, const PsyncTrigger *trigger)
 					 psync_qualified_name(relid), quote_identifier(trigger->name)));
 }
 
+/*
+ * Drop it if it is there.  The definition is gone already, so our event
+ * trigger does not mind.
+ */
 static void
 trigger_drop(Oid relid, const char *function)
 {
@@ -103,7 +124,11 @@ trigger_drop(Oid relid, const char *function)
 						 psync_qualified_name(relid)));
 }
 
-/* Make it unless it is there; "event" is what comes before ON. */
+/*
+ * Make it unless it is there; "event" is what comes before ON. Names given
+ * here are ours and need no quotes; that of a trigger found may be the owner's
+ * choice.
+ */
 static void
 trigger_create(Oid relid, const char *name, const char *event,
 			   const char *each, const char *function)
@@ -125,6 +150,10 @@ trigger_create(Oid relid, const char *name, const char *event,
 		psync_trigger_enable(relid, &trigger);
 }
 
+/*
+ * PostgreSQL does not clone statement triggers to partitions, so this is
+ * called for each.
+ */
 void
 psync_truncate_trigger_create(Oid relid)
 {
@@ -132,7 +161,11 @@ psync_truncate_trigger_create(Oid relid)
 				   PSYNC_TRUNCATE_FUNCTION);
 }
 
-/* The table's partitions that hold rows; the table itself, if it does. */
+/*
+ * The table's partitions that hold rows; the table itself, if it does.
+ * Children by inheritance are tables of their own, captured by their own
+ * definition or not.
+ */
 static List *
 leaves_of(Oid relid)
 {
@@ -174,6 +207,10 @@ psync_triggers_create(Oid relid)
 	}
 }
 
+/*
+ * The inverse of psync_triggers_create(); PostgreSQL drops the clones of the
+ * row trigger by itself.
+ */
 void
 psync_triggers_drop(Oid relid)
 {

@@ -24,7 +24,10 @@
 
 #define ANUM_CAPTURED_RELID		1
 
-/* Is there a row for just this relation? */
+/*
+ * Is there a row for just this relation?  Sees rows of this transaction and of
+ * committed ones; the caller has locked what must not change.
+ */
 bool
 psync_is_captured(Oid relid)
 {
@@ -34,6 +37,8 @@ psync_is_captured(Oid relid)
 	ScanKeyData key;
 	SysScanDesc scan;
 	bool		found;
+
+	Assert(OidIsValid(schema));
 
 	ScanKeyInit(&key, ANUM_CAPTURED_RELID, BTEqualStrategyNumber, F_OIDEQ,
 				ObjectIdGetDatum(relid));
@@ -47,7 +52,10 @@ psync_is_captured(Oid relid)
 
 /* ----------------------------------------------------------- lists of names */
 
-/* The elements of a name[]; none may be NULL. */
+/*
+ * The elements of a name[] as C strings, in the current memory context; none
+ * may be NULL.
+ */
 List *
 psync_name_list(ArrayType *array)
 {
@@ -70,6 +78,9 @@ psync_name_list(ArrayType *array)
 	return result;
 }
 
+/*
+ * The inverse of psync_name_list(), likewise in the current memory context.
+ */
 Datum
 psync_name_array(List *names)
 {
@@ -81,6 +92,7 @@ psync_name_array(List *names)
 	{
 		Name		name = palloc0(NAMEDATALEN);
 
+		Assert(strlen(lfirst(lc)) < NAMEDATALEN);
 		namestrcpy(name, lfirst(lc));
 		elems[n++] = NameGetDatum(name);
 	}
@@ -102,6 +114,9 @@ psync_name_list_text(List *names)
 	return buf.data;
 }
 
+/*
+ * Names of columns are few; a list will do.
+ */
 bool
 psync_name_list_has(List *names, const char *name)
 {
@@ -117,13 +132,18 @@ psync_name_list_has(List *names, const char *name)
 
 /* ------------------------------------------------------------- definitions */
 
-/* Both NIL if the table is not captured; columns NIL if all of them are. */
+/*
+ * The definition's columns and key, in the current memory context.  Both NIL
+ * if the table is not captured; columns NIL if all of them are.
+ */
 void
 psync_captured_read(Oid relid, List **columns, List **key)
 {
 	MemoryContext context = CurrentMemoryContext;
 	Oid			types[1] = {OIDOID};
 	Datum		values[1];
+
+	Assert(columns != NULL && key != NULL);
 
 	*columns = *key = NIL;
 	values[0] = ObjectIdGetDatum(relid);
@@ -174,7 +194,10 @@ psync_captured_write(Oid relid, List *columns, List *key, const char *old_values
 	psync_captured_changed(relid);
 }
 
-/* Writers must look again at what they know of the table and its partitions. */
+/*
+ * Writers must look again at what they know of the table and its partitions;
+ * deliveries, at what they are built from.  Both happen when we commit.
+ */
 void
 psync_captured_changed(Oid relid)
 {

@@ -41,7 +41,8 @@ PG_FUNCTION_INFO_V1(payment_sync_on_ddl_command_end);
 
 /*
  * Should an event trigger do anything?  Not in pg_upgrade, which copies our
- * tables as they are.
+ * tables as they are, and not while the extension is being dropped.  An error
+ * if someone calls the function by hand.
  */
 bool
 psync_ddl_concerns_us(FunctionCallInfo fcinfo)
@@ -53,7 +54,11 @@ psync_ddl_concerns_us(FunctionCallInfo fcinfo)
 	return !IsBinaryUpgrade && psync_extension_present();
 }
 
-/* Names in a command are found as the command found them. */
+/*
+ * Names in a command are found as the command found them, under the
+ * search_path that is still in force.  InvalidOid if there is no such relation
+ * any more: the command may have renamed or dropped it.
+ */
 static Oid
 statement_relation(const RangeVar *name)
 {
@@ -94,7 +99,10 @@ psync_definition_check(Oid relid)
 	relation_close(rel, NoLock);
 }
 
-/* The relation and all that inherits from it, as far as it is captured. */
+/*
+ * The relation and all that inherits from it, as far as it is captured.  No
+ * lock is taken: the command has locked what it has changed.
+ */
 static void
 check_definitions(Oid relid)
 {
@@ -179,11 +187,18 @@ check_owners(void)
 
 /* ------------------------------------------------------------- statements */
 
+/*
+ * One clause of ALTER TABLE. After DETACH … CONCURRENTLY the partition is none
+ * yet in its first transaction; it is dealt with at the end, where the same
+ * clause appears.
+ */
 static void
 attach_or_detach(Oid relid, const AlterTableCmd *cmd)
 {
 	Oid			root = psync_captured_root(relid);
 	Oid			partition;
+
+	Assert(OidIsValid(relid));
 
 	if (!OidIsValid(root))
 		return;
@@ -196,6 +211,11 @@ attach_or_detach(Oid relid, const AlterTableCmd *cmd)
 		psync_partition_removed(partition);
 }
 
+/*
+ * The clauses of ALTER TABLE that can break a definition.  Others are left to
+ * their own devices: a new column or type is a new shape, which writers find
+ * by themselves.
+ */
 static void
 table_altered(const AlterTableStmt *stmt)
 {
@@ -244,6 +264,9 @@ table_altered(const AlterTableStmt *stmt)
 		check_triggers(relid);
 }
 
+/*
+ * CREATE TABLE … PARTITION OF; other tables are nobody's business.
+ */
 static void
 table_created(const CreateStmt *stmt)
 {
@@ -258,6 +281,9 @@ table_created(const CreateStmt *stmt)
 		psync_partition_added(relid, root, false);
 }
 
+/*
+ * Tables may be made in CREATE SCHEMA, without a command of their own.
+ */
 static void
 schema_created(const CreateSchemaStmt *stmt)
 {
@@ -272,9 +298,11 @@ schema_created(const CreateSchemaStmt *stmt)
 
 /*
  * A column, or an attribute of a type that has typed tables, has a new name.
- * The definitions that mean it are those that name a column which is no
- * more, of a table that has one by the new name.  That finds inheriting
- * tables, too.
+ * The definitions that mean it are those that name a column which is no more,
+ * of a table that has one by the new name.  That finds inheriting tables, too.
+ *
+ * Changes in the log keep the old name for people, and are delivered by the
+ * column's number (capture/shape.c).
  */
 static void
 column_renamed(const char *from, const char *to)
@@ -282,6 +310,8 @@ column_renamed(const char *from, const char *to)
 	Oid			types[2] = {NAMEOID, NAMEOID};
 	Datum		values[2];
 	NameData	names[2];
+
+	Assert(from != NULL && to != NULL);
 
 	namestrcpy(&names[0], from);
 	namestrcpy(&names[1], to);
@@ -329,6 +359,9 @@ server_renamed(const char *from, const char *to)
 	SPI_finish();
 }
 
+/*
+ * Tables are known by oid, so their new names are found by themselves.
+ */
 static void
 renamed(const RenameStmt *stmt)
 {
@@ -370,6 +403,9 @@ server_altered(const char *server)
 
 /*
  * Event trigger ON ddl_command_end
+ *
+ * An error here undoes the command: that is how a captured table keeps its
+ * key.
  */
 Datum
 payment_sync_on_ddl_command_end(PG_FUNCTION_ARGS)

@@ -54,13 +54,20 @@ typedef struct PsyncDropped
 	bool		index;			/* an index, without its table or constraint */
 } PsyncDropped;
 
+/*
+ * Those that the caller takes without a look at *isnull are never NULL.
+ */
 static Datum
 get_attribute(TupleTableSlot *slot, int attnum, bool *isnull)
 {
 	return slot_getattr(slot, attnum, isnull);
 }
 
-/* The table that an address such as {schema,table,trigger} begins with. */
+/*
+ * The table that an address such as {schema,table,trigger} begins with.  The
+ * object is gone, and its oid says nothing; whether its table is still there
+ * decides: if so it has been altered, else all of it went.
+ */
 static void
 note_part(PsyncDropped *dropped, TupleTableSlot *slot)
 {
@@ -87,6 +94,9 @@ note_part(PsyncDropped *dropped, TupleTableSlot *slot)
 									  TextDatumGetCString(parts[1]));
 }
 
+/*
+ * A table, a column of one, or an index.
+ */
 static void
 note_relation(PsyncDropped *dropped, TupleTableSlot *slot, Oid objid)
 {
@@ -105,6 +115,9 @@ note_relation(PsyncDropped *dropped, TupleTableSlot *slot, Oid objid)
 		dropped->index = true;
 }
 
+/*
+ * Sort one dropped object.  Most kinds do not concern us.
+ */
 static void
 note_object(PsyncDropped *dropped, TupleTableSlot *slot)
 {
@@ -167,6 +180,10 @@ read_dropped(PsyncDropped *dropped)
 
 /* ------------------------------------------------------------ consequences */
 
+/*
+ * A dropped table leaves all that names it.  Its changes stay in the log and
+ * are passed over.
+ */
 static void
 forget_table(Oid relid)
 {
@@ -178,6 +195,8 @@ forget_table(Oid relid)
 	Oid			types[1] = {OIDOID};
 	Datum		values[1];
 
+	Assert(OidIsValid(relid));
+
 	values[0] = ObjectIdGetDatum(relid);
 	for (int i = 0; i < lengthof(commands); i++)
 	{
@@ -187,7 +206,10 @@ forget_table(Oid relid)
 	psync_definition_changed();
 }
 
-/* Columns captured by name that are no more. */
+/*
+ * Columns captured by name that are no more.  The key's cannot be among them,
+ * see psync_definition_check().
+ */
 static void
 forget_columns(Oid relid)
 {
@@ -207,6 +229,10 @@ forget_columns(Oid relid)
 		psync_captured_write(relid, kept, key, NULL);
 }
 
+/*
+ * The table has what it needs to be captured, or the command that took it away
+ * fails.
+ */
 static void
 require_triggers(Oid relid, Oid root)
 {
@@ -241,6 +267,10 @@ check_altered(Oid relid)
 	require_triggers(relid, root);
 }
 
+/*
+ * An index went by itself.  Which table it belonged to is not said; captured
+ * tables are few, and DROP INDEX is rare.
+ */
 static void
 check_all(void)
 {
@@ -251,6 +281,10 @@ check_all(void)
 		psync_definition_check(lfirst_oid(lc));
 }
 
+/*
+ * Syncs of a dropped server.  They are kept, with their positions: a server of
+ * the same name may follow, and the log grows at most to its limit.
+ */
 static void
 disable_syncs_of(const char *server)
 {
@@ -275,6 +309,9 @@ disable_syncs_of(const char *server)
 
 /*
  * Event trigger ON sql_drop
+ *
+ * Dropped tables first, so that what is looked at afterwards are the
+ * definitions that remain.
  */
 Datum
 payment_sync_on_sql_drop(PG_FUNCTION_ARGS)

@@ -8,6 +8,17 @@
  * before each sleep and gives way; one that does not hold it does not take it
  * meanwhile.  Interest is taken before the wake-up is sent, so the worker
  * cannot look too early.
+ *
+ *		session							worker
+ *		locks interest					delivers, holding the sync's lock
+ *		wakes the workers
+ *		waits for the sync's lock		wakes, sees interest, saves, unlocks
+ *		has it, unlocks interest		sees the lock taken: leaves it alone
+ *
+ * Nobody waits for "interest" while holding the other lock, so the two cannot
+ * deadlock.  Both are session locks: a delivery spans many transactions, and a
+ * backend that dies gives them back (P8).  A row lock would end with its
+ * transaction, a flag in shared memory would have to be cleaned up.
  */
 #include "postgres.h"
 
@@ -24,6 +35,11 @@
 #define PSYNC_LOCK_DELIVER		3
 #define PSYNC_LOCK_INTEREST		4
 
+/*
+ * Advisory locks of the users' kind, in a range that SQL cannot name: they
+ * show up in pg_locks, and 64 bits of the id's hash keep two syncs apart well
+ * enough; a collision would only make them take turns.
+ */
 static void
 lock_tag(LOCKTAG *tag, const pg_uuid_t *id, int kind)
 {
@@ -33,7 +49,10 @@ lock_tag(LOCKTAG *tag, const pg_uuid_t *id, int kind)
 						 (uint32) hash, kind);
 }
 
-/* Does some session want to deliver the sync by itself? */
+/*
+ * Does some session want to deliver the sync by itself?  Never waits.  Asked
+ * by whoever delivers, between windows.
+ */
 bool
 psync_sync_lock_wanted(const pg_uuid_t *id)
 {
@@ -46,6 +65,13 @@ psync_sync_lock_wanted(const pg_uuid_t *id)
 	return false;
 }
 
+/*
+ * Become the one who delivers the sync.  With "wait", for a session: always
+ * true, after however long the present one needs for its window; may be
+ * cancelled.  Without, for a worker: false if someone delivers or wants to.
+ *
+ * Given back by psync_sync_unlock(), or at the end of the process.
+ */
 bool
 psync_sync_lock(const pg_uuid_t *id, bool wait)
 {
@@ -72,6 +98,9 @@ psync_sync_lock(const pg_uuid_t *id, bool wait)
 	return true;
 }
 
+/*
+ * Also after an error, with or without a transaction.
+ */
 void
 psync_sync_unlock(const pg_uuid_t *id)
 {

@@ -50,6 +50,9 @@ psync_log_held(const PsyncReadHint *hint)
 	return blocks * BLCKSZ;
 }
 
+/*
+ * As people read sizes.
+ */
 static char *
 size_text(int64 bytes)
 {
@@ -58,7 +61,9 @@ size_text(int64 bytes)
 	return TextDatumGetCString(pretty);
 }
 
-/* In bytes; 0: none. */
+/*
+ * In bytes; 0: none.  A sync's own limit goes before the setting.
+ */
 static int64
 limit_of(int64 log_size_max)
 {
@@ -67,6 +72,11 @@ limit_of(int64 log_size_max)
 		(int64) psync_log_size_max * 1024 * 1024;
 }
 
+/*
+ * Disable the sync and give its position up, for which its owner asked by
+ * on_log_full => 'disable'. From the commit on, rotation does not wait for it;
+ * a delivery under way finds its definition changed.
+ */
 static void
 give_up(const PsyncSync *sync, const char *held)
 {
@@ -98,12 +108,18 @@ note_crossing(const PsyncSync *sync, bool full)
 	return changed > 0;
 }
 
+/*
+ * Look at one sync.  A sync beyond its limit is warned of when it crosses it,
+ * not at each look: the server log would fill up instead of the change log.
+ */
 static void
 check_sync(const PsyncSync *sync)
 {
 	int64		limit = limit_of(sync->log_size_max);
 	int64		held = psync_log_held(&sync->hint);
 	char	   *pretty;
+
+	Assert(sync->has_state && held >= 0);
 
 	if (limit == 0 || held <= limit)
 	{
@@ -138,6 +154,10 @@ psync_log_limit_check(void)
 
 /* --------------------------------------------------------- SQL functions */
 
+/*
+ * The elements of an array that mirrors PsyncReadHint.  Called with what the
+ * view reads from sync_state, but anyone may call it with anything.
+ */
 static void
 elements(ArrayType *array, Oid type, int16 len, char align, Datum *values)
 {

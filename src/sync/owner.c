@@ -23,12 +23,20 @@
 #include "compat.h"
 #include "sync/admin.h"
 
+/*
+ * Is the extension in this database?  The library may be loaded in all of
+ * them.
+ */
 bool
 psync_extension_present(void)
 {
 	return OidIsValid(get_extension_oid("payment_sync", true));
 }
 
+/*
+ * Whose tables they are: whoever ran CREATE EXTENSION, or was given the tables
+ * since.
+ */
 static Oid
 owner_of_tables(void)
 {
@@ -50,10 +58,20 @@ owner_of_tables(void)
 	return owner;
 }
 
+/*
+ * Become the owner until psync_owner_leave(), or until the (sub)transaction
+ * aborts.  The setting of search_path is local to the GUC level that is left
+ * with it.
+ *
+ * SECURITY_LOCAL_USERID_CHANGE keeps SET ROLE and the like from having an
+ * effect beyond.
+ */
 void
 psync_owner_enter(PsyncOwnerContext *save)
 {
 	Oid			owner = owner_of_tables();
+
+	Assert(save != NULL);
 
 	GetUserIdAndSecContext(&save->userid, &save->sec_context);
 	save->guc_level = NewGUCNestLevel();
@@ -72,7 +90,12 @@ psync_owner_leave(const PsyncOwnerContext *save)
 
 /*
  * Run one statement as the owner and return how many rows it processed.  SPI
- * stays connected: rows are in SPI_tuptable until the caller's SPI_finish().
+ * stays connected: rows are in SPI_tuptable until the caller's SPI_finish(),
+ * and what is to outlive that must be copied to another context.
+ *
+ * Statements are constants of ours; all that comes from users goes in as
+ * parameters.  Always a fresh snapshot: read_only is false, so the statement
+ * sees what the same function has just written.
  */
 uint64
 psync_owner_execute(const char *command, int nargs, Oid *types, Datum *values,
@@ -81,6 +104,8 @@ psync_owner_execute(const char *command, int nargs, Oid *types, Datum *values,
 	PsyncOwnerContext save;
 	bool		push = !ActiveSnapshotSet();
 	int			ret;
+
+	Assert(command != NULL && (nargs == 0 || (types != NULL && values != NULL)));
 
 	/* a delivering process has no portal whose snapshot SPI could use */
 	if (push)
@@ -97,6 +122,9 @@ psync_owner_execute(const char *command, int nargs, Oid *types, Datum *values,
 	return SPI_processed;
 }
 
+/*
+ * admin.h has the contract.
+ */
 List *
 psync_owner_names(const char *command, Oid type, Datum value)
 {

@@ -32,7 +32,10 @@
 #include "compat.h"
 #include "sync/admin.h"
 
-/* The captured table that the relation is, or is a partition of. */
+/*
+ * The captured table that the relation is, or is a partition of; InvalidOid if
+ * none.  The nearest one counts, as for writers (capture/rel_cache.c).
+ */
 Oid
 psync_captured_root(Oid relid)
 {
@@ -67,6 +70,11 @@ why_not(Relation partition)
 	return NULL;
 }
 
+/*
+ * Can the relation be a partition of the captured table?  An error if not.
+ * The lock is kept until the end of the transaction only by those that fail;
+ * the callers hold stronger ones.
+ */
 void
 psync_partition_check(Oid relid, Oid root)
 {
@@ -89,6 +97,9 @@ psync_partition_check(Oid relid, Oid root)
 	relation_close(rel, NoLock);
 }
 
+/*
+ * Said once per partition.  Not an error: partitions are made to be taken out.
+ */
 void
 psync_partition_warn(const char *name, const char *what)
 {
@@ -99,6 +110,10 @@ psync_partition_warn(const char *name, const char *what)
 			 errhint("Run payment_sync.batch_sync(name, rel, mirror => true) for each sync of the partitioned table, unless its target does the same.")));
 }
 
+/*
+ * Blocks, not rows: a table that has been emptied may be warned of once too
+ * often.
+ */
 static bool
 has_rows(Oid relid)
 {
@@ -143,6 +158,8 @@ psync_partition_removed(Oid relid)
 {
 	List	   *members = find_all_inheritors(relid, AccessExclusiveLock, NULL);
 	ListCell   *lc;
+
+	Assert(OidIsValid(relid));
 
 	foreach(lc, members)
 	{

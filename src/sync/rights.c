@@ -20,6 +20,10 @@
 #include "sync/admin.h"
 #include "transport/payment_sync_transport.h"
 
+/*
+ * An error unless the caller owns the table.  By oid, which may be that of
+ * nothing.
+ */
 void
 psync_check_table_owner(Oid relid)
 {
@@ -46,11 +50,17 @@ closest_of(List *names, const char *wanted)
 	return closest.name;
 }
 
+/*
+ * An error unless the server exists and the caller may use it.  Names of
+ * servers are public, as all of the catalogs; so they may be suggested.
+ */
 void
 psync_check_server_usage(const char *name)
 {
 	ForeignServer *server = GetForeignServerByName(name, true);
 	AclResult	result;
+
+	Assert(name != NULL);
 
 	if (server == NULL)
 	{
@@ -71,6 +81,9 @@ psync_check_server_usage(const char *name)
 		aclcheck_error(result, OBJECT_FOREIGN_SERVER, name);
 }
 
+/*
+ * An error unless the caller has the rights of the sync's owner.
+ */
 void
 psync_check_sync_owner(const PsyncSync *sync)
 {
@@ -80,6 +93,10 @@ psync_check_sync_owner(const PsyncSync *sync)
 				 errmsg("must be owner of sync \"%s\"", sync->name)));
 }
 
+/*
+ * For functions that are not strict, because some of their arguments may be
+ * NULL.
+ */
 void
 psync_require_argument(FunctionCallInfo fcinfo, int n, const char *name)
 {
@@ -90,6 +107,9 @@ psync_require_argument(FunctionCallInfo fcinfo, int n, const char *name)
 				 errmsg("argument \"%s\" must not be null", name)));
 }
 
+/*
+ * For messages: its name, or its oid if it is gone.
+ */
 const char *
 psync_table_name(Oid relid)
 {
@@ -98,6 +118,9 @@ psync_table_name(Oid relid)
 	return name != NULL ? name : psprintf("%u", relid);
 }
 
+/*
+ * Is the table one of the sync's?
+ */
 bool
 psync_sync_has_table(const PsyncSync *sync, Oid relid)
 {
@@ -149,6 +172,10 @@ refuse_unknown_sync(const char *name)
 			 errhint("View payment_sync.syncs lists the syncs that you may see.")));
 }
 
+/*
+ * The sync of this name, which must exist and be the caller's.  In the current
+ * memory context.
+ */
 PsyncSync *
 psync_sync_get_own(const char *name)
 {
