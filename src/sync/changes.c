@@ -51,6 +51,9 @@ typedef struct PsyncTableEntry
 	bool		visible;
 } PsyncTableEntry;
 
+/*
+ * A hash table in the current memory context.
+ */
 static HTAB *
 make_hash(const char *name, Size keysize, Size entrysize)
 {
@@ -62,6 +65,9 @@ make_hash(const char *name, Size keysize, Size entrysize)
 	return hash_create(name, 32, &ctl, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
+/*
+ * What is looked up once per shape and per table, not per change.
+ */
 static void
 make_lookups(PsyncChangeRows *rows)
 {
@@ -74,6 +80,10 @@ make_lookups(PsyncChangeRows *rows)
 											  ALLOCSET_DEFAULT_SIZES);
 }
 
+/*
+ * Prepare to return a set of changes: into a tuplestore, which goes to disk
+ * when it is large, in the context that the executor keeps for the query.
+ */
 void
 psync_change_rows_begin(FunctionCallInfo fcinfo, PsyncChangeRows *rows)
 {
@@ -100,6 +110,10 @@ psync_change_rows_begin(FunctionCallInfo fcinfo, PsyncChangeRows *rows)
 	rsinfo->setDesc = rows->desc;
 }
 
+/*
+ * Fill in change->shape, and say which relation the change is about.  Also of
+ * relations that are gone: their shapes stay.
+ */
 Oid
 psync_change_rows_resolve(PsyncChangeRows *rows, PsyncChange *change,
 						  uint32 shape_id)
@@ -125,7 +139,10 @@ psync_change_rows_resolve(PsyncChangeRows *rows, PsyncChange *change,
 	return entry->shape->relid;
 }
 
-/* Of a table that is gone, nobody but superusers can be known to have read. */
+/*
+ * May the caller see the table's rows, all of them?  Of a table that is gone,
+ * nobody but superusers can be known to have read.
+ */
 static bool
 may_read(Oid relid)
 {
@@ -135,6 +152,10 @@ may_read(Oid relid)
 		check_enable_rls(relid, GetUserId(), true) != RLS_ENABLED;
 }
 
+/*
+ * May the caller see all changes of the relation?  Looked up once per call of
+ * the function.
+ */
 bool
 psync_change_rows_visible(PsyncChangeRows *rows, Oid relid)
 {
@@ -151,6 +172,9 @@ psync_change_rows_visible(PsyncChangeRows *rows, Oid relid)
 	return entry->visible;
 }
 
+/*
+ * (Datum) 0 stands for none: a jsonb is never that.
+ */
 static void
 set_jsonb(Datum *value, bool *isnull, Datum jsonb)
 {
@@ -158,6 +182,10 @@ set_jsonb(Datum *value, bool *isnull, Datum jsonb)
 	*isnull = jsonb == (Datum) 0;
 }
 
+/*
+ * Add a row; "position" is the value of the first column, which the two
+ * functions show differently.  What the decoding allocates is freed with it.
+ */
 void
 psync_change_rows_put(PsyncChangeRows *rows, const PsyncChange *change,
 					  Oid relid, Datum position)
@@ -165,6 +193,8 @@ psync_change_rows_put(PsyncChangeRows *rows, const PsyncChange *change,
 	MemoryContext old = MemoryContextSwitchTo(rows->row_context);
 	Datum		values[NATTS_CHANGE];
 	bool		nulls[NATTS_CHANGE] = {false};
+
+	Assert(change->op == PSYNC_TRUNCATE || change->shape != NULL);
 
 	values[0] = position;
 	values[1] = FullTransactionIdGetDatum(FullTransactionIdFromU64(change->xid));
@@ -186,6 +216,10 @@ psync_change_rows_put(PsyncChangeRows *rows, const PsyncChange *change,
 	MemoryContextReset(rows->row_context);
 }
 
+/*
+ * Does a change of this relation and origin concern the sync?  The same rule
+ * as a delivery's (deliver/deliver.c).
+ */
 bool
 psync_sync_wants(const PsyncSync *sync, Oid relid, const char *origin)
 {
@@ -209,7 +243,8 @@ psync_sync_wants(const PsyncSync *sync, Oid relid, const char *origin)
 
 /*
  * read_changes(): all committed changes that the log holds, in order of
- * position.
+ * position, as far as the caller may see them.  Others are left out without an
+ * error: this is a view for people.
  */
 Datum
 payment_sync_read_changes(PG_FUNCTION_ARGS)
@@ -242,7 +277,9 @@ payment_sync_read_changes(PG_FUNCTION_ARGS)
 
 /*
  * Count what concerns the sync.  Exact, and no dearer than delivering without
- * a target: changes are decoded, row images are not.
+ * a target: changes are decoded, row images are not.  A sync far behind makes
+ * this slow; who watches often should mind the bytes held, which cost three
+ * file sizes.
  */
 static void
 count_pending(PsyncSync *sync, PsyncWindowSize *size)
@@ -276,6 +313,9 @@ count_pending(PsyncSync *sync, PsyncWindowSize *size)
 	psync_reader_free(reader);
 }
 
+/*
+ * pg_monitor may watch all syncs, others their own.
+ */
 static bool
 may_watch(const PsyncSync *sync)
 {
@@ -285,7 +325,8 @@ may_watch(const PsyncSync *sync)
 
 /*
  * sync_lag(sync uuid): number, bytes and oldest time of the changes that are
- * committed and not behind the sync's saved position.  NULLs if it has none.
+ * committed and not behind the sync's saved position.  NULLs if it has none,
+ * or if the caller may not know.
  */
 Datum
 payment_sync_sync_lag(PG_FUNCTION_ARGS)
@@ -311,7 +352,9 @@ payment_sync_sync_lag(PG_FUNCTION_ARGS)
 													  values, nulls)));
 }
 
-/* worker_pid(sync uuid) */
+/*
+ * worker_pid(sync uuid): from shared memory; NULL if no worker is at it.
+ */
 Datum
 payment_sync_worker_pid(PG_FUNCTION_ARGS)
 {

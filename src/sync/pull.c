@@ -42,7 +42,12 @@
 PG_FUNCTION_INFO_V1(payment_sync_fetch_changes);
 PG_FUNCTION_INFO_V1(payment_sync_ack_changes);
 
-/* A reader that has just handed out the change at (position, xid). */
+/*
+ * A reader that has just handed out the change at (position, xid).  Good for the
+ * next fetch only if exactly that change is what the state has as acknowledged;
+ * a transaction that was rolled back, a second consumer, or another window make
+ * it useless, and it is replaced.
+ */
 typedef struct PsyncPullReader
 {
 	MemoryContext context;		/* of all of it; NULL: there is none */
@@ -74,6 +79,8 @@ psync_pull_load(PsyncSync *sync, bool lock)
 	Datum		values[1];
 	PsyncPull  *pull = NULL;
 
+	Assert(sync->server == NULL);
+
 	values[0] = UUIDPGetDatum(&sync->id);
 	if (psync_owner_execute(lock ? PULL_COLUMNS " FOR UPDATE" : PULL_COLUMNS,
 							1, types, values, NULL) > 0)
@@ -99,6 +106,10 @@ psync_pull_load(PsyncSync *sync, bool lock)
 	return pull;
 }
 
+/*
+ * Does (position, xid) come after the last change acknowledged, in the order
+ * in which the reader hands changes out?
+ */
 static bool
 is_after(uint64 position, uint64 xid, const PsyncPull *pull)
 {
@@ -107,7 +118,11 @@ is_after(uint64 position, uint64 xid, const PsyncPull *pull)
 	return xid > pull->xid;
 }
 
-/* Of a change that the sync's position does not see. */
+/*
+ * Of a change that the sync's position does not see: is it behind the consumer
+ * all the same?  Changes of later windows are not, wherever their positions
+ * lie.
+ */
 bool
 psync_pull_acknowledged(const PsyncPull *pull, const PsyncChange *change)
 {
@@ -116,6 +131,10 @@ psync_pull_acknowledged(const PsyncPull *pull, const PsyncChange *change)
 		!is_after(change->position, change->xid, pull);
 }
 
+/*
+ * The caller's sync, its state locked until the end of the transaction; an
+ * error that says what is missing if it cannot be fetched from.
+ */
 static PsyncPull *
 lock_own_pull(const char *name)
 {
@@ -141,7 +160,10 @@ lock_own_pull(const char *name)
 	return pull;
 }
 
-/* A window was opened, up to B. */
+/*
+ * A window was opened, up to B. From now on it is what it is, for all sessions
+ * and after a crash (P6).
+ */
 static void
 save_open(PsyncPull *pull, const PsyncSnapshot *upto)
 {
@@ -156,7 +178,10 @@ save_open(PsyncPull *pull, const PsyncSnapshot *upto)
 	SPI_finish();
 }
 
-/* The reader's window holds nothing more: A := B. */
+/*
+ * The reader's window holds nothing more: A := B. A window in which nothing
+ * was handed out does not count as one.
+ */
 static void
 save_done(PsyncPull *pull, PsyncReader *reader)
 {
@@ -183,6 +208,9 @@ save_done(PsyncPull *pull, PsyncReader *reader)
 
 /* --------------------------------------------------------- the kept reader */
 
+/*
+ * The reader and all that belongs to it.  There may be none.
+ */
 static void
 forget_reader(void)
 {
@@ -191,6 +219,10 @@ forget_reader(void)
 	memset(&kept, 0, sizeof(kept));
 }
 
+/*
+ * Does the kept reader stand right behind the last change acknowledged, in the
+ * window that is open?
+ */
 static bool
 kept_reader_fits(const PsyncPull *pull)
 {
@@ -203,7 +235,8 @@ kept_reader_fits(const PsyncPull *pull)
 
 /*
  * A reader that stands behind the last change acknowledged, or before it: a
- * new one begins at the window's begin.
+ * new one begins at the window's begin, and fetch_window() passes over what
+ * was dealt with.  With kept.upto NULL its window is empty.
  */
 static PsyncReader *
 get_reader(const PsyncPull *pull)
@@ -219,6 +252,7 @@ get_reader(const PsyncPull *pull)
 									  &pull->sync->hint);
 	kept.sync = pull->sync->id;
 	kept.window = pull->window;
+	Assert(kept.reader != NULL && kept.upto == NULL);
 	if (psync_reader_open_upto(kept.reader, pull->upto))
 		kept.upto = MemoryContextStrdup(kept.context,
 										psync_snapshot_text(psync_reader_upto(kept.reader)));
@@ -227,6 +261,10 @@ get_reader(const PsyncPull *pull)
 
 /* --------------------------------------------------------------- fetching */
 
+/*
+ * Does not return.  Changes are not left out silently: a consumer that misses
+ * a table would never know.
+ */
 static void
 refuse_unreadable(const PsyncPull *pull, Oid relid)
 {
@@ -238,7 +276,11 @@ refuse_unreadable(const PsyncPull *pull, Oid relid)
 					   psync_qualified_name(relid))));
 }
 
-/* The position of a change as its consumer sees it. */
+/*
+ * The position of a change as its consumer sees it.  The window comes first,
+ * since positions of the log say nothing about order from one window to the
+ * next.
+ */
 static Datum
 position_text(const PsyncPull *pull, const PsyncChange *change)
 {
@@ -246,7 +288,11 @@ position_text(const PsyncPull *pull, const PsyncChange *change)
 										pull->window, change->position, change->xid));
 }
 
-/* Return what follows the last change acknowledged. */
+/*
+ * Return what follows the last change acknowledged, max_changes at most.  The
+ * kept reader's place moves with it, before it is known whether the consumer
+ * acknowledges; kept_reader_fits() tells.
+ */
 static void
 fetch_window(PsyncChangeRows *rows, const PsyncPull *pull, PsyncReader *reader,
 			 int max_changes)
@@ -302,6 +348,10 @@ fetch_round(PsyncChangeRows *rows, PsyncPull *pull, int max_changes)
 
 /*
  * fetch_changes(name, max_changes)
+ *
+ * Looks into the open window; if that is used up, closes it and opens the next
+ * one.  At most two rounds find something or nothing, since an empty window
+ * that was just opened ends the search.
  */
 Datum
 payment_sync_fetch_changes(PG_FUNCTION_ARGS)
@@ -338,6 +388,9 @@ payment_sync_fetch_changes(PG_FUNCTION_ARGS)
 
 /* ---------------------------------------------------------- acknowledging */
 
+/*
+ * Does not return.
+ */
 static void
 bad_position(const char *position)
 {
@@ -347,6 +400,9 @@ bad_position(const char *position)
 			 errhint("Give the position of a change that fetch_changes() has returned.")));
 }
 
+/*
+ * The three numbers, or an error: the text is a consumer's.
+ */
 static void
 parse_position(const char *text, int64 *window, uint64 *position, uint64 *xid)
 {
@@ -371,6 +427,10 @@ parse_position(const char *text, int64 *window, uint64 *position, uint64 *xid)
 	*xid = parts[2];
 }
 
+/*
+ * In the caller's transaction, so it counts if the caller's own work does
+ * (P5).
+ */
 static void
 save_acknowledged(const PsyncPull *pull, uint64 position, uint64 xid)
 {
@@ -388,6 +448,9 @@ save_acknowledged(const PsyncPull *pull, uint64 position, uint64 xid)
 
 /*
  * ack_changes(name, position): all changes up to this one are dealt with.
+ *
+ * Said twice, or of a window that is over, it does nothing: an application
+ * whose commit was in doubt may repeat it.
  */
 Datum
 payment_sync_ack_changes(PG_FUNCTION_ARGS)

@@ -32,6 +32,9 @@ static const char progress_command[] =
 	" saved = clock_timestamp()"
 	" WHERE sync = $1";
 
+/*
+ * One statement that returns nothing, as the tables' owner.
+ */
 static void
 execute(const char *command, int nargs, Oid *types, Datum *values, const char *nulls)
 {
@@ -39,6 +42,9 @@ execute(const char *command, int nargs, Oid *types, Datum *values, const char *n
 	SPI_finish();
 }
 
+/*
+ * A parameter that may be NULL; copied.
+ */
 static void
 set_text(Datum *value, char *null, const char *text)
 {
@@ -46,6 +52,9 @@ set_text(Datum *value, char *null, const char *text)
 	*value = text != NULL ? CStringGetTextDatum(text) : (Datum) 0;
 }
 
+/*
+ * A parameter that is NULL if the time is 0, which none is after 2000-01-01.
+ */
 static void
 set_time(Datum *value, char *null, TimestampTz time)
 {
@@ -53,6 +62,10 @@ set_time(Datum *value, char *null, TimestampTz time)
 	*value = TimestampTzGetDatum(time);
 }
 
+/*
+ * Two parameters, arrays; both NULL without a hint.  The statement leaves what
+ * is NULL as it is.
+ */
 static void
 set_hint(Datum *values, char *nulls, const PsyncReadHint *hint)
 {
@@ -76,6 +89,14 @@ set_hint(Datum *values, char *nulls, const PsyncReadHint *hint)
 												sizeof(int64), true, TYPALIGN_DOUBLE));
 }
 
+/*
+ * Add what was delivered and replace the position.  By whoever holds the
+ * sync's lock, so nobody else writes these columns; if the sync was dropped
+ * meanwhile there is no row, and nothing is done.
+ *
+ * The rate is that of the last interval, of 0.5 to 5 seconds: what a person
+ * who looks at it now wants to know.
+ */
 void
 psync_sync_save_progress(const pg_uuid_t *id, const PsyncSyncProgress *progress)
 {
@@ -83,6 +104,11 @@ psync_sync_save_progress(const pg_uuid_t *id, const PsyncSyncProgress *progress)
 	INT8OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID};
 	Datum		values[11];
 	char		nulls[12] = "           ";
+
+	/* a hint is about a position; windows and changes only grow */
+	Assert(progress->hint == NULL || progress->position != NULL);
+	Assert(progress->windows >= 0 && progress->changes >= 0);
+	Assert(progress->rows_read >= 0 && progress->bytes >= 0);
 
 	values[0] = UUIDPGetDatum(id);
 	set_text(&values[1], &nulls[1], progress->position);
@@ -97,6 +123,11 @@ psync_sync_save_progress(const pg_uuid_t *id, const PsyncSyncProgress *progress)
 	execute(progress_command, 11, types, values, nulls);
 }
 
+/*
+ * A failure, with the time of the next attempt (the worker's back-off). The
+ * message is the error's as it was raised; whoever raised it has kept secrets
+ * out of it (P9).
+ */
 void
 psync_sync_save_failure(const pg_uuid_t *id, const char *sqlstate,
 						const char *message, const char *detail,
@@ -105,6 +136,8 @@ psync_sync_save_failure(const pg_uuid_t *id, const char *sqlstate,
 	Oid			types[5] = {UUIDOID, TEXTOID, TEXTOID, TEXTOID, TIMESTAMPTZOID};
 	Datum		values[5];
 	char		nulls[6] = "     ";
+
+	Assert(sqlstate != NULL && message != NULL);
 
 	values[0] = UUIDPGetDatum(id);
 	set_text(&values[1], &nulls[1], sqlstate);
@@ -118,6 +151,9 @@ psync_sync_save_failure(const pg_uuid_t *id, const char *sqlstate,
 			5, types, values, nulls);
 }
 
+/*
+ * The row of failures is over; the last error stays to be seen.
+ */
 void
 psync_sync_save_success(const pg_uuid_t *id)
 {
@@ -130,12 +166,17 @@ psync_sync_save_success(const pg_uuid_t *id)
 			1, types, values, NULL);
 }
 
-/* Disabled by ourselves: its position no longer holds back the log. */
+/*
+ * Disabled by ourselves: its position no longer holds back the log, and is
+ * thereby void.  It must be started anew.
+ */
 void
 psync_sync_disable(const pg_uuid_t *id, const char *reason)
 {
 	Oid			types[2] = {UUIDOID, TEXTOID};
 	Datum		values[2];
+
+	Assert(reason != NULL);
 
 	values[0] = UUIDPGetDatum(id);
 	values[1] = CStringGetTextDatum(reason);
@@ -146,7 +187,9 @@ psync_sync_disable(const pg_uuid_t *id, const char *reason)
 			2, types, values, NULL);
 }
 
-/* Why it is disabled, for stat_sync. */
+/*
+ * Why it is disabled, for stat_sync.  The position stays in force.
+ */
 void
 psync_sync_set_reason(const char *name, const char *reason)
 {

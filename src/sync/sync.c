@@ -44,19 +44,30 @@ static const char tables_command[] =
 	" JOIN pg_namespace n ON n.oid = c.relnamespace"
 	" WHERE t.sync = $1 ORDER BY c.oid";
 
-/* A text-like column of the current SPI row, copied, or NULL. */
+/*
+ * A text-like column of the current SPI row, copied to the current memory
+ * context; NULL for a null.
+ */
 static char *
 get_string(HeapTuple row, TupleDesc desc, int column)
 {
 	return SPI_getvalue(row, desc, column);
 }
 
+/*
+ * Not copied: of a type passed by reference, it is the row's.
+ */
 static Datum
 get_datum(HeapTuple row, TupleDesc desc, int column, bool *isnull)
 {
 	return SPI_getbinval(row, desc, column, isnull);
 }
 
+/*
+ * The stored hint.  Whatever it says, reading from the start is right, too: so
+ * one that is no hint is passed over.  Blocks beyond a table's end are seen to
+ * when the table is measured (log/window.c).
+ */
 static void
 get_hint(HeapTuple row, TupleDesc desc, PsyncReadHint *hint)
 {
@@ -82,6 +93,10 @@ get_hint(HeapTuple row, TupleDesc desc, PsyncReadHint *hint)
 	}
 }
 
+/*
+ * The elements of a text[] that are not null, as C strings in the current
+ * memory context.
+ */
 static List *
 get_text_list(Datum value)
 {
@@ -98,6 +113,10 @@ get_text_list(Datum value)
 	return result;
 }
 
+/*
+ * A row of SYNC_COLUMNS, all of it copied to the current memory context.  The
+ * columns' numbers are those of that list.
+ */
 static PsyncSync *
 sync_from_row(HeapTuple row, TupleDesc desc)
 {
@@ -130,6 +149,11 @@ sync_from_row(HeapTuple row, TupleDesc desc)
 	return sync;
 }
 
+/*
+ * Append the sync's tables that still exist, in "context". Their order is by
+ * oid, so that the same definition always gives the same list, which
+ * deliveries compare.
+ */
 static void
 load_tables(PsyncSync *sync, MemoryContext context)
 {
@@ -157,7 +181,10 @@ load_tables(PsyncSync *sync, MemoryContext context)
 	SPI_finish();
 }
 
-/* Syncs that the condition names, in the current memory context. */
+/*
+ * Syncs that the condition names, by name, in the current memory context.  The
+ * condition is a constant of ours with at most one parameter.
+ */
 static List *
 load_syncs(const char *condition, Oid type, Datum value)
 {
@@ -165,6 +192,8 @@ load_syncs(const char *condition, Oid type, Datum value)
 	StringInfoData command;
 	List	   *result = NIL;
 	ListCell   *lc;
+
+	Assert(condition != NULL);
 
 	initStringInfo(&command);
 	appendStringInfo(&command, "%s WHERE %s ORDER BY s.name", SYNC_COLUMNS, condition);
@@ -185,14 +214,23 @@ load_syncs(const char *condition, Oid type, Datum value)
 	return result;
 }
 
+/*
+ * The sync with this id, or NULL.
+ */
 PsyncSync *
 psync_sync_load(const pg_uuid_t *id)
 {
 	List	   *syncs = load_syncs("s.id = $1", UUIDOID, UUIDPGetDatum(id));
 
+	Assert(id != NULL);
+
 	return syncs != NIL ? linitial(syncs) : NULL;
 }
 
+/*
+ * The sync of this name, or NULL. Whether the caller may know it is the
+ * caller's affair, see psync_sync_get_own().
+ */
 PsyncSync *
 psync_sync_load_by_name(const char *name)
 {
@@ -204,6 +242,9 @@ psync_sync_load_by_name(const char *name)
 	return syncs != NIL ? linitial(syncs) : NULL;
 }
 
+/*
+ * What workers have to do: enabled, with a server, with a position.
+ */
 List *
 psync_sync_list_runnable(void)
 {
@@ -211,12 +252,20 @@ psync_sync_list_runnable(void)
 					  InvalidOid, (Datum) 0);
 }
 
+/*
+ * All that hold back the log, whether or not they run: a disabled sync keeps
+ * its position.
+ */
 List *
 psync_sync_list_with_state(void)
 {
 	return load_syncs("st.sync IS NOT NULL", InvalidOid, (Datum) 0);
 }
 
+/*
+ * The positions that rotation must heed, in the current memory context.
+ * Called under a lock that keeps others from coming up, see log/rotate.c.
+ */
 List *
 psync_sync_list_positions(void)
 {
@@ -257,6 +306,11 @@ psync_log_claim(void)
 	SPI_finish();
 }
 
+/*
+ * The identity of this change log, in the current memory context.  Targets
+ * record it with the position: the same text from another log would mean
+ * something else.
+ */
 char *
 psync_log_identity(void)
 {

@@ -45,7 +45,8 @@ PG_FUNCTION_INFO_V1(payment_sync_wake_workers);
 
 /*
  * Open deliveries compare their definition after any relcache invalidation;
- * workers are woken at commit to do so.
+ * workers are woken at commit to do so.  Both happen when we commit, so they
+ * see what we wrote.
  */
 void
 psync_definition_changed(void)
@@ -56,6 +57,9 @@ psync_definition_changed(void)
 	psync_wakeup_config();
 }
 
+/*
+ * One statement that returns nothing, as the tables' owner.
+ */
 static void
 run(const char *command, int nargs, Oid *types, Datum *values, const char *nulls)
 {
@@ -63,7 +67,10 @@ run(const char *command, int nargs, Oid *types, Datum *values, const char *nulls
 	SPI_finish();
 }
 
-/* The tables named; the order counts, since targets are parallel to it. */
+/*
+ * The tables named, by oid; the order counts, since targets are parallel to
+ * it.
+ */
 static List *
 table_list(ArrayType *array)
 {
@@ -154,7 +161,11 @@ refuse_batch(void)
 			 errhint("Copy the tables yourself, then fetch the changes.")));
 }
 
-/* The current snapshot as a position, taken under the lock that keeps it. */
+/*
+ * The current snapshot as a position, taken under the lock that keeps it: see
+ * the header comment.  Our own transaction counts as running, so what it
+ * captures later is delivered.
+ */
 static char *
 choose_position(void)
 {
@@ -188,6 +199,10 @@ parse_target_name(const char *text, char **schema, char **table)
 	*schema = list_length(names) == 2 ? strVal(linitial(names)) : NULL;
 }
 
+/*
+ * Add a table to the sync, and a batch of it if one is wanted.  Names of NULL
+ * stand for those of the source, whatever they become.
+ */
 static void
 add_table(const pg_uuid_t *id, Oid relid, const char *schema, const char *table,
 		  bool batch, bool mirror)
@@ -198,6 +213,8 @@ add_table(const pg_uuid_t *id, Oid relid, const char *schema, const char *table,
 	NameData	schema_name;
 	NameData	table_name;
 	uint64		added;
+
+	Assert(OidIsValid(relid));
 
 	namestrcpy(&schema_name, schema != NULL ? schema : "");
 	namestrcpy(&table_name, table != NULL ? table : "");
@@ -268,6 +285,9 @@ add_tables(const pg_uuid_t *id, List *tables, ArrayType *targets,
 
 /* ---------------------------------------------------------------- create */
 
+/*
+ * As pg_size_bytes() reads it: "10 GB".
+ */
 static int64
 parse_size(const char *text)
 {
@@ -283,6 +303,9 @@ parse_size(const char *text)
 	return size;
 }
 
+/*
+ * The same words as the CHECK of payment_sync.sync, said with a hint.
+ */
 static void
 check_on_log_full(const char *value)
 {
@@ -293,6 +316,10 @@ check_on_log_full(const char *value)
 				 errhint("Valid values are \"warn\" and \"disable\".")));
 }
 
+/*
+ * The definition and the state, from the arguments of create_sync(); *id is
+ * the new sync's.  The position is chosen before either is written.
+ */
 static void
 insert_sync(FunctionCallInfo fcinfo, pg_uuid_t *id)
 {
@@ -300,6 +327,8 @@ insert_sync(FunctionCallInfo fcinfo, pg_uuid_t *id)
 	Datum		values[8];
 	char		nulls[9] = "        ";
 	bool		isnull;
+
+	Assert(fcinfo->nargs == 11);
 
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = PG_GETARG_DATUM(2);
@@ -369,6 +398,10 @@ payment_sync_create_sync(PG_FUNCTION_ARGS)
 
 /* ----------------------------------------------------------------- alter */
 
+/*
+ * Take tables out.  What is in the log of them is passed over from our commit
+ * on.
+ */
 static void
 remove_tables(const PsyncSync *sync, List *tables)
 {
@@ -408,6 +441,9 @@ enum
 	ALTER_ON_LOG_FULL
 };
 
+/*
+ * Refuse what makes no sense together, before anything is written.
+ */
 static void
 check_alteration(FunctionCallInfo fcinfo, const PsyncSync *sync)
 {
@@ -436,6 +472,9 @@ check_alteration(FunctionCallInfo fcinfo, const PsyncSync *sync)
 		check_on_log_full(text_to_cstring(PG_GETARG_TEXT_PP(ALTER_ON_LOG_FULL)));
 }
 
+/*
+ * One statement for all plain properties: NULL leaves a property as it is.
+ */
 static void
 update_sync(FunctionCallInfo fcinfo, const PsyncSync *sync)
 {
@@ -494,6 +533,12 @@ payment_sync_alter_sync(PG_FUNCTION_ARGS)
 
 /* ------------------------------------------------------- enable, disable */
 
+/*
+ * Give the sync a position of now, whatever it had: what is pending is left
+ * out.  "restart" tells the next delivery that a position at the target is
+ * outdated, not wrong.  With a batch, all tables are mirrored: the target may
+ * hold anything.
+ */
 static void
 start_anew(const PsyncSync *sync, bool batch)
 {
@@ -521,7 +566,9 @@ start_anew(const PsyncSync *sync, bool batch)
 			2, types, values, NULL);
 }
 
-/* Tables may have got other owners since they joined the sync. */
+/*
+ * Tables may have got other owners since they joined the sync.
+ */
 static void
 check_tables_of(const PsyncSync *sync)
 {
@@ -582,6 +629,10 @@ payment_sync_enable_sync(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/*
+ * disable_sync(name, reason): a window under way may still reach its target;
+ * the next one does not.
+ */
 Datum
 payment_sync_disable_sync(PG_FUNCTION_ARGS)
 {
@@ -602,6 +653,11 @@ payment_sync_disable_sync(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/*
+ * drop_sync(name): definition, state and batches go together.  The row that a
+ * target keeps of it stays there; it names the sync by an id that never comes
+ * again.
+ */
 Datum
 payment_sync_drop_sync(PG_FUNCTION_ARGS)
 {
