@@ -117,6 +117,28 @@ add_temp(PsyncPgSetRun *run, PsyncPgMap *map)
 	map->temp_used = true;
 }
 
+/*
+ * A group is small next to its table, so the key's index is the way to find
+ * rows; without statistics of the temporary table the planner might read and
+ * hash all of the target instead.  (300,000 rows, 40,000 of them updated: 280
+ * instead of 350 ms; the larger the table, the more it matters.)
+ */
+static void
+add_join_methods(PsyncPgSetRun *run, bool all)
+{
+	const char *value = all ? "DEFAULT" : "off";
+
+	add_step(run, STEP_PLAIN, NULL, psprintf("SET LOCAL enable_hashjoin = %s", value));
+	add_step(run, STEP_PLAIN, NULL, psprintf("SET LOCAL enable_mergejoin = %s", value));
+}
+
+static bool
+goes_direct(const PsyncPgSetRun *run, const PsyncPgNet *net)
+{
+	return run->mode == PSYNC_PG_SET_FAST && net->map->direct &&
+		!net->map->direct_failed;
+}
+
 static void
 add_deletes(PsyncPgSetRun *run, const PsyncPgNet *net)
 {
@@ -127,11 +149,24 @@ add_deletes(PsyncPgSetRun *run, const PsyncPgNet *net)
 	add_step(run, STEP_PLAIN, net->map, psync_pg_sql_delete(net->map));
 }
 
-static bool
-goes_direct(const PsyncPgSetRun *run, const PsyncPgNet *net)
+/*
+ * Deletes that come after the rows.  A new key that is equal to an old one
+ * would have met the old row, in a COPY straight into the table; an upsert
+ * takes it for the same row, which the delete must not take away.
+ */
+static void
+add_late_deletes(PsyncPgSetRun *run, const PsyncPgNet *net)
 {
-	return run->mode == PSYNC_PG_SET_FAST && net->map->direct &&
-		!net->map->direct_failed;
+	if (net->ndeletes == 0 || net->ninserts == 0 || goes_direct(run, net))
+	{
+		add_deletes(run, net);
+		return;
+	}
+	add_copy(run, net->map, psync_pg_sql_copy_keys(net->map), net->deletes,
+			 net->ndeletes, true);
+	add_join_methods(run, true);
+	add_step(run, STEP_PLAIN, net->map, psync_pg_sql_delete_others(net->map));
+	add_join_methods(run, run->mode == PSYNC_PG_SET_REPLACE);
 }
 
 static void
@@ -208,21 +243,6 @@ add_preparation(PsyncPgSetRun *run, PsyncPgSession *session,
 	add_step(run, STEP_PLAIN, NULL, "SAVEPOINT " PSYNC_PG_SAVEPOINT);
 }
 
-/*
- * A group is small next to its table, so the key's index is the way to find
- * rows; without statistics of the temporary table the planner might read and
- * hash all of the target instead.  (300,000 rows, 40,000 of them updated: 280
- * instead of 350 ms; the larger the table, the more it matters.)
- */
-static void
-add_join_methods(PsyncPgSetRun *run, bool all)
-{
-	const char *value = all ? "DEFAULT" : "off";
-
-	add_step(run, STEP_PLAIN, NULL, psprintf("SET LOCAL enable_hashjoin = %s", value));
-	add_step(run, STEP_PLAIN, NULL, psprintf("SET LOCAL enable_mergejoin = %s", value));
-}
-
 static void
 plan(PsyncPgSetRun *run, PsyncPgSession *session)
 {
@@ -250,7 +270,7 @@ plan(PsyncPgSetRun *run, PsyncPgSession *session)
 	for (int i = n - 1; i >= 0; i--)
 	{
 		if (nets[i].map->table->referenced)
-			add_deletes(run, &nets[i]);
+			add_late_deletes(run, &nets[i]);
 	}
 }
 

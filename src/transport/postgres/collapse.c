@@ -16,9 +16,9 @@
  * Keys are compared by their bytes.  Types have values that are equal though
  * their bytes are not (1.0 and 1.00); at the source such keys cannot exist
  * together, so when one appears the other has been deleted before.  That is
- * why deletes can be applied first without harm, and where they cannot
- * (apply_set.c), the two run into each other at the target and the group is
- * applied change by change.
+ * why deletes can be applied first without harm; where they cannot
+ * (apply_set.c), the two run into each other at the target, or the late delete
+ * finds that it has hit a new row, and the group is applied change by change.
  */
 #include "postgres.h"
 

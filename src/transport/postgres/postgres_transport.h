@@ -319,6 +319,7 @@ extern char *psync_pg_sql_update(const PsyncPgMap *map);
 extern char *psync_pg_sql_upsert(const PsyncPgMap *map, bool if_different);
 extern char *psync_pg_sql_insert_missing(const PsyncPgMap *map);
 extern char *psync_pg_sql_delete(const PsyncPgMap *map);
+extern char *psync_pg_sql_delete_others(const PsyncPgMap *map);
 extern char *psync_pg_sql_replace(const PsyncPgMap *map);
 extern char *psync_pg_sql_delete_range(const PsyncPgMap *map, bool after, bool upto);
 

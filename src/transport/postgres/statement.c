@@ -410,6 +410,28 @@ psync_pg_sql_delete(const PsyncPgMap *map)
 	return sql.data;
 }
 
+/*
+ * The same, after the rows in psync_rows_N were written: fails, by a division,
+ * if it has deleted one of those.  That is so if an old key is equal to a new
+ * one, to the index's mind, though not in its bytes (1.0 and 1.00, or what a
+ * collation holds to be the same).
+ */
+char *
+psync_pg_sql_delete_others(const PsyncPgMap *map)
+{
+	StringInfoData sql;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "WITH gone AS (%s RETURNING ", psync_pg_sql_delete(map));
+	for (int k = 0; k < map->nkeys; k++)
+		appendStringInfo(&sql, "%st.%s", k > 0 ? ", " : "", key_column(map, k)->name);
+	appendStringInfo(&sql, ") SELECT 1 OPERATOR(pg_catalog./) CASE WHEN EXISTS"
+					 " (SELECT FROM gone t JOIN pg_temp.psync_rows_%u r ON ", map->id);
+	add_key_equals_temp(&sql, map, true);
+	appendStringInfoString(&sql, ") THEN 0 ELSE 1 END");
+	return sql.data;
+}
+
 /* Columns that only the target has, and that have values of their own. */
 static int
 add_extra_columns(StringInfo sql, const PsyncPgMap *map, const char *alias)
