@@ -165,6 +165,7 @@ CREATE TABLE payment_sync.batch (
 	sync uuid NOT NULL REFERENCES payment_sync.sync ON DELETE CASCADE,
 	relid oid NOT NULL,
 	mirror boolean NOT NULL DEFAULT false,
+	initial boolean NOT NULL DEFAULT false,
 	state text NOT NULL DEFAULT 'pending'
 		CHECK (state IN ('pending', 'running', 'done', 'cancelled')),
 	shape integer,
@@ -177,7 +178,7 @@ CREATE TABLE payment_sync.batch (
 	finished timestamptz,
 	PRIMARY KEY (sync, relid)
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE payment_sync.batch IS 'batches asked for, under way and done; cursor is the last key copied';
+COMMENT ON TABLE payment_sync.batch IS 'batches asked for, under way and done; cursor is the last key copied; initial: the target is not in step before it';
 
 -- Reconciliations: what was asked for, how far it has come, what it found.
 -- One row per run and table.  History, not dumped: it speaks of this

@@ -12,6 +12,14 @@
  * If we crash in between, the chunk is sent again; it is upserted, so that
  * does no harm.
  *
+ * First copies.  Of a table whose first copy is still to come, the target need
+ * not have a row that the source has; applying changes of it would only run
+ * into foreign keys of rows that are not there yet.  Such changes are left
+ * out: the copy, read later, brings what they have made.  Tables are copied
+ * after those that their foreign keys refer to.  Deletes are applied, since the
+ * copy would not bring them (of an update of the key, the old key's), and so is
+ * everything once the copy has begun, or where the target was in step before.
+ *
  * Rows are read with the rights of the sync's owner and row_security = off:
  * a policy that would hide rows raises an error instead (nothing is filtered
  * silently).
@@ -47,10 +55,18 @@
 /* ------------------------------------------------------- the batch's state */
 
 static const char load_command[] =
-	"SELECT relid, mirror, shape, cursor, chunks FROM payment_sync.batch"
+	"SELECT relid, mirror, shape, cursor, chunks FROM payment_sync.batch b"
 	" WHERE sync = $1 AND state IN ('pending', 'running')"
-	" ORDER BY (state = 'running') DESC, requested, relid"
+	" ORDER BY (state = 'running') DESC, requested,"
+	" EXISTS (SELECT FROM pg_constraint c JOIN payment_sync.batch p"
+	"  ON p.sync = b.sync AND p.relid = c.confrelid AND p.state = 'pending'"
+	"  WHERE c.contype = 'f' AND c.conrelid = b.relid AND c.confrelid <> b.relid),"
+	" relid"
 	" LIMIT 1";
+
+static const char uncopied_command[] =
+	"SELECT relid FROM payment_sync.batch"
+	" WHERE sync = $1 AND initial AND state = 'pending'";
 
 static const char save_command[] =
 	"UPDATE payment_sync.batch SET state = CASE WHEN $3 THEN 'done' ELSE 'running' END,"
@@ -259,6 +275,57 @@ forget(PsyncDelivery *delivery, Oid relid)
 	SPI_finish();
 }
 
+void
+psync_batch_load_uncopied(PsyncDelivery *delivery)
+{
+	Oid			types[1] = {UUIDOID};
+	Datum		values[1];
+	MemoryContext old;
+
+	list_free(delivery->uncopied);
+	delivery->uncopied = NIL;
+	values[0] = UUIDPGetDatum(&delivery->sync->id);
+	(void) psync_owner_execute(uncopied_command, 1, types, values, NULL);
+	old = MemoryContextSwitchTo(delivery->context);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		isnull;
+		Datum		relid = SPI_getbinval(SPI_tuptable->vals[i],
+										  SPI_tuptable->tupdesc, 1, &isnull);
+
+		Assert(!isnull);
+		delivery->uncopied = lappend_oid(delivery->uncopied, DatumGetObjectId(relid));
+	}
+	MemoryContextSwitchTo(old);
+	SPI_finish();
+}
+
+/*
+ * Will a first copy, still to come, bring what this change has made?  It will
+ * be read under a later snapshot than the one that ends this window.  The table
+ * whose first chunk comes with this window has begun.  May leave a part of the
+ * change.
+ */
+bool
+psync_batch_leaves_out(const PsyncDelivery *delivery, PsyncChange *change)
+{
+	Assert(change->table != NULL);
+	if (delivery->uncopied == NIL ||
+		!list_member_oid(delivery->uncopied, change->table->relid) ||
+		(delivery->batch != NULL &&
+		 delivery->batch->relid == change->table->relid))
+		return false;
+
+	if (change->op == PSYNC_UPDATE && change->key_changed)
+	{
+		change->op = PSYNC_DELETE;
+		change->key_changed = false;
+		change->new_image = NULL;
+		change->new_size = 0;
+	}
+	return change->op == PSYNC_INSERT || change->op == PSYNC_UPDATE;
+}
+
 /*
  * The batch that is under way or asked for next; NULL if none.  Ends the
  * transaction, since a shape that was just recorded must be visible to the
@@ -294,6 +361,7 @@ psync_batch_load(PsyncDelivery *delivery)
 	}
 	if (batch == NULL)
 		delivery->sync->batch_pending = false;
+	psync_batch_load_uncopied(delivery);
 
 	/* a shape just recorded must be visible to the window's snapshot */
 	delivery->next();

@@ -336,6 +336,7 @@ definition_changed(PsyncDelivery *delivery)
 		shapes_changed(delivery))
 		return true;
 	delivery->sync->batch_pending = sync->batch_pending;
+	psync_batch_load_uncopied(delivery);	/* a batch may be cancelled */
 	delivery->invalidations = seen;
 	return false;
 }
@@ -561,7 +562,8 @@ send_changes(PsyncDelivery *delivery, const PsyncWindowSize *size)
 	{
 		if (++n % PSYNC_CHANGES_PER_CLOCK == 0)
 			cycle_transaction(delivery);
-		if (!resolve(delivery, &change, shape_id))
+		if (!resolve(delivery, &change, shape_id) ||
+			psync_batch_leaves_out(delivery, &change))
 			continue;
 		ensure_window(delivery, size);
 		delivery->transport->change(delivery->target, &change);

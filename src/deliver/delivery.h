@@ -57,6 +57,7 @@ struct PsyncDelivery
 	PsyncTarget *target;		/* NULL: not open */
 	bool		window_begun;	/* at the target */
 	PsyncBatch *batch;			/* NULL: none under way */
+	List	   *uncopied;		/* Oids: tables whose first copy is to come */
 	TimestampTz transaction_start;
 
 	/* not yet saved */
@@ -68,6 +69,9 @@ struct PsyncDelivery
 
 /* batch.c */
 extern PsyncBatch *psync_batch_load(PsyncDelivery *delivery);
+extern void psync_batch_load_uncopied(PsyncDelivery *delivery);
+extern bool psync_batch_leaves_out(const PsyncDelivery *delivery,
+								   PsyncChange *change);
 extern void psync_batch_read(void *arg);	/* arg: the PsyncBatch */
 extern void psync_batch_send(PsyncDelivery *delivery, PsyncBatch *batch);
 extern void psync_batch_delivered(PsyncDelivery *delivery, PsyncBatch *batch);

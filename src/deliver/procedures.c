@@ -168,6 +168,7 @@ request_batch(PsyncSync *sync, Oid relid, bool mirror)
 		" WHERE t.sync = $1"
 		" AND ($2 IS NULL OR c.oid = $2)"
 		" ON CONFLICT (sync, relid) DO UPDATE SET mirror = excluded.mirror,"
+		" initial = b.initial AND b.state <> 'done',"
 		" state = 'pending', shape = NULL, cursor = NULL, chunks = 0, rows = 0,"
 		" rows_estimated = excluded.rows_estimated,"
 		" requested = clock_timestamp(), started = NULL, finished = NULL";

@@ -240,8 +240,8 @@ add_table(const pg_uuid_t *id, Oid relid, const char *schema, const char *table,
 		/* reuse the slots: sync, relid, mirror */
 		types[2] = BOOLOID;
 		values[2] = values[4];
-		run("INSERT INTO payment_sync.batch (sync, relid, mirror, rows_estimated)"
-			" SELECT $1, $2, $3, GREATEST(reltuples, 0)::int8"
+		run("INSERT INTO payment_sync.batch (sync, relid, mirror, initial, rows_estimated)"
+			" SELECT $1, $2, $3, true, GREATEST(reltuples, 0)::int8"
 			" FROM pg_class WHERE oid = $2",
 			3, types, values, NULL);
 	}
@@ -556,11 +556,11 @@ start_anew(const PsyncSync *sync, bool batch)
 		" failures = 0, retry_at = NULL, disabled_reason = NULL",
 		2, types, values, NULL);
 	if (batch)
-		run("INSERT INTO payment_sync.batch (sync, relid, mirror, rows_estimated)"
-			" SELECT t.sync, c.oid, true, GREATEST(c.reltuples, 0)::int8"
+		run("INSERT INTO payment_sync.batch (sync, relid, mirror, initial, rows_estimated)"
+			" SELECT t.sync, c.oid, true, true, GREATEST(c.reltuples, 0)::int8"
 			" FROM payment_sync.sync_table t JOIN pg_class c ON c.oid = t.relid"
 			" WHERE t.sync = $1 AND $2 IS NOT NULL"
-			" ON CONFLICT (sync, relid) DO UPDATE SET mirror = true, state = 'pending',"
+			" ON CONFLICT (sync, relid) DO UPDATE SET mirror = true, initial = true, state = 'pending',"
 			" shape = NULL, cursor = NULL, chunks = 0, rows = 0, started = NULL,"
 			" finished = NULL, requested = clock_timestamp()",
 			2, types, values, NULL);
