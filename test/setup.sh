@@ -9,7 +9,7 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 if [ "$(id -u)" -ne 0 ]; then
-	exec sudo --preserve-env=PG_CONFIG "$0" "$@"
+	exec sudo --preserve-env=PG_CONFIG,KEEP,PSYNC_SECONDS,SHOP_LOAD "$0" "$@"
 fi
 
 say() { printf '== %s\n' "$*"; }
@@ -23,6 +23,8 @@ find_version()
 	done | sort -n | tail -1
 }
 
+# install_packages [package…]: what building and running needs, and those
+# named ("VERSION" in a name is PostgreSQL's); "?name" only if there is one
 install_packages()
 {
 	local missing=() package version
@@ -34,8 +36,11 @@ install_packages()
 	PGVERSION=$version
 	for package in "postgresql-$version" "postgresql-server-dev-$version" libpq-dev \
 		libcurl4-openssl-dev libssl-dev libzstd-dev zlib1g-dev pkg-config build-essential libipc-run-perl "$@"; do
-		dpkg-query -W -f '${Status}' "${package/VERSION/$version}" 2>/dev/null |
-			grep -q 'install ok installed' || missing+=("${package/VERSION/$version}")
+		package=${package/VERSION/$version}
+		dpkg-query -W -f '${Status}' "${package#\?}" 2>/dev/null |
+			grep -q 'install ok installed' && continue
+		[ "${package#\?}" = "$package" ] || apt-cache show "${package#\?}" >/dev/null 2>&1 || continue
+		missing+=("${package#\?}")
 	done
 	[ ${#missing[@]} -eq 0 ] && return
 	say "installing ${missing[*]}"
@@ -49,6 +54,7 @@ install_packages()
 	[ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' > "$policy"; chmod 755 "$policy"; policy_made=1; }
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq -o Dpkg::Options::=--force-confold \
+		-o DPkg::Lock::Timeout=120 \
 		--no-install-recommends "${missing[@]}" >/dev/null
 	[ -z "${policy_made:-}" ] || rm -f "$policy"
 }
@@ -70,6 +76,7 @@ build()
 	chmod 755 "$SCRATCH"
 	say "building for PostgreSQL $($PG_CONFIG --version | sed 's/PostgreSQL //')"
 	mkdir "$SCRATCH/src"
+	WAS_INSTALLED=$(ls "$($PG_CONFIG --sharedir)/extension/payment_sync.control" 2>/dev/null || true)
 	(cd "$ROOT" && tar cf - --exclude=./.git --exclude='*.o' --exclude='*.so' --exclude='*.d' .) |
 		(cd "$SCRATCH/src" && tar xf -)
 	make -s -C "$SCRATCH/src" -j"$(nproc)" PG_CONFIG="$PG_CONFIG" "$@" > "$SCRATCH/build.log" 2>&1 ||
@@ -77,6 +84,13 @@ build()
 	make -s -C "$SCRATCH/src" install PG_CONFIG="$PG_CONFIG" >> "$SCRATCH/build.log" 2>&1 ||
 		{ cat "$SCRATCH/build.log"; return 1; }
 	chown -R "$PGUSER_OS" "$SCRATCH"
+}
+
+# Take the extension out of PostgreSQL again, unless it was there before.
+uninstall()
+{
+	[ -n "${WAS_INSTALLED-unknown}" ] ||
+		make -s -C "$SCRATCH/src" uninstall PG_CONFIG="$PG_CONFIG" >/dev/null 2>&1 || true
 }
 
 # as_user command…: run as the unprivileged user, in the scratch directory

@@ -31,8 +31,8 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $root = "$FindBin::Bin/../..";
-my @pages = qw(doc/reference/sql.md
-  doc/reference/postgres.md);
+my @pages = qw(README.md doc/reference/sql.md
+  doc/reference/postgres.md doc/operating/README.md);
 my $scratch = tempdir(CLEANUP => 1);
 
 # ------------------------------------------------------------ the servers
