@@ -205,10 +205,13 @@ psync_neighbour_hear_config(void)
 	psync_serve.reload_helped = false;
 	if (!psync_extension_present() ||
 		psync_turn_load_runnable(psync_serve.serving) == NULL)
+	{
+		psync_serve.called_off = true;
 		ereport(ERROR,
 				(errcode(ERRCODE_OPERATOR_INTERVENTION),
 				 errmsg("sync \"%s\" is not to be delivered any more",
 						psync_serve.serving->name)));
+	}
 }
 
 /*

@@ -56,6 +56,8 @@ typedef struct PsyncServeState
 	uint64		pass;			/* number of the pass under way */
 	PsyncServed *serving;		/* whose turn it is */
 	TimestampTz turn_started;	/* valid if serving */
+	bool		called_off;		/* the turn was ended because its sync had been
+								 * disabled or dropped */
 	bool		reload_wanted;	/* definitions may have changed */
 	bool		reload_helped;	/* stuck in a turn, we have told another
 								 * worker to look at them */

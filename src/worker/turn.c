@@ -208,16 +208,23 @@ typedef struct PsyncTurnFailure
  * was, so the delivery is always closed.  Its lock is kept.
  */
 static void
-psync_turn_record_failure(void *arg)
+psync_turn_close(void *arg)
 {
-	PsyncTurnFailure *failure = arg;
-	PsyncServed *served = failure->served;
+	PsyncServed *served = arg;
 	PsyncDelivery *delivery = served->delivery;
 
 	served->delivery = NULL;
 	if (delivery != NULL)
 		psync_delivery_close(delivery);
+}
 
+static void
+psync_turn_record_failure(void *arg)
+{
+	PsyncTurnFailure *failure = arg;
+	PsyncServed *served = failure->served;
+
+	psync_turn_close(served);
 	failure->void_now = !psync_extension_present() ||
 		psync_turn_load_runnable(served) == NULL;
 	if (!failure->void_now)
@@ -280,6 +287,25 @@ psync_turn_failed(PsyncServed *served, ErrorData *error)
 	}
 }
 
+/*
+ * The turn was broken off because its sync had been disabled or dropped.  That
+ * is no failure, also if the sync is enabled again by now.
+ */
+static void
+psync_turn_call_off(PsyncServed *served)
+{
+	ErrorData  *error = psync_process_try(psync_turn_close, served);
+
+	served->pending = true;
+	served->pending_since = GetCurrentTimestamp();
+	psync_serve.reload_wanted = true;
+	if (error != NULL)
+	{
+		psync_turn_report(served, error, 0);
+		FreeErrorData(error);
+	}
+}
+
 /* ----------------------------------------------------------------- the turn */
 
 /* For psync_worker_pid(). */
@@ -306,6 +332,7 @@ psync_turn(PsyncServed *served)
 	pgstat_report_activity(STATE_RUNNING, activity);
 	psync_turn_publish(served);
 	psync_serve.turn_started = GetCurrentTimestamp();
+	psync_serve.called_off = false;
 	psync_serve.serving = served;
 
 	error = psync_process_try(psync_turn_work, served);
@@ -314,7 +341,10 @@ psync_turn(PsyncServed *served)
 	psync_turn_publish(NULL);
 	if (error != NULL)
 	{
-		psync_turn_failed(served, error);
+		if (psync_serve.called_off)
+			psync_turn_call_off(served);
+		else
+			psync_turn_failed(served, error);
 		FreeErrorData(error);
 	}
 }
