@@ -57,6 +57,10 @@ typedef enum Strategy
 #define NSTRATEGIES	(STRATEGY_REPLACE + 1)
 } Strategy;
 
+/*
+ * Two groups, for the life of the session: their buffers are used again and
+ * again.
+ */
 void
 psync_pg_apply_init(PsyncPgSession *session)
 {
@@ -75,6 +79,10 @@ typedef struct TableOrder
 	int			entry;
 } TableOrder;
 
+/*
+ * Rows first, by rank; then deletes, whose ranks are negative, from the
+ * highest table down.  Within a table, as it happened (P4).
+ */
 static int
 compare_table_order(const void *a, const void *b)
 {
@@ -145,6 +153,10 @@ may_replace(const PsyncPgGroup *group)
 	return may_apply_set(group);
 }
 
+/*
+ * Could the strategy succeed where the others have failed, and would it be
+ * right?
+ */
 static bool
 is_worth_trying(const PsyncPgGroup *group, Strategy strategy,
 				const PsyncPgFailure *last)
@@ -163,7 +175,11 @@ is_worth_trying(const PsyncPgGroup *group, Strategy strategy,
 	return false;
 }
 
-/* One attempt, within the group's savepoint; false if it was undone. */
+/*
+ * One attempt, within the group's savepoint; false if it was undone.  The
+ * savepoint is there again in either case, for the next attempt or the next
+ * group.
+ */
 static bool
 try_strategy(PsyncPgSession *session, PsyncPgGroup *group, Strategy strategy,
 			 PsyncPgFailure *failure)
@@ -193,7 +209,8 @@ try_strategy(PsyncPgSession *session, PsyncPgGroup *group, Strategy strategy,
 
 /*
  * The target has refused the group, and it is undone: try what is left.  True
- * if it is applied now; otherwise *failure is the best that can be said.
+ * if it is applied now; otherwise *failure is the best that can be said: which
+ * change of the group it was, if the attempt in order has told.
  */
 static bool
 resolve(PsyncPgSession *session, PsyncPgGroup *group, bool in_order_tried,
@@ -230,7 +247,8 @@ resolve(PsyncPgSession *session, PsyncPgGroup *group, bool in_order_tried,
 
 /*
  * Make the refused group the growing one again, with what has come since.
- * False if it must not grow further.
+ * False if it must not grow further: then the error is real, or the window is
+ * cut in a place that more memory would not mend (P7).
  */
 static bool
 keep_growing(PsyncPgSession *session, const PsyncPgFailure *failure)
@@ -258,7 +276,8 @@ keep_growing(PsyncPgSession *session, const PsyncPgFailure *failure)
 
 /*
  * Wait until nothing is under way at the target.  If the group that was is
- * refused by a foreign key, and more changes may follow, it is kept.
+ * refused by a foreign key, and more changes may follow, it is kept.  Raises
+ * what cannot be resolved.
  */
 static void
 finish_group(PsyncPgSession *session, bool more_may_follow)
@@ -282,12 +301,21 @@ finish_group(PsyncPgSession *session, bool more_may_follow)
 	MemoryContextReset(session->scratch);
 }
 
+/*
+ * To be called before anything else is asked of the target: it answers one
+ * thing at a time.
+ */
 void
 psync_pg_apply_wait(PsyncPgSession *session)
 {
 	finish_group(session, true);
 }
 
+/*
+ * A savepoint right before the group that comes.  The one of the group before
+ * is given up, with the right to undo it: it is applied.  In this way there is
+ * one at any time, however large the window.
+ */
 static void
 ensure_savepoint(PsyncPgSession *session)
 {
@@ -300,9 +328,12 @@ ensure_savepoint(PsyncPgSession *session)
 						 "SAVEPOINT " PSYNC_PG_SAVEPOINT);
 	session->in_transaction = true;
 	session->in_savepoint = true;
+	Assert(!session->applying && session->run == NULL);
 }
 
-/* Apply a group change by change, and wait for it. */
+/*
+ * Apply a group change by change, and wait for it.
+ */
 static void
 apply_in_order(PsyncPgSession *session, PsyncPgGroup *group)
 {
@@ -342,7 +373,12 @@ psync_pg_apply_submit(PsyncPgSession *session)
 	session->applying = true;
 }
 
-/* Must the growing group be sent before it can take this change? */
+/*
+ * Must the growing group be sent before it can take this change?  By its size,
+ * by its shape (one map per table), or because a TRUNCATE is applied in order,
+ * which a large group would make slow.  Rows of a mirrored chunk stay
+ * together.
+ */
 static bool
 submit_before(const PsyncPgSession *session, const PsyncChange *change,
 			  const PsyncPgMap *map)
@@ -364,6 +400,10 @@ submit_before(const PsyncPgSession *session, const PsyncChange *change,
 	return !psync_pg_group_takes(group, map);
 }
 
+/*
+ * Take a change of the window.  It is copied; what it points to may be gone
+ * when this returns.  May send a group, and wait for the one before.
+ */
 void
 psync_pg_apply_change(PsyncPgSession *session, const PsyncChange *change)
 {
@@ -390,7 +430,10 @@ psync_pg_apply_change(PsyncPgSession *session, const PsyncChange *change)
 
 /* ----------------------------------------------------------------- commit */
 
-/* The window is at the target: forget what belonged to it. */
+/*
+ * The window is at the target: forget what belonged to it.  Temporary tables
+ * are empty after a commit.
+ */
 static void
 window_committed(PsyncPgSession *session, const char *position)
 {
@@ -406,7 +449,10 @@ window_committed(PsyncPgSession *session, const char *position)
 	Assert(!session->applying && session->spare->nentries == 0);
 }
 
-/* A window in one round trip; false if that was refused and undone. */
+/*
+ * A window in one round trip; false if that was refused and undone.  Errors
+ * that no other way of applying would mend are raised.
+ */
 static bool
 commit_at_once(PsyncPgSession *session, const char *position)
 {
@@ -423,6 +469,11 @@ commit_at_once(PsyncPgSession *session, const char *position)
 	return false;
 }
 
+/*
+ * Apply what is left, record the position, commit (P5).  Returns when the
+ * target has confirmed the commit; raises if it has not, and then nobody here
+ * knows whether it did: the position read by the next session says so.
+ */
 void
 psync_pg_apply_commit(PsyncPgSession *session, const char *position)
 {

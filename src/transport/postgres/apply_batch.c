@@ -18,6 +18,10 @@
 #include "compat.h"
 #include "transport/postgres/postgres_transport.h"
 
+/*
+ * A chunk's rows are about to come.  The window's changes go before them and
+ * are waited for, since the chunk shows the state after all of them.
+ */
 void
 psync_pg_chunk_begin(PsyncPgSession *session, const PsyncChunk *chunk)
 {
@@ -35,6 +39,10 @@ psync_pg_chunk_begin(PsyncPgSession *session, const PsyncChunk *chunk)
 	session->growing->batch = true;
 }
 
+/*
+ * A row of the chunk, as a change of its own kind: one that may find its row
+ * there already.
+ */
 void
 psync_pg_chunk_row(PsyncPgSession *session, const char *image, uint32 size)
 {
@@ -51,7 +59,10 @@ psync_pg_chunk_row(PsyncPgSession *session, const char *image, uint32 size)
 	session->growing->batch = true;
 }
 
-/* Set a bound's key as parameters from "at" on. */
+/*
+ * Set a bound's key as parameters from "at" on; returns the number of the
+ * next.  A NULL bound takes none.
+ */
 static int
 put_bound(PsyncPgMap *map, int at, const char *bound, uint32 size)
 {
@@ -64,6 +75,10 @@ put_bound(PsyncPgMap *map, int at, const char *bound, uint32 size)
 	return psync_pg_put_key(map, at, fields);
 }
 
+/*
+ * Delete what the range has and the source does not.  Before the rows, so that
+ * a unique value which has moved to another row at the source is free.
+ */
 static void
 delete_unsent(PsyncPgSession *session, const PsyncChunk *chunk)
 {
@@ -91,6 +106,9 @@ delete_unsent(PsyncPgSession *session, const PsyncChunk *chunk)
 	MemoryContextReset(session->scratch);
 }
 
+/*
+ * The rows stay in the growing group until the window is committed.
+ */
 void
 psync_pg_chunk_end(PsyncPgSession *session, const PsyncChunk *chunk)
 {

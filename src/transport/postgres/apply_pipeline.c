@@ -35,6 +35,7 @@ typedef enum TicketKind
 	TICKET_CONTROL
 } TicketKind;
 
+/* What a result that is still to come will be about. */
 typedef struct Ticket
 {
 	TicketKind	kind;
@@ -43,17 +44,21 @@ typedef struct Ticket
 	bool		commit;			/* CONTROL: this is COMMIT */
 } Ticket;
 
+/* One call of psync_pg_pipeline_run(). */
 typedef struct PipelineRun
 {
 	PsyncPgSession *session;
 	const PsyncPgGroup *group;
-	Ticket	   *tickets;
+	Ticket	   *tickets;		/* one per command sent since the last sync */
 	int			ntickets;
-	int			tickets_size;
+	int			tickets_size;	/* allocated */
 	PsyncPgField *image;		/* of the change at hand */
 	PsyncPgField *part;
 } PipelineRun;
 
+/*
+ * Note what was just sent.  The result is valid until the next call.
+ */
 static Ticket *
 add_ticket(PipelineRun *run, TicketKind kind, int entry)
 {
@@ -73,6 +78,9 @@ add_ticket(PipelineRun *run, TicketKind kind, int entry)
 
 /* ---------------------------------------------------------------- sending */
 
+/*
+ * A command without parameters: BEGIN or COMMIT.
+ */
 static void
 send_command(PipelineRun *run, const char *sql, bool commit)
 {
@@ -81,7 +89,10 @@ send_command(PipelineRun *run, const char *sql, bool commit)
 	add_ticket(run, TICKET_CONTROL, -1)->commit = commit;
 }
 
-/* The map's parameters are set: run the statement, prepared if need be. */
+/*
+ * The map's parameters are set: run the statement, prepared if need be.  libpq
+ * copies the parameters, so they may be set anew at once.
+ */
 static void
 send_statement(PipelineRun *run, PsyncPgMap *map, PsyncPgStatement statement,
 			   int nparams, int entry)
@@ -105,6 +116,10 @@ send_statement(PipelineRun *run, PsyncPgMap *map, PsyncPgStatement statement,
 	add_ticket(run, TICKET_ENTRY, entry);
 }
 
+/*
+ * An update that changes the key, as two statements: make room, then move the
+ * row.  Both have the same parameters.
+ */
 static void
 send_move(PipelineRun *run, PsyncPgMap *map, int n)
 {
@@ -115,6 +130,9 @@ send_move(PipelineRun *run, PsyncPgMap *map, int n)
 	send_statement(run, map, PSYNC_PG_MOVE, nparams, n);
 }
 
+/*
+ * One change, as one statement or two.
+ */
 static void
 send_change(PipelineRun *run, int n)
 {
@@ -166,6 +184,9 @@ send_truncate(PipelineRun *run, const int *order, int from, int upto)
 	return n;
 }
 
+/*
+ * Entries from "from" up to but not "upto", in the given order.
+ */
 static void
 send_slice(PipelineRun *run, const int *order, int from, int upto)
 {
@@ -184,6 +205,10 @@ send_slice(PipelineRun *run, const int *order, int from, int upto)
 	}
 }
 
+/*
+ * The last statement before COMMIT, so that its row is locked no longer than
+ * that.
+ */
 static void
 send_position(PipelineRun *run, const char *position)
 {
@@ -195,6 +220,9 @@ send_position(PipelineRun *run, const char *position)
 
 /* -------------------------------------------------------------- receiving */
 
+/*
+ * The error, and whose it is.  The result is freed.
+ */
 static void
 note_failure(const Ticket *ticket, PGresult *result, PsyncPgFailure *failure)
 {
@@ -241,7 +269,10 @@ check_committed(PsyncPgSession *session, PGresult *result)
 	}
 }
 
-/* One ticket's result; false if it failed. */
+/*
+ * One ticket's result; false if it failed.  After the first failure the target
+ * skips what follows, and libpq says so for each.
+ */
 static bool
 receive(PipelineRun *run, const Ticket *ticket, bool failed, PsyncPgFailure *failure)
 {
@@ -280,7 +311,11 @@ receive(PipelineRun *run, const Ticket *ticket, bool failed, PsyncPgFailure *fai
 	return ok;
 }
 
-/* Send all and receive the results of all tickets; false if one failed. */
+/*
+ * Send all and receive the results of all tickets; false if one failed.  The
+ * group waits here; what has been sent is answered to the last command, so
+ * that the connection is in order afterwards.
+ */
 static bool
 synchronize(PipelineRun *run, PsyncPgFailure *failure)
 {
@@ -291,6 +326,7 @@ synchronize(PipelineRun *run, PsyncPgFailure *failure)
 		psync_pg_lost(run->session);
 	for (int i = 0; i < run->ntickets; i++)
 		failed |= !receive(run, &run->tickets[i], failed, failure);
+	Assert(!failed || failure->error.sqlstate != 0);
 	run->ntickets = 0;
 
 	result = psync_pg_get_result(run->session);
@@ -309,6 +345,9 @@ synchronize(PipelineRun *run, PsyncPgFailure *failure)
 
 /* -------------------------------------------------------------- a whole run */
 
+/*
+ * Columns of the widest shape in the group: how many fields a change may have.
+ */
 static int
 widest_shape(const PsyncPgGroup *group)
 {
@@ -320,6 +359,11 @@ widest_shape(const PsyncPgGroup *group)
 	return widest;
 }
 
+/*
+ * All of the group, a slice at a time, so that neither side's queue of unread
+ * answers grows without limit: a target that cannot send its answers stops
+ * reading.
+ */
 static bool
 run_slices(PipelineRun *run, const int *order, int flags, const char *position,
 		   PsyncPgFailure *failure)

@@ -44,26 +44,31 @@ typedef enum StepKind
 	STEP_UPDATE					/* must hit as many rows as were sent */
 } StepKind;
 
+/* One command of the string. */
 typedef struct Step
 {
 	StepKind	kind;
-	PsyncPgMap *map;
+	PsyncPgMap *map;			/* NULL for commands about no table */
 	/* STEP_COPY: entries[] or all of the group if NULL; their keys or rows */
 	const int  *entries;
-	int			n;
-	bool		keys;
-	bool		direct;
+	int			n;				/* rows to send, or to be hit */
+	bool		keys;			/* COPY of keys, not of rows */
+	bool		direct;			/* COPY into the table itself */
 } Step;
 
+/*
+ * A group on its way.  Lives in the session's scratch context from start to
+ * finish; the target's answers move "current" from step to step.
+ */
 struct PsyncPgSetRun
 {
 	PsyncPgGroup *group;
 	PsyncPgSetMode mode;
-	StringInfoData sql;
+	StringInfoData sql;			/* all commands, sent as one string */
 	Step	   *steps;
 	int			nsteps;
-	int			steps_size;
-	int			current;
+	int			steps_size;		/* allocated */
+	int			current;		/* the step whose answer comes next */
 	int			savepoint;		/* the step that sets it */
 	List	   *incomplete;		/* maps some of whose rows were not there */
 	bool		failed;
@@ -72,6 +77,9 @@ struct PsyncPgSetRun
 
 /* --------------------------------------------------------------- planning */
 
+/*
+ * Append a command.  The result is valid until the next call.
+ */
 static Step *
 add_step(PsyncPgSetRun *run, StepKind kind, PsyncPgMap *map, const char *sql)
 {
@@ -90,6 +98,9 @@ add_step(PsyncPgSetRun *run, StepKind kind, PsyncPgMap *map, const char *sql)
 	return step;
 }
 
+/*
+ * Append a COPY: of the given entries, or of all entries of the group if NULL.
+ */
 static Step *
 add_copy(PsyncPgSetRun *run, PsyncPgMap *map, const char *sql,
 		 const int *entries, int n, bool keys)
@@ -132,6 +143,11 @@ add_join_methods(PsyncPgSetRun *run, bool all)
 	add_step(run, STEP_PLAIN, NULL, psprintf("SET LOCAL enable_mergejoin = %s", value));
 }
 
+/*
+ * Are new rows copied straight into the table?  Until that has failed once,
+ * for this map and session: a table that has rows where none should be, as
+ * after a batch, will have more.
+ */
 static bool
 goes_direct(const PsyncPgSetRun *run, const PsyncPgNet *net)
 {
@@ -139,6 +155,9 @@ goes_direct(const PsyncPgSetRun *run, const PsyncPgNet *net)
 		!net->map->direct_failed;
 }
 
+/*
+ * The keys into the temporary table, then one DELETE.
+ */
 static void
 add_deletes(PsyncPgSetRun *run, const PsyncPgNet *net)
 {
@@ -169,6 +188,12 @@ add_late_deletes(PsyncPgSetRun *run, const PsyncPgNet *net)
 	add_join_methods(run, run->mode == PSYNC_PG_SET_REPLACE);
 }
 
+/*
+ * New rows straight into the table, by COPY; known ones by UPDATE.  If the
+ * UPDATE does not hit all of them, the rest is inserted at the end, when it is
+ * known (complete()): while a batch has not come to a row, the target does not
+ * have it.
+ */
 static void
 add_rows_direct(PsyncPgSetRun *run, const PsyncPgNet *net)
 {
@@ -190,6 +215,10 @@ add_rows_direct(PsyncPgSetRun *run, const PsyncPgNet *net)
 	}
 }
 
+/*
+ * All rows into the temporary table, then an upsert; in REPLACE mode, those
+ * that are there leave first.
+ */
 static void
 add_rows_by_temp(PsyncPgSetRun *run, const PsyncPgNet *net)
 {
@@ -216,6 +245,9 @@ needs_temp(const PsyncPgSetRun *run, const PsyncPgNet *net)
 	return net->ndeletes > 0 || net->nupdates > 0 || !goes_direct(run, net);
 }
 
+/*
+ * Referenced tables first.
+ */
 static int
 compare_ranks(const void *a, const void *b)
 {
@@ -223,6 +255,12 @@ compare_ranks(const void *a, const void *b)
 		((const PsyncPgNet *) b)->map->table->rank;
 }
 
+/*
+ * What comes before the savepoint: the transaction, the end of the group
+ * before, and temporary tables, which must not vanish when the group is
+ * undone.  So a savepoint that cannot be reached means that the session is of
+ * no use.
+ */
 static void
 add_preparation(PsyncPgSetRun *run, PsyncPgSession *session,
 				const PsyncPgNet *nets, int n)
@@ -243,6 +281,10 @@ add_preparation(PsyncPgSetRun *run, PsyncPgSession *session,
 	add_step(run, STEP_PLAIN, NULL, "SAVEPOINT " PSYNC_PG_SAVEPOINT);
 }
 
+/*
+ * Turn the group into a string of commands; the header comment has their
+ * order.  What a group comes to for each table is decided by collapse.c.
+ */
 static void
 plan(PsyncPgSetRun *run, PsyncPgSession *session)
 {
@@ -287,6 +329,10 @@ plan_keys(PsyncPgSetRun *run, PsyncPgSession *session, PsyncPgMap *map)
 
 /* ---------------------------------------------------------------- feeding */
 
+/*
+ * Hand rows to libpq, in pieces: one of gigabytes would be buffered as a
+ * whole.
+ */
 static void
 put(PsyncPgSession *session, const char *data, int size)
 {
@@ -301,7 +347,11 @@ put(PsyncPgSession *session, const char *data, int size)
 	}
 }
 
-/* Rows that stand in the group as they are to be sent, in long stretches. */
+/*
+ * Rows that stand in the group as they are to be sent, in long stretches:
+ * images of one table that follow each other in the log are sent by a pointer
+ * and a size.  This is where a large window is fast.
+ */
 static void
 feed_verbatim(PsyncPgSession *session, const PsyncPgGroup *group, const Step *step)
 {
@@ -322,7 +372,10 @@ feed_verbatim(PsyncPgSession *session, const PsyncPgGroup *group, const Step *st
 	put(session, group->data.data + start, end - start);
 }
 
-/* Rows, or keys, that must be put together. */
+/*
+ * Rows, or keys, that must be put together: some columns are not sent, or not
+ * in the form that the image has.
+ */
 static void
 feed_composed(PsyncPgSession *session, const PsyncPgGroup *group, const Step *step)
 {
@@ -352,6 +405,10 @@ feed_composed(PsyncPgSession *session, const PsyncPgGroup *group, const Step *st
 	pfree(fields);
 }
 
+/*
+ * The data of one COPY: header, rows, trailer.  Does not wait; libpq buffers
+ * what the socket does not take.
+ */
 static void
 feed(PsyncPgSession *session, const PsyncPgSetRun *run, const Step *step)
 {
@@ -374,7 +431,10 @@ feed(PsyncPgSession *session, const PsyncPgSetRun *run, const Step *step)
 
 /* ---------------------------------------------------------------- running */
 
-/* A command has succeeded. */
+/*
+ * A command has succeeded; an UPDATE is noted if it has hit fewer rows than
+ * were sent.
+ */
 static void
 step_done(PsyncPgSetRun *run, PGresult *result)
 {
@@ -388,10 +448,14 @@ step_done(PsyncPgSetRun *run, PGresult *result)
 	PQclear(result);
 }
 
-/* A command has failed: the rest of the string is void. */
+/*
+ * A command has failed: the rest of the string is void.  Only the first error
+ * arrives, since the target skips what follows it.
+ */
 static void
 step_failed(PsyncPgSetRun *run, PGresult *result)
 {
+	Assert(!run->failed);
 	psync_pg_error_take(&run->error, result);
 	run->failed = true;
 
@@ -400,7 +464,10 @@ step_failed(PsyncPgSetRun *run, PGresult *result)
 		run->steps[run->current].map->direct_failed = true;
 }
 
-/* Go on with what has come; true when all is done. */
+/*
+ * Go on with what has come; true when all is done.  With "wait", until all is
+ * done; without, as far as it goes without waiting.
+ */
 static bool
 advance(PsyncPgSession *session, bool wait)
 {
@@ -445,6 +512,7 @@ psync_pg_set_start(PsyncPgSession *session, PsyncPgGroup *group,
 	PsyncPgSetRun *run = palloc0(sizeof(PsyncPgSetRun));
 
 	Assert(session->run == NULL);
+	Assert(session->run == NULL);
 	Assert(!group->has_truncate);
 	Assert(PQpipelineStatus(session->conn) == PQ_PIPELINE_OFF);
 
@@ -467,7 +535,10 @@ psync_pg_set_start(PsyncPgSession *session, PsyncPgGroup *group,
 	MemoryContextSwitchTo(old);
 }
 
-/* Feed the target if it can take more.  Does not wait. */
+/*
+ * See whether the target can be fed further, without waiting.  Called while
+ * the next group grows.
+ */
 void
 psync_pg_set_poke(PsyncPgSession *session)
 {
@@ -479,7 +550,9 @@ psync_pg_set_poke(PsyncPgSession *session)
 	MemoryContextSwitchTo(old);
 }
 
-/* Rows that the target did not have are inserted after all. */
+/*
+ * Rows that the target did not have are inserted after all.
+ */
 static void
 complete(PsyncPgSession *session, PsyncPgSetRun *run)
 {

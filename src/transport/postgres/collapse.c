@@ -50,6 +50,10 @@ typedef struct KeyTable
 	uint32		mask;
 } KeyTable;
 
+/*
+ * Room for all keys that the group can bring, so that nothing grows while it
+ * is filled.  In the current memory context.
+ */
 static void
 table_init(KeyTable *table, const PsyncPgGroup *group)
 {
@@ -67,6 +71,9 @@ table_init(KeyTable *table, const PsyncPgGroup *group)
 	table->mask = nslots - 1;
 }
 
+/*
+ * Early, since the nets need as much again.
+ */
 static void
 table_free(KeyTable *table)
 {
@@ -134,6 +141,11 @@ note(KeyTable *table, int n, bool old, bool existed, bool gone)
 	state->gone = gone;
 }
 
+/*
+ * What one change does to the keys.  An update that keeps its key says that
+ * the row was there; one that changes it says so of the old key, and that the
+ * new one was not.
+ */
 static void
 note_entry(KeyTable *table, int n)
 {
@@ -158,6 +170,9 @@ note_entry(KeyTable *table, int n)
 	}
 }
 
+/*
+ * The net of the key's map; there is one for each.
+ */
 static PsyncPgNet *
 net_of_map(PsyncPgNet *nets, const PsyncPgMap *map)
 {
@@ -184,6 +199,9 @@ fill_nets(const KeyTable *table, PsyncPgNet *nets)
 	}
 }
 
+/*
+ * Keys of this map, to allocate its arrays.
+ */
 static int
 count_states(const KeyTable *table, const PsyncPgMap *map)
 {
@@ -194,7 +212,11 @@ count_states(const KeyTable *table, const PsyncPgMap *map)
 	return n;
 }
 
-/* One net per map of the group, in the current memory context. */
+/*
+ * What the group comes to: one net per map, in the current memory context.
+ * Each key is in one of its three arrays, by the number of the entry that was
+ * the key's last.
+ */
 PsyncPgNet *
 psync_pg_collapse(const PsyncPgGroup *group, int *nnets)
 {

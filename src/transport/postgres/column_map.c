@@ -43,12 +43,19 @@ bare_type_name(const PsyncColumn *column)
 	return name;
 }
 
+/*
+ * The same rule as at the source (capture/shape.c): such oids mean the same
+ * everywhere.
+ */
 static bool
 is_built_in(Oid type)
 {
 	return type < FirstGenbkiObjectId;
 }
 
+/*
+ * May the value go in binary form, to be read by the target's type as it is?
+ */
 static bool
 is_same_type(const PsyncColumn *source, const PsyncPgColumn *target)
 {
@@ -58,6 +65,9 @@ is_same_type(const PsyncColumn *source, const PsyncPgColumn *target)
 		strcmp(bare_type_name(source), target->type_name) == 0;
 }
 
+/*
+ * How the column's values travel; see the header comment.
+ */
 static void
 choose_transfer(PsyncPgMapColumn *column)
 {
@@ -90,6 +100,9 @@ choose_transfer(PsyncPgMapColumn *column)
 	column->temp_cast = psprintf("::%s", target->type_name);
 }
 
+/*
+ * Does not return.
+ */
 static void
 refuse_missing_column(const PsyncPgMap *map, const PsyncColumn *column)
 {
@@ -147,6 +160,10 @@ note_shortcuts(PsyncPgMap *map)
 	}
 }
 
+/*
+ * Find each captured column's place at the target; those that have none are
+ * left out of the map, though not of the images.
+ */
 static void
 map_columns(PsyncPgMap *map)
 {
@@ -180,6 +197,9 @@ map_columns(PsyncPgMap *map)
 	}
 }
 
+/*
+ * The key's column that goes to this one of the target, or NULL.
+ */
 static PsyncPgMapColumn *
 key_column(const PsyncPgMap *map, const char *name)
 {
@@ -226,6 +246,9 @@ use_key_index(PsyncPgMap *map)
 	return false;
 }
 
+/*
+ * For messages.
+ */
 static char *
 key_list(const PsyncPgMap *map)
 {
@@ -238,6 +261,10 @@ key_list(const PsyncPgMap *map)
 	return buf.data;
 }
 
+/*
+ * Make a map, which may ask the target, and refuse what cannot work before the
+ * first row is sent.
+ */
 static PsyncPgMap *
 map_create(PsyncPgSession *session, const PsyncShape *shape,
 		   const PsyncTable *table)

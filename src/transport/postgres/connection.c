@@ -88,7 +88,10 @@ static const struct
 
 /* ---------------------------------------------------------------- waiting */
 
-/* Send what libpq has buffered, taking in what arrives meanwhile. */
+/*
+ * Send what libpq has buffered, taking in what arrives meanwhile.  Returns
+ * when all is sent; raises if the connection fails or the process is to stop.
+ */
 void
 psync_pg_flush(PsyncPgSession *session)
 {
@@ -127,10 +130,17 @@ psync_pg_result_ready(PsyncPgSession *session)
 	return !PQisBusy(session->conn);
 }
 
-/* The next result; NULL at the end of a command's. */
+/*
+ * The next result, which the caller must PQclear(); NULL at the end of a
+ * command's.  Between here and PQclear() nothing may raise that the caller
+ * does not foresee, or libpq's memory leaks until the process ends: hence
+ * errors are copied first (error.c).
+ */
 PGresult *
 psync_pg_get_result(PsyncPgSession *session)
 {
+	Assert(session->conn != NULL);
+
 	psync_pg_flush(session);
 	while (PQisBusy(session->conn))
 	{
@@ -146,7 +156,8 @@ psync_pg_get_result(PsyncPgSession *session)
 
 /*
  * The last result of what was sent, or NULL with *error set.  Outside of
- * pipeline mode only.
+ * pipeline mode only.  Reads to the end in either case, so that the connection
+ * can be used again.
  */
 static PGresult *
 collect(PsyncPgSession *session, PsyncPgError *error)
@@ -175,7 +186,10 @@ collect(PsyncPgSession *session, PsyncPgError *error)
 	return last;
 }
 
-/* Run a query with text parameters and text results; errors are raised. */
+/*
+ * Run a query with text parameters and text results; errors are raised.  The
+ * result is the caller's to PQclear().
+ */
 PGresult *
 psync_pg_query(PsyncPgSession *session, const char *sql, int nparams,
 			   const char *const *params)
@@ -192,7 +206,10 @@ psync_pg_query(PsyncPgSession *session, const char *sql, int nparams,
 	return result;
 }
 
-/* Run a command with the parameters that the map holds. */
+/*
+ * Run a command with the parameters that the map holds.  False and *error if
+ * it fails.
+ */
 bool
 psync_pg_try_params(PsyncPgSession *session, const char *sql,
 					const PsyncPgMap *map, int nparams, PsyncPgError *error)
@@ -209,7 +226,10 @@ psync_pg_try_params(PsyncPgSession *session, const char *sql,
 	return result != NULL;
 }
 
-/* Run commands; false and *error if one of them fails. */
+/*
+ * Run commands, separated by semicolons; false and *error if one of them
+ * fails, those after it are skipped.
+ */
 bool
 psync_pg_try(PsyncPgSession *session, const char *sql, PsyncPgError *error)
 {
@@ -223,6 +243,9 @@ psync_pg_try(PsyncPgSession *session, const char *sql, PsyncPgError *error)
 	return result != NULL;
 }
 
+/*
+ * Run commands whose failure is nothing to recover from: it is raised.
+ */
 void
 psync_pg_execute(PsyncPgSession *session, const char *sql)
 {
@@ -234,6 +257,9 @@ psync_pg_execute(PsyncPgSession *session, const char *sql)
 
 /* ------------------------------------------------------------- connecting */
 
+/*
+ * Is the word in the list, which NULL ends?
+ */
 static bool
 is_listed(const char *const *list, const char *word)
 {
@@ -245,6 +271,10 @@ is_listed(const char *const *list, const char *word)
 	return false;
 }
 
+/*
+ * Options are validated by a table of ours, which is newer or older than the
+ * libpq we run with.
+ */
 static bool
 libpq_knows(const PQconninfoOption *known, const char *keyword)
 {
@@ -264,6 +294,9 @@ typedef struct Conninfo
 	int			n;
 } Conninfo;
 
+/*
+ * The arrays were made large enough for all.
+ */
 static void
 conninfo_add(Conninfo *info, const char *keyword, const char *value)
 {
@@ -272,6 +305,12 @@ conninfo_add(Conninfo *info, const char *keyword, const char *value)
 	info->n++;
 }
 
+/*
+ * Add the options that are meant for libpq.  The value is asked for by
+ * keyword, so that a user mapping's goes before the server's.  An option that
+ * this libpq does not know is an error rather than left out: it may be the one
+ * that demands protection.
+ */
 static void
 conninfo_add_options(Conninfo *info, PsyncPgSession *session, List *options,
 					 const PQconninfoOption *known)
@@ -333,7 +372,10 @@ build_conninfo(PsyncPgSession *session, Conninfo *info)
 	Assert(info->n <= most);
 }
 
-/* May the owner connect without credentials of the user mapping's own? */
+/*
+ * May the owner connect without credentials of the user mapping's own?
+ * Superusers may; others if a superuser has said so in the mapping.
+ */
 static bool
 password_optional(const PsyncTarget *target)
 {
@@ -347,6 +389,9 @@ password_optional(const PsyncTarget *target)
 	return !value;
 }
 
+/*
+ * Does not return.  The hint says who can do something about it.
+ */
 static void
 refuse_without_password(const char *detail)
 {
@@ -357,6 +402,10 @@ refuse_without_password(const char *detail)
 			 errhint("Set a password in the user mapping, and let the target ask for it; or let a superuser set password_required to \"false\" there.")));
 }
 
+/*
+ * -1: without limit.  libpq itself heeds connect_timeout only in its blocking
+ * calls, which are not used here.
+ */
 static long
 connect_timeout_ms(const PsyncTarget *target)
 {
@@ -366,7 +415,11 @@ connect_timeout_ms(const PsyncTarget *target)
 	return seconds > 0 ? seconds * 1000L : -1;
 }
 
-/* Let libpq connect, within the time allowed for all hosts together. */
+/*
+ * Let libpq connect, within the time allowed for all hosts together.  libpq's
+ * messages about connections name hosts, users and databases, but no password
+ * (P9).
+ */
 static void
 establish(PsyncPgSession *session)
 {
@@ -403,7 +456,11 @@ establish(PsyncPgSession *session)
 				 errdetail_internal("%s", pchomp(PQerrorMessage(session->conn)))));
 }
 
-/* Apply the settings above in one round trip. */
+/*
+ * Apply the settings above in one round trip.  The names and values are ours;
+ * the origin, which is the user's, goes as a parameter, and the role of
+ * session_replication_role was validated and is quoted all the same.
+ */
 static void
 apply_settings(PsyncPgSession *session)
 {
@@ -435,12 +492,24 @@ apply_settings(PsyncPgSession *session)
 	PQclear(psync_pg_query(session, sql.data, 1, params));
 }
 
-/* Notices of the target have no reader here. */
+/*
+ * Notices of the target have no reader here; libpq would print them to the
+ * server's standard error.
+ */
 static void
 ignore_notice(void *arg, const PGresult *result)
 {
 }
 
+/*
+ * Connect and set up the session.  A failure leaves session->conn or only the
+ * file descriptor's reservation behind, both of which psync_pg_disconnect()
+ * takes care of.
+ *
+ * Whether the password was used is looked at after the fact, since only the
+ * target knows what it asks for; nothing was sent to it until then but the
+ * start of the session.
+ */
 void
 psync_pg_connect(PsyncPgSession *session)
 {
@@ -474,6 +543,7 @@ psync_pg_connect(PsyncPgSession *session)
 		refuse_without_password("The owner of the sync is no superuser, and the target did not ask for the password.");
 	if (PQsetnonblocking(session->conn, 1) != 0)
 		psync_pg_lost(session);
+	Assert(session->fd_acquired && PQisnonblocking(session->conn));
 	apply_settings(session);
 }
 

@@ -14,6 +14,10 @@
 #include "compat.h"
 #include "transport/postgres/postgres_transport.h"
 
+/*
+ * A field of the error, in the current memory context; NULL if the target did
+ * not send it.
+ */
 static char *
 copy_field(PGresult *result, int field)
 {
@@ -22,6 +26,9 @@ copy_field(PGresult *result, int field)
 	return value != NULL ? pstrdup(value) : NULL;
 }
 
+/*
+ * The five characters as one number.
+ */
 static int
 encode_sqlstate(const char *text)
 {
@@ -31,7 +38,11 @@ encode_sqlstate(const char *text)
 	return MAKE_SQLSTATE(text[0], text[1], text[2], text[3], text[4]);
 }
 
-/* Copy the error, free the result. */
+/*
+ * Copy the error, free the result.  The copies are in the current memory
+ * context, the session's scratch as a rule: they last until the group is done
+ * with.
+ */
 void
 psync_pg_error_take(PsyncPgError *error, PGresult *result)
 {
@@ -60,7 +71,9 @@ psync_pg_error_take(PsyncPgError *error, PGresult *result)
 	Assert(error->sqlstate != 0);
 }
 
-/* The connection has failed; libpq knows why. */
+/*
+ * Does not return.  The connection has failed; libpq knows why.
+ */
 void
 psync_pg_lost(PsyncPgSession *session)
 {
@@ -110,7 +123,10 @@ change_of_entry(const PsyncPgGroup *group, const PsyncPgEntry *entry,
 	change->old_size = entry->part_size;
 }
 
-/* What to do about it, where the target does not say so itself. */
+/*
+ * What to do about it, where the target does not say so itself; NULL if only
+ * its message can tell.
+ */
 static const char *
 hint_for(const PsyncPgError *error)
 {
@@ -129,6 +145,10 @@ hint_for(const PsyncPgError *error)
 	}
 }
 
+/*
+ * Does not return.  "table" is quoted already; "key" is as describe_key()
+ * gives it, or NULL.
+ */
 static void
 raise_for_table(PsyncPgSession *session, const char *table, const char *key,
 				const PsyncPgError *error)
@@ -151,6 +171,11 @@ raise_for_table(PsyncPgSession *session, const char *table, const char *key,
 	pg_unreachable();
 }
 
+/*
+ * Raise what kept the group from being applied.  Does not return.  If it is
+ * known which change it was, its key is told, for people to look at (P9: only
+ * the key).
+ */
 void
 psync_pg_failure_raise(PsyncPgSession *session, const PsyncPgGroup *group,
 					   const PsyncPgFailure *failure)

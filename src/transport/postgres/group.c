@@ -17,6 +17,9 @@
 
 #define INITIAL_ENTRIES		256
 
+/*
+ * An empty group, which lives and grows in "context".
+ */
 PsyncPgGroup *
 psync_pg_group_create(MemoryContext context)
 {
@@ -69,6 +72,9 @@ psync_pg_group_takes(const PsyncPgGroup *group, const PsyncPgMap *map)
 	return true;
 }
 
+/*
+ * Small enough to be sent change by change, in one round trip.
+ */
 bool
 psync_pg_group_is_small(const PsyncPgGroup *group)
 {
@@ -76,6 +82,9 @@ psync_pg_group_is_small(const PsyncPgGroup *group)
 		group->data.len <= PSYNC_PG_SMALL_BYTES_MAX;
 }
 
+/*
+ * Room for one more entry, not yet filled in.  Valid until the next call.
+ */
 static PsyncPgEntry *
 add_entry(PsyncPgGroup *group)
 {
@@ -88,6 +97,10 @@ add_entry(PsyncPgGroup *group)
 	return &group->entries[group->nentries++];
 }
 
+/*
+ * Note that the group has changes of this map.  To be asked before whether it
+ * takes them.
+ */
 void
 psync_pg_group_add_map(PsyncPgGroup *group, PsyncPgMap *map)
 {
@@ -104,7 +117,11 @@ psync_pg_group_add_map(PsyncPgGroup *group, PsyncPgMap *map)
 	MemoryContextSwitchTo(old);
 }
 
-/* map is NULL for a TRUNCATE. */
+/*
+ * Copy the change into the group; map is NULL for a TRUNCATE.  Images and old
+ * parts are stored one behind the other, which is what makes long stretches
+ * for COPY.
+ */
 void
 psync_pg_group_add(PsyncPgGroup *group, const PsyncChange *change,
 				   PsyncPgMap *map, PsyncPgTable *table)
@@ -140,7 +157,10 @@ psync_pg_group_add(PsyncPgGroup *group, const PsyncChange *change,
 		group->has_truncate = true;
 }
 
-/* Append a later group's changes. */
+/*
+ * Append a later group's changes, by copy; the later group is the caller's to
+ * reset.
+ */
 void
 psync_pg_group_merge(PsyncPgGroup *group, const PsyncPgGroup *later)
 {

@@ -23,6 +23,9 @@ typedef struct Cursor
 	const char *end;
 } Cursor;
 
+/*
+ * Does not return.
+ */
 static void
 refuse_image(void)
 {
@@ -31,6 +34,9 @@ refuse_image(void)
 			 errmsg("invalid row image in the change log")));
 }
 
+/*
+ * The next two bytes.
+ */
 static int16
 read_int16(Cursor *cursor)
 {
@@ -43,6 +49,9 @@ read_int16(Cursor *cursor)
 	return (int16) pg_ntoh16(value);
 }
 
+/*
+ * A length and as many bytes; the value points into the image.
+ */
 static void
 read_field(Cursor *cursor, PsyncPgField *field)
 {
@@ -65,7 +74,10 @@ read_field(Cursor *cursor, PsyncPgField *field)
 	cursor->at += field->size;
 }
 
-/* fields[] has an entry per column of the shape. */
+/*
+ * Split an image into its fields; fields[] has an entry per column of the
+ * shape.  They point into the image.
+ */
 void
 psync_pg_image_fields(const PsyncShape *shape, const char *image, uint32 size,
 					  PsyncPgField *fields)
@@ -187,6 +199,9 @@ psync_pg_put_key(PsyncPgMap *map, int at, const PsyncPgField *fields)
 
 /* ------------------------------------------------------------------- COPY */
 
+/*
+ * In network order.
+ */
 static void
 append_int16(StringInfo buf, int16 value)
 {
@@ -195,6 +210,9 @@ append_int16(StringInfo buf, int16 value)
 	appendBinaryStringInfo(buf, (char *) &n, sizeof(n));
 }
 
+/*
+ * A field of a COPY row, converted to text if that is how the column travels.
+ */
 static void
 append_field(StringInfo buf, const PsyncPgMapColumn *column,
 			 const PsyncPgField *field)
@@ -215,7 +233,9 @@ append_field(StringInfo buf, const PsyncPgMapColumn *column,
 		appendBinaryStringInfo(buf, value, size);
 }
 
-/* An image's sent columns as a row of COPY BINARY. */
+/*
+ * Append an image's sent columns as a row of COPY BINARY.
+ */
 void
 psync_pg_copy_row(StringInfo buf, PsyncPgMap *map, const PsyncPgField *fields)
 {
@@ -224,7 +244,9 @@ psync_pg_copy_row(StringInfo buf, PsyncPgMap *map, const PsyncPgField *fields)
 		append_field(buf, &map->columns[i], &fields[map->columns[i].field]);
 }
 
-/* Its key, likewise. */
+/*
+ * Append its key, likewise.
+ */
 void
 psync_pg_copy_key(StringInfo buf, PsyncPgMap *map, const PsyncPgField *fields)
 {

@@ -27,6 +27,9 @@
 
 #define PSYNC_PG_POSITION_STATEMENT	"psync_position"
 
+/*
+ * The option's value, or the given one if it is not set or empty.
+ */
 static const char *
 option_or(PsyncPgSession *session, const char *keyword, const char *value)
 {
@@ -35,6 +38,9 @@ option_or(PsyncPgSession *session, const char *keyword, const char *value)
 	return given != NULL && given[0] != '\0' ? given : value;
 }
 
+/*
+ * Where the table is, or is to be made.
+ */
 static const char *
 position_schema(PsyncPgSession *session)
 {
@@ -44,7 +50,8 @@ position_schema(PsyncPgSession *session)
 /* ------------------------------------------------------------- the table */
 
 /*
- * What to run at the target where we may not.
+ * What makes the table, in the current memory context: run by us if we may,
+ * else told to whoever may.
  */
 static char *
 position_ddl(PsyncPgSession *session, bool schema_exists)
@@ -65,7 +72,10 @@ position_ddl(PsyncPgSession *session, bool schema_exists)
 	return sql.data;
 }
 
-/* True if it is there; *schema_exists is set anyway. */
+/*
+ * True if it is there; *schema_exists is set anyway.  Names go as parameters,
+ * quoted, as to_regclass() wants them.
+ */
 static bool
 position_table_exists(PsyncPgSession *session, bool *schema_exists)
 {
@@ -85,6 +95,10 @@ position_table_exists(PsyncPgSession *session, bool *schema_exists)
 	return found;
 }
 
+/*
+ * See that the table is there.  Two syncs that come to a new target at once
+ * may both try to make it: the one that fails looks again.
+ */
 static void
 create_position_table(PsyncPgSession *session)
 {
@@ -118,6 +132,10 @@ create_position_table(PsyncPgSession *session)
 
 /* --------------------------------------------------------------- reading */
 
+/*
+ * Does not return.  Two sources of one target would overwrite each other's
+ * rows.
+ */
 static void
 refuse_foreign_log(PsyncPgSession *session, const char *log_id)
 {
@@ -161,13 +179,19 @@ psync_pg_position_query(PsyncPgSession *session)
 					session->target->log_id);
 }
 
-/* The position the target has, NULL if none; in the session's memory. */
+/*
+ * The position the target has, NULL if none; in the session's memory, and
+ * remembered as what the next window must find.  Also makes the table, since
+ * the first thing asked of a new target is this.
+ */
 char *
 psync_pg_position_read(PsyncPgSession *session)
 {
 	const char *params[1];
 	PGresult   *result;
 	char	   *foreign = NULL;
+
+	Assert(!session->in_transaction);
 
 	name_position_table(session);
 	create_position_table(session);
@@ -193,6 +217,11 @@ psync_pg_position_read(PsyncPgSession *session)
 
 /* ------------------------------------------------------------- recording */
 
+/*
+ * The statement that records the position, with parameters log, sync, name,
+ * new position, and (for all but the first window) the one before.  In the
+ * current memory context.
+ */
 static char *
 position_statement(PsyncPgSession *session)
 {
@@ -252,7 +281,11 @@ psync_pg_position_send(PsyncPgSession *session, const char *position)
 	return queued;
 }
 
-/* The window is committed: this is what the target has now. */
+/*
+ * The window is committed: this is what the target has now.  The prepared
+ * statement is the one for later windows, so after the first one it is still
+ * to be prepared.
+ */
 void
 psync_pg_position_recorded(PsyncPgSession *session, const char *position)
 {
@@ -286,7 +319,10 @@ psync_pg_position_flush(PsyncPgSession *session)
 							  quote_literal_cstr(session->target->sync_id)));
 }
 
-/* The statement has failed. */
+/*
+ * Does not return.  The statement has failed: because somebody else delivers
+ * the sync, or for a reason that the target gives.
+ */
 void
 psync_pg_position_refused(PsyncPgSession *session, const PsyncPgError *error)
 {

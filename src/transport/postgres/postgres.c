@@ -36,6 +36,9 @@ extern PGDLLEXPORT const PsyncTransport *payment_sync_transport_init(const Psync
 
 const PsyncServices *psync_pg_services = NULL;
 
+/*
+ * The session of an open target.
+ */
 static PsyncPgSession *
 get_session(PsyncTarget *target)
 {
@@ -43,6 +46,10 @@ get_session(PsyncTarget *target)
 	return target->private_data;
 }
 
+/*
+ * Connect.  The session is hung on the target before anything can fail, so
+ * that close() finds what there is of it.
+ */
 static void
 pg_open(PsyncTarget *target)
 {
@@ -65,6 +72,9 @@ pg_open(PsyncTarget *target)
 		psync_pg_read_settings(session);
 }
 
+/*
+ * In the current memory context, as the contract says.
+ */
 static char *
 pg_read_position(PsyncTarget *target)
 {
@@ -84,6 +94,9 @@ pg_begin_window(PsyncTarget *target, const PsyncWindowInfo *info)
 	(void) session;
 }
 
+/*
+ * Into the growing group; may send it, and wait for the one before.
+ */
 static void
 pg_change(PsyncTarget *target, const PsyncChange *change)
 {
@@ -108,12 +121,18 @@ pg_end_chunk(PsyncTarget *target, const PsyncChunk *chunk)
 	psync_pg_chunk_end(get_session(target), chunk);
 }
 
+/*
+ * Returns when the target has confirmed, or raises.
+ */
 static void
 pg_commit_window(PsyncTarget *target, const char *position)
 {
 	psync_pg_apply_commit(get_session(target), position);
 }
 
+/*
+ * Between windows, about once a second.
+ */
 static void
 pg_flush(PsyncTarget *target)
 {

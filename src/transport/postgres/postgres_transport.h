@@ -39,6 +39,7 @@ extern const PsyncServices *psync_pg_services;
 
 /* ---------------------------------------------------------------- facts */
 
+/* A column of a target's table. */
 typedef struct PsyncPgColumn
 {
 	char	   *name;
@@ -70,11 +71,16 @@ typedef struct PsyncPgForeignKey
 	bool		inside;			/* the referencing table is one of the sync's */
 } PsyncPgForeignKey;
 
+/*
+ * A table at the target, as its catalogs described it in this session.  Shared by
+ * all maps of the table and never changed after, except for "rank", which belongs
+ * to whoever looks at a group.
+ */
 typedef struct PsyncPgTable
 {
-	const PsyncTable *table;
+	const PsyncTable *table;	/* the core's */
 	Oid			oid;			/* at the target */
-	char		relkind;
+	char		relkind;		/* 'r' or 'p' */
 	char	   *name;			/* quoted and qualified */
 	int			ncolumns;
 	PsyncPgColumn *columns;
@@ -104,6 +110,7 @@ typedef enum PsyncPgStatement
 #define PSYNC_PG_STATEMENTS	(PSYNC_PG_MOVE + 1)
 } PsyncPgStatement;
 
+/* A column that is sent: where it comes from, where it goes, and in what form. */
 typedef struct PsyncPgMapColumn
 {
 	const PsyncColumn *source;
@@ -120,6 +127,12 @@ typedef struct PsyncPgMapColumn
 	const char *temp_cast;
 } PsyncPgMapColumn;
 
+/*
+ * How rows of one shape fall on one table.  Made when the two first meet in a
+ * session, and kept as long as it.  values, lengths, formats and types are set by
+ * psync_pg_put_image() and psync_pg_put_key() right before a statement is sent,
+ * which copies them.
+ */
 typedef struct PsyncPgMap
 {
 	uint32		id;				/* in names of statements and tables */
@@ -166,9 +179,14 @@ typedef struct PsyncPgEntry
 	bool		key_changed;
 } PsyncPgEntry;
 
+/*
+ * Changes in memory, in the order in which they happened.  Applied as a whole or,
+ * after an error, tried again as a whole in another way; so nothing in it changes
+ * between submission and the target's answer.
+ */
 typedef struct PsyncPgGroup
 {
-	StringInfoData data;
+	StringInfoData data;		/* images and old parts, one behind the other */
 	PsyncPgEntry *entries;
 	int			nentries;
 	int			entries_size;	/* allocated */
@@ -204,7 +222,7 @@ typedef enum PsyncPgWhat
 typedef struct PsyncPgFailure
 {
 	PsyncPgWhat what;
-	int			entry;
+	int			entry;			/* of the group, if "what" is ENTRY; else -1 */
 	PsyncPgError error;
 } PsyncPgFailure;
 
@@ -212,6 +230,19 @@ typedef struct PsyncPgFailure
 
 typedef struct PsyncPgSetRun PsyncPgSetRun;
 
+/*
+ * One session with the target, from open to close.  After any error it is closed:
+ * nothing here has to be put right, and the target's transaction goes with the
+ * connection.
+ *
+ * At the target a window is a transaction, and a group of a large window is a
+ * savepoint in it:
+ *
+ *	in_transaction	in_savepoint	applying	what is at the target
+ *	no				no				no			nothing; the group grows here
+ *	yes				yes				yes			a group is being applied
+ *	yes				yes				no			all groups sent are applied
+ */
 typedef struct PsyncPgSession
 {
 	PsyncTarget *target;

@@ -26,12 +26,18 @@
 
 /* ------------------------------------------------------------------ parts */
 
+/*
+ * Nothing for a partitioned table, which has no rows of its own.
+ */
 static const char *
 only(const PsyncPgMap *map)
 {
 	return map->table->relkind == RELKIND_PARTITIONED_TABLE ? "" : "ONLY ";
 }
 
+/*
+ * The k-th column of the key.
+ */
 static const PsyncPgMapColumn *
 key_column(const PsyncPgMap *map, int k)
 {
@@ -39,6 +45,9 @@ key_column(const PsyncPgMap *map, int k)
 	return &map->columns[map->keys[k]];
 }
 
+/*
+ * a, b, … of all columns that are sent
+ */
 static void
 add_column_names(StringInfo sql, const PsyncPgMap *map)
 {
@@ -46,6 +55,9 @@ add_column_names(StringInfo sql, const PsyncPgMap *map)
 		appendStringInfo(sql, "%s%s", i > 0 ? ", " : "", map->columns[i].name);
 }
 
+/*
+ * a, b, … of the key
+ */
 static void
 add_key_names(StringInfo sql, const PsyncPgMap *map)
 {
@@ -62,6 +74,9 @@ add_params(StringInfo sql, const PsyncPgMap *map)
 						 map->columns[i].param_cast);
 }
 
+/*
+ * r.c1, r.c2::type, … of the temporary table of rows
+ */
 static void
 add_temp_columns(StringInfo sql, const PsyncPgMap *map)
 {
@@ -143,6 +158,9 @@ add_assignments(StringInfo sql, const PsyncPgMap *map, SetFrom from,
 	return n;
 }
 
+/*
+ * INSERT INTO t (a, b, …), for what gives the values
+ */
 static void
 add_insert_head(StringInfo sql, const PsyncPgMap *map)
 {
@@ -151,7 +169,11 @@ add_insert_head(StringInfo sql, const PsyncPgMap *map)
 	appendStringInfoString(sql, ") OVERRIDING SYSTEM VALUE ");
 }
 
-/* False if there is nothing to update. */
+/*
+ * ON CONFLICT (key) DO UPDATE, or DO NOTHING if there is nothing beside the
+ * key: then it returns false.  The conflict's index is the one that
+ * column_map.c has found.
+ */
 static bool
 add_on_conflict_update(StringInfo sql, const PsyncPgMap *map)
 {
@@ -173,6 +195,9 @@ add_on_conflict_update(StringInfo sql, const PsyncPgMap *map)
 
 /* ---------------------------------------------------- prepared statements */
 
+/*
+ * A new row; or, if a batch has brought it already, its values.
+ */
 static void
 build_upsert(StringInfo sql, const PsyncPgMap *map)
 {
@@ -210,6 +235,10 @@ build_update(StringInfo sql, const PsyncPgMap *map, bool move)
 	(void) add_on_conflict_update(sql, map);
 }
 
+/*
+ * By key; a row that is not there is no error, since a batch may not have come
+ * to it.
+ */
 static void
 build_delete(StringInfo sql, const PsyncPgMap *map)
 {
@@ -238,6 +267,10 @@ build_clear(StringInfo sql, const PsyncPgMap *map)
 	appendStringInfoChar(sql, ')');
 }
 
+/*
+ * The text of one of a map's prepared statements, in the current memory
+ * context.
+ */
 char *
 psync_pg_statement(const PsyncPgMap *map, PsyncPgStatement statement)
 {
@@ -267,6 +300,11 @@ psync_pg_statement(const PsyncPgMap *map, PsyncPgStatement statement)
 
 /* ----------------------------------------------------- set-wise statements */
 
+/*
+ * A temporary table for rows.  It has the columns' types at the target where
+ * those are the same as here, so that COPY checks the values as an insertion
+ * would.
+ */
 char *
 psync_pg_sql_create_temp_rows(const PsyncPgMap *map)
 {
@@ -281,6 +319,9 @@ psync_pg_sql_create_temp_rows(const PsyncPgMap *map)
 	return sql.data;
 }
 
+/*
+ * Likewise for keys.
+ */
 char *
 psync_pg_sql_create_temp_keys(const PsyncPgMap *map)
 {
@@ -295,6 +336,9 @@ psync_pg_sql_create_temp_keys(const PsyncPgMap *map)
 	return sql.data;
 }
 
+/*
+ * For a second group in one transaction; a commit empties them by itself.
+ */
 char *
 psync_pg_sql_truncate_temp(const PsyncPgMap *map)
 {
@@ -302,6 +346,9 @@ psync_pg_sql_truncate_temp(const PsyncPgMap *map)
 					map->id, map->id);
 }
 
+/*
+ * Straight into the table: new rows only, for COPY knows no ON CONFLICT.
+ */
 char *
 psync_pg_sql_copy_direct(const PsyncPgMap *map)
 {
@@ -314,19 +361,28 @@ psync_pg_sql_copy_direct(const PsyncPgMap *map)
 	return sql.data;
 }
 
+/*
+ * Images as they stand, when the map is verbatim.
+ */
 char *
 psync_pg_sql_copy_rows(const PsyncPgMap *map)
 {
 	return psprintf("COPY pg_temp.psync_rows_%u FROM STDIN (FORMAT binary)", map->id);
 }
 
+/*
+ * Keys of deletes, or of a chunk's rows.
+ */
 char *
 psync_pg_sql_copy_keys(const PsyncPgMap *map)
 {
 	return psprintf("COPY pg_temp.psync_keys_%u FROM STDIN (FORMAT binary)", map->id);
 }
 
-/* NULL if there is nothing beside the key. */
+/*
+ * Known rows get their values; NULL if there is nothing beside the key.
+ * Counts the rows it hits, see apply_set.c.
+ */
 char *
 psync_pg_sql_update(const PsyncPgMap *map)
 {
@@ -398,6 +454,9 @@ psync_pg_sql_insert_missing(const PsyncPgMap *map)
 	return sql.data;
 }
 
+/*
+ * Rows whose keys are in psync_keys_N.
+ */
 char *
 psync_pg_sql_delete(const PsyncPgMap *map)
 {
@@ -432,7 +491,10 @@ psync_pg_sql_delete_others(const PsyncPgMap *map)
 	return sql.data;
 }
 
-/* Columns that only the target has, and that have values of their own. */
+/*
+ * Append columns that only the target has, and that have values of their own,
+ * each after a comma; returns how many.
+ */
 static int
 add_extra_columns(StringInfo sql, const PsyncPgMap *map, const char *alias)
 {

@@ -72,18 +72,27 @@ static const char facts_query[] =
 	" JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
 	" ORDER BY kind, position";
 
+/*
+ * What a row of the facts is about.
+ */
 static bool
 is_kind(PGresult *result, int row, char kind)
 {
 	return PQgetvalue(result, row, 0)[0] == kind;
 }
 
+/*
+ * An oid as the target prints it; 0 for what is none.
+ */
 static Oid
 get_oid(PGresult *result, int row, int field)
 {
 	return (Oid) strtoul(PQgetvalue(result, row, field), NULL, 10);
 }
 
+/*
+ * In the order of the target's table.
+ */
 static void
 read_columns(PsyncPgTable *table, PGresult *result)
 {
@@ -155,6 +164,11 @@ belongs_to_sync(PsyncPgSession *session, const char *schema, const char *name)
 	return false;
 }
 
+/*
+ * Those that point to the table, and those that point from it to others.
+ * Actions on delete count where they would reach rows that nobody here has
+ * asked to change.
+ */
 static void
 read_foreign_keys(PsyncPgSession *session, PsyncPgTable *table, PGresult *result)
 {
@@ -184,6 +198,9 @@ read_foreign_keys(PsyncPgSession *session, PsyncPgTable *table, PGresult *result
 	}
 }
 
+/*
+ * Does not return.
+ */
 static void
 refuse_missing_table(const PsyncTable *table)
 {
@@ -196,6 +213,9 @@ refuse_missing_table(const PsyncTable *table)
 			 errhint("Create it there with the same columns and key, or name another table in the sync.")));
 }
 
+/*
+ * A view, say, may take INSERT; it has no unique index to find rows by.
+ */
 static void
 check_relkind(const PsyncPgTable *table)
 {
@@ -206,6 +226,10 @@ check_relkind(const PsyncPgTable *table)
 				 errmsg("%s at the target is not a table", table->name)));
 }
 
+/*
+ * Ask the target about a table; the facts are in the session's memory.  An
+ * error if there is no such table.  Nothing may be under way at the target.
+ */
 PsyncPgTable *
 psync_pg_table_load(PsyncPgSession *session, const PsyncTable *table)
 {
@@ -213,6 +237,8 @@ psync_pg_table_load(PsyncPgSession *session, const PsyncTable *table)
 	PGresult   *result;
 	MemoryContext old;
 	PsyncPgTable *facts;
+
+	Assert(!session->applying);
 
 	params[0] = table->target_schema;
 	params[1] = table->target_name;
@@ -243,6 +269,9 @@ psync_pg_table_load(PsyncPgSession *session, const PsyncTable *table)
 	return facts;
 }
 
+/*
+ * The table's column of this name, or NULL.
+ */
 PsyncPgColumn *
 psync_pg_table_column(const PsyncPgTable *table, const char *name)
 {
@@ -256,6 +285,9 @@ psync_pg_table_column(const PsyncPgTable *table, const char *name)
 
 /* ------------------------------------------------------------------ ranks */
 
+/*
+ * Tables that the group has no rows of do not matter to its order.
+ */
 static PsyncPgTable *
 table_in_group(const PsyncPgGroup *group, Oid oid)
 {
@@ -271,7 +303,9 @@ table_in_group(const PsyncPgGroup *group, Oid oid)
 	return NULL;
 }
 
-/* Raise tables above those they reference; true if anything changed. */
+/*
+ * Raise tables above those they reference; true if anything changed.
+ */
 static bool
 raise_ranks(const PsyncPgGroup *group)
 {
