@@ -17,8 +17,11 @@ CREATE TABLE pt_20 PARTITION OF pt FOR VALUES FROM ('2020-01-01') TO ('2021-01-0
 CREATE TABLE pt_21 (junk int, v text, d date NOT NULL, id int NOT NULL);
 ALTER TABLE pt_21 DROP COLUMN junk;
 ALTER TABLE pt ATTACH PARTITION pt_21 FOR VALUES FROM ('2021-01-01') TO ('2022-01-01');
+CREATE TABLE pt_10 PARTITION OF pt FOR VALUES FROM ('2010-01-01') TO ('2011-01-01') PARTITION BY LIST (id);
 SELECT payment_sync.capture_table('pt');
 SELECT payment_sync.capture_table('pt_20');
+-- one that is made of a partition that was there fires always, too
+CREATE TABLE pt_10_1 PARTITION OF pt_10 FOR VALUES IN (1);
 SELECT * FROM triggers;
 
 -- by way of the table, and of a partition; rows move
@@ -53,7 +56,7 @@ CREATE TABLE pt_23 (LIKE pt);
 ALTER TABLE pt ATTACH PARTITION pt_23 FOR VALUES FROM ('2023-01-01') TO ('2024-01-01');
 INSERT INTO pt_23 VALUES (7, '2023-01-01', 'attached');
 SELECT * FROM log;
-SELECT * FROM triggers WHERE rel NOT IN ('pt', 'pt_20', 'pt_21');
+SELECT * FROM triggers WHERE rel::text ~ 'pt_2[23]';
 TRUNCATE payment_sync.log_0;
 
 -- what cannot be a partition of a captured table

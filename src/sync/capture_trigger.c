@@ -162,31 +162,29 @@ psync_truncate_trigger_create(Oid relid)
 }
 
 /*
- * The table's partitions that hold rows; the table itself, if it does.
- * Children by inheritance are tables of their own, captured by their own
- * definition or not.
+ * The table and its partitions.  Children by inheritance are tables of their
+ * own, captured by their own definition or not.
  */
 static List *
-leaves_of(Oid relid)
+members_of(Oid relid)
 {
-	List	   *members;
-	List	   *result = NIL;
-	ListCell   *lc;
-
 	if (get_rel_relkind(relid) != RELKIND_PARTITIONED_TABLE)
-		return list_make1_oid(relid);	/* children are tables of their own */
-	members = find_all_inheritors(relid, ShareRowExclusiveLock, NULL);
-	foreach(lc, members)
-	{
-		if (get_rel_relkind(lfirst_oid(lc)) != RELKIND_PARTITIONED_TABLE)
-			result = lappend_oid(result, lfirst_oid(lc));
-	}
-	return result;
+		return list_make1_oid(relid);
+	return find_all_inheritors(relid, ShareRowExclusiveLock, NULL);
+}
+
+static bool
+is_leaf(Oid relid)
+{
+	return get_rel_relkind(relid) != RELKIND_PARTITIONED_TABLE;
 }
 
 /*
  * All that a captured table needs.  The firing state of a row trigger is
- * inherited by clones made later, but not given to those that are there.
+ * inherited by clones made later, but not given to those that are there.  It
+ * matters for partitions that hold rows, and for those that will be made of
+ * others.  TRUNCATE of a partitioned table fires its own trigger and those of
+ * its leaves.
  */
 void
 psync_triggers_create(Oid relid)
@@ -196,14 +194,16 @@ psync_triggers_create(Oid relid)
 	trigger_create(relid, PSYNC_ROW_TRIGGER, "AFTER INSERT OR UPDATE OR DELETE",
 				   "ROW", PSYNC_ROW_FUNCTION);
 	psync_truncate_trigger_create(relid);
-	foreach(lc, leaves_of(relid))
+	foreach(lc, members_of(relid))
 	{
+		Oid			member = lfirst_oid(lc);
 		PsyncTrigger trigger;
 
-		if (psync_trigger_find(lfirst_oid(lc), PSYNC_ROW_FUNCTION, &trigger) &&
+		if (psync_trigger_find(member, PSYNC_ROW_FUNCTION, &trigger) &&
 			trigger.enabled != TRIGGER_FIRES_ALWAYS)
-			psync_trigger_enable(lfirst_oid(lc), &trigger);
-		psync_truncate_trigger_create(lfirst_oid(lc));
+			psync_trigger_enable(member, &trigger);
+		if (is_leaf(member))
+			psync_truncate_trigger_create(member);
 	}
 }
 
@@ -218,6 +218,9 @@ psync_triggers_drop(Oid relid)
 
 	trigger_drop(relid, PSYNC_ROW_FUNCTION);
 	trigger_drop(relid, PSYNC_TRUNCATE_FUNCTION);
-	foreach(lc, leaves_of(relid))
-		trigger_drop(lfirst_oid(lc), PSYNC_TRUNCATE_FUNCTION);
+	foreach(lc, members_of(relid))
+	{
+		if (is_leaf(lfirst_oid(lc)))
+			trigger_drop(lfirst_oid(lc), PSYNC_TRUNCATE_FUNCTION);
+	}
 }
