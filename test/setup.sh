@@ -19,7 +19,10 @@ find_version()
 {
 	local version
 	for version in /usr/lib/postgresql/*/bin/postgres; do
-		[ -x "$version" ] && version=${version#/usr/lib/postgresql/} && echo "${version%%/*}"
+		if [ -x "$version" ]; then
+			version=${version#/usr/lib/postgresql/}
+			echo "${version%%/*}"
+		fi
 	done | sort -n | tail -1
 }
 
