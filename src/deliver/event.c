@@ -21,7 +21,6 @@
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "nodes/primnodes.h"
-#include "port/pg_bswap.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/jsonb.h"
@@ -33,56 +32,7 @@
 #include "compat.h"
 #include "deliver/delivery.h"
 #include "deliver/event.h"
-
-/* A field of an image or old part: which column, and its bytes. */
-typedef struct PsyncField
-{
-	int			index;			/* into the shape's columns */
-	int32		size;			/* -1: NULL */
-	const char *value;
-} PsyncField;
-
-/*
- * Does not return.  Every length in an image is checked, since the log's pages
- * can be damaged, and a transport may hand in bytes of its own.
- */
-static void
-corrupt_image(void)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_DATA_CORRUPTED),
-			 errmsg("invalid row image in the change log")));
-}
-
-/*
- * The next two bytes, and "at" moved behind them.
- */
-static uint16
-take_uint16(const char **at, const char *end)
-{
-	uint16		value;
-
-	if (end - *at < (ptrdiff_t) sizeof(value))
-		corrupt_image();
-	memcpy(&value, *at, sizeof(value));
-	*at += sizeof(value);
-	return pg_ntoh16(value);
-}
-
-/*
- * Likewise four.
- */
-static uint32
-take_uint32(const char **at, const char *end)
-{
-	uint32		value;
-
-	if (end - *at < (ptrdiff_t) sizeof(value))
-		corrupt_image();
-	memcpy(&value, *at, sizeof(value));
-	*at += sizeof(value);
-	return pg_ntoh32(value);
-}
+#include "deliver/field.h"
 
 /*
  * Split an image, or an old part ("sparse"), into its fields, *n of them, in
@@ -92,24 +42,9 @@ take_uint32(const char **at, const char *end)
 static PsyncField *
 split(const PsyncShape *shape, const char *data, uint32 size, bool sparse, int *n)
 {
-	const char *at = data;
-	const char *end = data + size;
-	PsyncField *fields;
+	PsyncField *fields = palloc(Max(shape->ncolumns, 1) * sizeof(PsyncField));
 
-	*n = take_uint16(&at, end);
-	if (*n > shape->ncolumns || (!sparse && *n != shape->ncolumns))
-		corrupt_image();
-	fields = palloc(Max(*n, 1) * sizeof(PsyncField));
-	for (int i = 0; i < *n; i++)
-	{
-		fields[i].index = sparse ? take_uint16(&at, end) : i;
-		fields[i].size = (int32) take_uint32(&at, end);
-		fields[i].value = at;
-		if (fields[i].index >= shape->ncolumns || fields[i].size < -1 ||
-			fields[i].size > end - at)
-			corrupt_image();
-		at += Max(fields[i].size, 0);
-	}
+	*n = psync_fields_split(shape, data, size, sparse, fields);
 	return fields;
 }
 
@@ -352,6 +287,14 @@ field_to_jsonb(const PsyncColumn *column, const PsyncField *field)
 		return try_field_to_jsonb(&base, field);
 	return value_to_jsonb(base.type,
 						  psync_value_to_datum(&base, field->value, field->size));
+}
+
+Datum
+psync_value_to_jsonb(const PsyncColumn *column, const char *value, int32 size)
+{
+	PsyncField	field = {0, size, value};
+
+	return field_to_jsonb(column, &field);
 }
 
 /*

@@ -41,6 +41,10 @@ extern Datum psync_old_to_jsonb(const PsyncShape *shape, const char *part,
 								uint32 size);
 extern Datum psync_key_to_jsonb(const PsyncChange *change);
 
+/* A value that is not NULL as jsonb; as text or hex if its type refuses it. */
+extern Datum psync_value_to_jsonb(const PsyncColumn *column, const char *value,
+								  int32 size);
+
 /* "insert", "update", "delete", "truncate", "read" */
 extern const char *psync_operation_name(PsyncOperation op);
 
