@@ -107,6 +107,7 @@ CREATE TABLE payment_sync.sync (
 	exclude_origins text[] NOT NULL DEFAULT '{}',
 	max_log_size bigint CHECK (max_log_size > 0),
 	on_log_full text NOT NULL DEFAULT 'warn' CHECK (on_log_full IN ('warn', 'disable')),
+	transform text,
 	created timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
 COMMENT ON TABLE payment_sync.sync IS 'syncs: definition';
@@ -154,12 +155,70 @@ CREATE TABLE payment_sync.sync_state (
 	retry_at timestamptz,
 	disabled_reason text,
 	log_full_at timestamptz,
+	failing_since timestamptz,
+	generation integer NOT NULL DEFAULT 0,
+	window_upto pg_snapshot,
+	window_position bigint NOT NULL DEFAULT 0,
+	window_xid xid8 NOT NULL DEFAULT '0',
 	pull_window bigint NOT NULL DEFAULT 1,
 	pull_upto pg_snapshot,
 	pull_position bigint NOT NULL DEFAULT 0,
 	pull_xid xid8 NOT NULL DEFAULT '0'
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE payment_sync.sync_state IS 'where each sync stands; a sync without a row here does not run';
+
+-- Events of message targets that the position has passed although the target
+-- has not taken them: src/deliver/message_park.c.  Texts are those of the
+-- message; keys are hashes, by which later events of the same keys wait.
+CREATE TABLE payment_sync.unsettled (
+	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	sync uuid NOT NULL REFERENCES payment_sync.sync ON DELETE CASCADE,
+	state text NOT NULL CHECK (state IN ('parked', 'held', 'dead')),
+	event_id text NOT NULL,
+	events integer NOT NULL,
+	relids oid[] NOT NULL,
+	keys bigint[] NOT NULL,
+	truncate boolean NOT NULL,
+	type text NOT NULL,
+	schema text NOT NULL,
+	"table" text NOT NULL,
+	operation text NOT NULL,
+	key text NOT NULL,
+	content_type text NOT NULL,
+	attributes text[] NOT NULL,
+	body bytea NOT NULL,
+	failures integer NOT NULL,
+	next_at timestamptz,
+	status integer,
+	reason text,
+	excerpt text,
+	error_state text,
+	created timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+	updated timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+CREATE INDEX unsettled_sync_idx ON payment_sync.unsettled (sync, state, id);
+COMMENT ON TABLE payment_sync.unsettled IS 'parked events, which are retried while others go on, and dead letters';
+COMMENT ON SEQUENCE payment_sync.unsettled_id_seq IS 'ids of parked events and dead letters, in the order in which they came';
+
+CREATE TABLE payment_sync.target_stats (
+	sync uuid PRIMARY KEY REFERENCES payment_sync.sync ON DELETE CASCADE,
+	requests bigint NOT NULL DEFAULT 0,
+	events bigint NOT NULL DEFAULT 0,
+	retries bigint NOT NULL DEFAULT 0,
+	refused bigint NOT NULL DEFAULT 0,
+	bytes bigint NOT NULL DEFAULT 0,
+	statuses bigint[] NOT NULL DEFAULT '{0,0,0,0,0,0}',
+	latency bigint[] NOT NULL,
+	in_flight integer NOT NULL DEFAULT 0,
+	breaker text NOT NULL DEFAULT 'closed',
+	breaker_until timestamptz,
+	last_status integer,
+	last_reason text,
+	last_excerpt text,
+	last_at timestamptz,
+	started timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+) WITH (fillfactor = 50);
+COMMENT ON TABLE payment_sync.target_stats IS 'what happened at targets that take messages';
 
 CREATE TABLE payment_sync.batch (
 	sync uuid NOT NULL REFERENCES payment_sync.sync ON DELETE CASCADE,

@@ -40,6 +40,7 @@
 #include "capture/shape.h"
 #include "compat.h"
 #include "deliver/delivery.h"
+#include "deliver/message.h"
 #include "transport/registry.h"
 
 /* How many changes go between looks at the clock. */
@@ -102,8 +103,8 @@ psync_spi_next_transaction(void)
  *
  * May process invalidations, so what the caller knows of the catalogs is old.
  */
-static void
-next_transaction(PsyncDelivery *delivery)
+void
+psync_delivery_next_transaction(PsyncDelivery *delivery)
 {
 	MemoryContext old = CurrentMemoryContext;
 
@@ -137,7 +138,7 @@ psync_delivery_pause(void)
 
 	if (stepping->next != psync_worker_next_transaction)
 	{
-		next_transaction(stepping);
+		psync_delivery_next_transaction(stepping);
 		return false;
 	}
 	CommitTransactionCommand();
@@ -177,8 +178,11 @@ fingerprint(const PsyncSync *sync)
 	Assert(sync->name != NULL);
 
 	initStringInfo(&buf);
-	appendStringInfo(&buf, "%d %u %s %s", sync->enabled, sync->owner,
-					 sync->name, sync->server ? sync->server : "");
+	appendStringInfo(&buf, "%d %u %s %s %d", sync->enabled, sync->owner,
+					 sync->name, sync->server ? sync->server : "",
+					 sync->generation);
+	if (sync->transform != NULL)
+		appendStringInfo(&buf, " (%s)", sync->transform);
 	foreach(lc, sync->tables)
 	{
 		PsyncTable *table = lfirst(lc);
@@ -319,8 +323,8 @@ shapes_changed(PsyncDelivery *delivery)
  * A batch that was asked for meanwhile is no reason to begin anew: it is noted
  * here.
  */
-static bool
-definition_changed(PsyncDelivery *delivery)
+bool
+psync_delivery_changed(PsyncDelivery *delivery)
 {
 	PsyncSync  *sync;
 	uint64		seen = invalidations;
@@ -427,6 +431,8 @@ open_target(PsyncDelivery *delivery)
 										   &delivery->transport);
 	MemoryContextSwitchTo(delivery->window_context);
 	delivery->transport->open(delivery->target);
+	if (delivery->transport->messages != NULL)
+		delivery->messages = psync_messages_open(delivery);
 	if (delivery->transport->read_position != NULL)
 		remote = delivery->transport->read_position(delivery->target);
 	MemoryContextSwitchTo(old);
@@ -510,8 +516,8 @@ origin_excluded(PsyncDelivery *delivery, const char *origin)
 }
 
 /* Fill in shape and table; false if the change does not concern the sync. */
-static bool
-resolve(PsyncDelivery *delivery, PsyncChange *change, uint32 shape_id)
+bool
+psync_delivery_resolve(PsyncDelivery *delivery, PsyncChange *change, uint32 shape_id)
 {
 	PsyncTableEntry *entry;
 	Oid			relid = shape_id;
@@ -535,13 +541,13 @@ resolve(PsyncDelivery *delivery, PsyncChange *change, uint32 shape_id)
  * changes takes minutes, in which our locks would keep rotation and DDL
  * waiting.  The reader does not mind, it holds nothing of a transaction.
  */
-static void
-cycle_transaction(PsyncDelivery *delivery)
+void
+psync_delivery_cycle_transaction(PsyncDelivery *delivery)
 {
 	CHECK_FOR_INTERRUPTS();
 	if (TimestampDifferenceExceeds(delivery->transaction_start,
 								   GetCurrentTimestamp(), PSYNC_TRANSACTION_MS))
-		next_transaction(delivery);
+		psync_delivery_next_transaction(delivery);
 }
 
 /*
@@ -561,8 +567,8 @@ send_changes(PsyncDelivery *delivery, const PsyncWindowSize *size)
 	while (psync_reader_next(delivery->reader, &change, &shape_id))
 	{
 		if (++n % PSYNC_CHANGES_PER_CLOCK == 0)
-			cycle_transaction(delivery);
-		if (!resolve(delivery, &change, shape_id) ||
+			psync_delivery_cycle_transaction(delivery);
+		if (!psync_delivery_resolve(delivery, &change, shape_id) ||
 			psync_batch_leaves_out(delivery, &change))
 			continue;
 		ensure_window(delivery, size);
@@ -602,6 +608,18 @@ flush_target(PsyncDelivery *delivery)
 		delivery->transport->flush(delivery->target);
 }
 
+/* What has just become old may go. */
+void
+psync_delivery_rotate(PsyncDelivery *delivery)
+{
+	PsyncOwnerContext save;
+
+	psync_owner_enter(&save);
+	psync_log_rotate(positions_as_owner);
+	psync_owner_leave(&save);
+	psync_delivery_next_transaction(delivery);
+}
+
 /*
  * Write what is unsaved, in a transaction of its own, and see whether the log
  * can be tidied up now.  Not while a window is at the target.
@@ -615,11 +633,10 @@ static void
 save_progress(PsyncDelivery *delivery)
 {
 	PsyncReadHint hint;
-	PsyncOwnerContext save;
 	MemoryContext old;
 
 	Assert(!delivery->window_begun);
-	Assert(stepping == delivery);
+	Assert(stepping == delivery && delivery->messages == NULL);
 
 	old = MemoryContextSwitchTo(delivery->window_context);
 	if (delivery->unsaved.windows > 0)
@@ -629,17 +646,12 @@ save_progress(PsyncDelivery *delivery)
 	delivery->unsaved.position =
 		psync_snapshot_text(psync_reader_after(delivery->reader));
 	delivery->unsaved.target_position = delivery->target_position;
-	psync_sync_save_progress(&delivery->sync->id, &delivery->unsaved);
+	(void) psync_sync_save_progress(&delivery->sync->id, &delivery->unsaved);
 	delivery->sync->hint = hint;
 	memset(&delivery->unsaved, 0, sizeof(delivery->unsaved));
 	delivery->unsaved_since = 0;
-	next_transaction(delivery);
-
-	/* what has just become old may go */
-	psync_owner_enter(&save);
-	psync_log_rotate(positions_as_owner);
-	psync_owner_leave(&save);
-	next_transaction(delivery);
+	psync_delivery_next_transaction(delivery);
+	psync_delivery_rotate(delivery);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(delivery->window_context);
 }
@@ -650,10 +662,13 @@ save_progress(PsyncDelivery *delivery)
 void
 psync_delivery_save(PsyncDelivery *delivery)
 {
-	if (delivery->unsaved_since == 0)
+	if (psync_delivery_unsaved_since(delivery) == 0)
 		return;
 	stepping = delivery;
-	save_progress(delivery);
+	if (delivery->messages == NULL)
+		save_progress(delivery);
+	else if (psync_messages_save(delivery->messages))
+		MemoryContextReset(delivery->window_context);
 	stepping = NULL;
 }
 
@@ -673,6 +688,8 @@ psync_delivery_takes_windows(PsyncDelivery *delivery)
 TimestampTz
 psync_delivery_unsaved_since(PsyncDelivery *delivery)
 {
+	if (delivery->messages != NULL)
+		return delivery->messages->unsaved_since;
 	return delivery->unsaved_since;
 }
 
@@ -742,7 +759,28 @@ deliver_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 		commit = true;
 	}
 	if (commit)
-		next_transaction(delivery);
+		psync_delivery_next_transaction(delivery);
+}
+
+static PsyncDeliverResult
+step_messages(PsyncDelivery *delivery)
+{
+	PsyncDeliverResult result = psync_messages_step(delivery);
+
+	MemoryContextReset(delivery->window_context);
+	return result;
+}
+
+/*
+ * Has a target that takes messages something to do whether or not there are
+ * changes: a window that was begun, parked events?
+ */
+static bool
+messages_pending(const PsyncDelivery *delivery)
+{
+	return delivery->target == NULL && delivery->sync != NULL &&
+		delivery->definition != NULL &&
+		(delivery->sync->window_upto != NULL || delivery->sync->parked);
 }
 
 /*
@@ -761,7 +799,16 @@ step(PsyncDelivery *delivery)
 	Assert(!ActiveSnapshotSet());
 
 	old = MemoryContextSwitchTo(delivery->window_context);
-	if (definition_changed(delivery))
+	if (delivery->messages == NULL && messages_pending(delivery))
+		(void) open_target(delivery);
+	if (delivery->messages != NULL)
+	{
+		PsyncDeliverResult result = step_messages(delivery);
+
+		MemoryContextSwitchTo(old);
+		return result;
+	}
+	if (psync_delivery_changed(delivery))
 	{
 		MemoryContextSwitchTo(old);
 		return PSYNC_DELIVER_GONE;
@@ -777,7 +824,7 @@ step(PsyncDelivery *delivery)
 	 * passed over them now would never come back (P2).
 	 */
 	AcceptInvalidationMessages();
-	if (definition_changed(delivery))
+	if (psync_delivery_changed(delivery))
 	{
 		MemoryContextSwitchTo(old);
 		return PSYNC_DELIVER_GONE;
@@ -790,6 +837,12 @@ step(PsyncDelivery *delivery)
 	}
 	if (delivery->target == NULL && open_target(delivery))
 	{
+		MemoryContextSwitchTo(old);
+		return PSYNC_DELIVER_DONE;
+	}
+	if (delivery->messages != NULL)
+	{
+		/* it has found the window that is open, and its chunk */
 		MemoryContextSwitchTo(old);
 		return PSYNC_DELIVER_DONE;
 	}

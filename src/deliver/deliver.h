@@ -17,6 +17,9 @@ typedef enum PsyncDeliverResult
 {
 	PSYNC_DELIVER_IDLE,			/* nothing was pending */
 	PSYNC_DELIVER_DONE,			/* a window was delivered; maybe more */
+	PSYNC_DELIVER_WAIT,			/* the target is down; the delivery stays open,
+								 * psync_delivery_failure() says till when */
+	PSYNC_DELIVER_YIELD,		/* a session wants the sync's lock */
 	PSYNC_DELIVER_GONE			/* the sync is dropped, disabled or changed:
 								 * close the delivery */
 } PsyncDeliverResult;
@@ -55,6 +58,25 @@ extern bool psync_delivery_takes_windows(PsyncDelivery *delivery);
 
 /* Something is unsaved since: for the worker's timer; 0 if nothing. */
 extern TimestampTz psync_delivery_unsaved_since(PsyncDelivery *delivery);
+
+/*
+ * When the delivery has something to do without any new change; 0: never.
+ * Asked after PSYNC_DELIVER_IDLE.
+ */
+extern TimestampTz psync_delivery_wake_at(const PsyncDelivery *delivery);
+
+/* Why a delivery waits, after PSYNC_DELIVER_WAIT; it has been recorded. */
+typedef struct PsyncDeliveryFailure
+{
+	int			sqlerrcode;
+	const char *message;
+	const char *detail;			/* or NULL */
+	TimestampTz retry_at;
+	int			failures;		/* in a row */
+} PsyncDeliveryFailure;
+
+extern void psync_delivery_failure(const PsyncDelivery *delivery,
+								   PsyncDeliveryFailure *failure);
 
 /*
  * Called before each wait for a target; returns after how many milliseconds

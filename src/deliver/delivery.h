@@ -58,6 +58,7 @@ struct PsyncDelivery
 	bool		window_begun;	/* at the target */
 	PsyncBatch *batch;			/* NULL: none under way */
 	List	   *uncopied;		/* Oids: tables whose first copy is to come */
+	struct PsyncMessages *messages; /* NULL: the target takes windows */
 	TimestampTz transaction_start;
 
 	/* not yet saved */
@@ -78,6 +79,12 @@ extern void psync_batch_delivered(PsyncDelivery *delivery, PsyncBatch *batch);
 extern void psync_batch_free(PsyncBatch *batch);
 
 /* deliver.c */
+extern void psync_delivery_next_transaction(PsyncDelivery *delivery);
+extern void psync_delivery_cycle_transaction(PsyncDelivery *delivery);
+extern bool psync_delivery_changed(PsyncDelivery *delivery);
+extern bool psync_delivery_resolve(PsyncDelivery *delivery, PsyncChange *change,
+								   uint32 shape_id);
+extern void psync_delivery_rotate(PsyncDelivery *delivery);
 extern const PsyncShape *psync_delivery_shape(PsyncDelivery *delivery, uint32 id);
 
 /* value.c */

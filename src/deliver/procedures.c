@@ -60,6 +60,19 @@ get_sync(const char *name)
 	return sync;
 }
 
+/* The target is down; a session does not wait for it. */
+static void
+raise_failure(const PsyncDelivery *delivery)
+{
+	PsyncDeliveryFailure failure;
+
+	psync_delivery_failure(delivery, &failure);
+	ereport(ERROR,
+			(errcode(failure.sqlerrcode),
+			 errmsg("%s", failure.message),
+			 failure.detail ? errdetail_internal("%s", failure.detail) : 0));
+}
+
 /*
  * Deliver until nothing is pending; the caller holds the sync's lock.
  * *delivery is the caller's to close after an error, NULL if there is none.
@@ -80,7 +93,9 @@ deliver_all(const pg_uuid_t *id, PsyncDelivery **delivery)
 		{
 			CHECK_FOR_INTERRUPTS();
 			result = psync_delivery_step(*delivery);
-		} while (result == PSYNC_DELIVER_DONE);
+		} while (result == PSYNC_DELIVER_DONE || result == PSYNC_DELIVER_YIELD);
+		if (result == PSYNC_DELIVER_WAIT)
+			raise_failure(*delivery);
 		if (result == PSYNC_DELIVER_IDLE)
 			break;
 

@@ -12,6 +12,7 @@
 #include "compat.h"
 #include "deliver/deliver.h"
 #include "deliver/event.h"
+#include "deliver/message.h"
 #include "stats/stats.h"
 #include "transport/registry.h"
 
@@ -120,6 +121,7 @@ static const PsyncServices services = {
 	.value_to_text = psync_value_to_text,
 	.describe_key = psync_change_describe_key,
 	.option = target_option,
+	.settle = psync_messages_settle,
 };
 
 const PsyncServices *psync_services = &services;

@@ -288,6 +288,8 @@ count_pending(PsyncSync *sync, PsyncWindowSize *size)
 											  psync_snapshot_parse(sync->position),
 											  &sync->hint);
 	PsyncPull  *pull = sync->server == NULL ? psync_pull_load(sync, false) : NULL;
+	PsyncSnapshot *window = sync->window_upto == NULL ? NULL :
+		psync_snapshot_parse(sync->window_upto);
 	PsyncChangeRows rows = {0};
 	PsyncChange change;
 	uint32		shape_id;
@@ -301,7 +303,11 @@ count_pending(PsyncSync *sync, PsyncWindowSize *size)
 
 			CHECK_FOR_INTERRUPTS();
 			if (!psync_sync_wants(sync, relid, change.origin) ||
-				(pull != NULL && psync_pull_acknowledged(pull, &change)))
+				(pull != NULL && psync_pull_acknowledged(pull, &change)) ||
+				(window != NULL && change.position <= sync->window_position &&
+				 psync_snapshot_sees(window, change.xid) &&
+				 (change.position < sync->window_position ||
+				  change.xid <= sync->window_xid)))
 				continue;
 			size->changes++;
 			size->bytes += PSYNC_CHANGE_HEADER_SIZE + sizeof(uint32) +

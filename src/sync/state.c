@@ -29,8 +29,10 @@ static const char progress_command[] =
 	" last_success = COALESCE($10, last_success), lag_at = COALESCE($11, lag_at),"
 	" changes_per_second = ($7 + $8) / GREATEST(extract(epoch FROM"
 	"  clock_timestamp() - GREATEST(saved, clock_timestamp() - interval '5 s')), 0.5)::float8,"
-	" saved = clock_timestamp()"
-	" WHERE sync = $1";
+	" saved = clock_timestamp(),"
+	" window_upto = $12::pg_snapshot, window_position = $13,"
+	" window_xid = $14::text::xid8"
+	" WHERE sync = $1 AND generation = COALESCE($15, generation)";
 
 /*
  * One statement that returns nothing, as the tables' owner.
@@ -96,14 +98,18 @@ set_hint(Datum *values, char *nulls, const PsyncReadHint *hint)
  *
  * The rate is that of the last interval, of 0.5 to 5 seconds: what a person
  * who looks at it now wants to know.
+ *
+ * False: the position was set by hand meanwhile, and ours is void.
  */
-void
+bool
 psync_sync_save_progress(const pg_uuid_t *id, const PsyncSyncProgress *progress)
 {
-	Oid			types[11] = {UUIDOID, TEXTOID, TEXTOID, OIDARRAYOID, INT8ARRAYOID,
-	INT8OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID};
-	Datum		values[11];
-	char		nulls[12] = "           ";
+	Oid			types[15] = {UUIDOID, TEXTOID, TEXTOID, OIDARRAYOID, INT8ARRAYOID,
+		INT8OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID,
+	TEXTOID, INT8OID, INT8OID, INT4OID};
+	Datum		values[15];
+	char		nulls[16] = "               ";
+	uint64		saved;
 
 	/* a hint is about a position; windows and changes only grow */
 	Assert(progress->hint == NULL || progress->position != NULL);
@@ -120,7 +126,14 @@ psync_sync_save_progress(const pg_uuid_t *id, const PsyncSyncProgress *progress)
 	values[8] = Int64GetDatum(progress->bytes);
 	set_time(&values[9], &nulls[9], progress->delivered_at);
 	set_time(&values[10], &nulls[10], progress->lag_at);
-	execute(progress_command, 11, types, values, nulls);
+	set_text(&values[11], &nulls[11], progress->window_upto);
+	values[12] = Int64GetDatum((int64) progress->window_position);
+	values[13] = Int64GetDatum((int64) progress->window_xid);
+	nulls[14] = progress->generation != NULL ? ' ' : 'n';
+	values[14] = Int32GetDatum(progress->generation ? *progress->generation : 0);
+	saved = psync_owner_execute(progress_command, 15, types, values, nulls);
+	SPI_finish();
+	return saved > 0;
 }
 
 /*
@@ -147,6 +160,7 @@ psync_sync_save_failure(const pg_uuid_t *id, const char *sqlstate,
 	execute("UPDATE payment_sync.sync_state SET errors = errors + 1,"
 			" failures = failures + 1, last_error_state = $2, last_error = $3,"
 			" last_error_detail = $4, last_error_at = clock_timestamp(),"
+			" failing_since = COALESCE(failing_since, clock_timestamp()),"
 			" retry_at = $5 WHERE sync = $1",
 			5, types, values, nulls);
 }
@@ -162,7 +176,7 @@ psync_sync_save_success(const pg_uuid_t *id)
 
 	values[0] = UUIDPGetDatum(id);
 	execute("UPDATE payment_sync.sync_state SET failures = 0, retry_at = NULL,"
-			" last_success = clock_timestamp() WHERE sync = $1",
+			" failing_since = NULL, last_success = clock_timestamp() WHERE sync = $1",
 			1, types, values, NULL);
 }
 
@@ -185,6 +199,24 @@ psync_sync_disable(const pg_uuid_t *id, const char *reason)
 	execute("UPDATE payment_sync.sync_state SET released = true,"
 			" disabled_reason = $2 WHERE sync = $1",
 			2, types, values, NULL);
+}
+
+/*
+ * Disabled because its target wants no more, or has failed for too long; its
+ * position stays, and with it the log.
+ */
+void
+psync_sync_give_up(const pg_uuid_t *id, const char *reason)
+{
+	Oid			types[2] = {UUIDOID, TEXTOID};
+	Datum		values[2];
+
+	values[0] = UUIDPGetDatum(id);
+	values[1] = CStringGetTextDatum(reason);
+	execute("UPDATE payment_sync.sync SET enabled = false WHERE id = $1",
+			1, types, values, NULL);
+	execute("UPDATE payment_sync.sync_state SET disabled_reason = $2"
+			" WHERE sync = $1", 2, types, values, NULL);
 }
 
 /*

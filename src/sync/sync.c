@@ -31,7 +31,11 @@
 	" st.retry_at, st.failures," \
 	" EXISTS (SELECT FROM payment_sync.batch b WHERE b.sync = s.id" \
 	"  AND b.state IN ('pending', 'running'))," \
-	" COALESCE(st.restart, false), st.log_full_at IS NOT NULL" \
+	" COALESCE(st.restart, false), st.log_full_at IS NOT NULL," \
+	" s.transform, st.window_upto::text, st.window_position, st.window_xid::text::int8," \
+	" st.generation, st.failing_since," \
+	" EXISTS (SELECT FROM payment_sync.unsettled u WHERE u.sync = s.id" \
+	"  AND u.state = 'parked')" \
 	" FROM payment_sync.sync s" \
 	" LEFT JOIN payment_sync.sync_state st ON st.sync = s.id AND " \
 	IN_FORCE
@@ -113,6 +117,25 @@ get_text_list(Datum value)
 	return result;
 }
 
+/* The window at hand of a target that takes messages, and how it fares. */
+static void
+get_window(HeapTuple row, TupleDesc desc, PsyncSync *sync)
+{
+	bool		isnull;
+	Datum		value;
+
+	sync->window_upto = get_string(row, desc, 19);
+	value = get_datum(row, desc, 20, &isnull);
+	sync->window_position = isnull ? 0 : (uint64) DatumGetInt64(value);
+	value = get_datum(row, desc, 21, &isnull);
+	sync->window_xid = isnull ? 0 : (uint64) DatumGetInt64(value);
+	value = get_datum(row, desc, 22, &isnull);
+	sync->generation = isnull ? 0 : DatumGetInt32(value);
+	value = get_datum(row, desc, 23, &isnull);
+	sync->failing_since = isnull ? 0 : DatumGetTimestampTz(value);
+	sync->parked = DatumGetBool(get_datum(row, desc, 24, &isnull));
+}
+
 /*
  * A row of SYNC_COLUMNS, all of it copied to the current memory context.  The
  * columns' numbers are those of that list.
@@ -146,6 +169,8 @@ sync_from_row(HeapTuple row, TupleDesc desc)
 	sync->batch_pending = DatumGetBool(get_datum(row, desc, 15, &isnull));
 	sync->restart = DatumGetBool(get_datum(row, desc, 16, &isnull));
 	sync->log_full = DatumGetBool(get_datum(row, desc, 17, &isnull));
+	sync->transform = get_string(row, desc, 18);
+	get_window(row, desc, sync);
 	return sync;
 }
 

@@ -28,6 +28,7 @@ typedef struct PsyncSync
 	List	   *exclude_origins;	/* of char * */
 	int64		log_size_max;	/* bytes; 0: payment_sync.max_log_size */
 	bool		disable_when_full;
+	char	   *transform;		/* SQL expression, or NULL */
 	/* state; has_state false: the fields below are unset */
 	bool		has_state;
 	char	   *position;		/* snapshot A as text, maybe lagging behind the
@@ -41,6 +42,13 @@ typedef struct PsyncSync
 	bool		batch_pending;	/* a batch is asked for or under way */
 	TimestampTz retry_at;		/* 0: now */
 	int32		failures;		/* in a row */
+	/* of targets that take messages: the window at hand, if it was begun */
+	char	   *window_upto;	/* its B as text, or NULL */
+	uint64		window_position;	/* up to here (and xid) all is settled */
+	uint64		window_xid;
+	int32		generation;		/* changed when the position was set by hand */
+	TimestampTz failing_since;	/* 0: not failing */
+	bool		parked;			/* there are parked events */
 	bool		log_full;		/* was seen to hold back too much of the log */
 } PsyncSync;
 
@@ -56,6 +64,11 @@ typedef struct PsyncSyncProgress
 	int64		bytes;
 	TimestampTz delivered_at;	/* 0: leave */
 	TimestampTz lag_at;			/* "at" of the last delivered change; 0: leave */
+	/* targets that take messages only */
+	const char *window_upto;	/* NULL: no window is begun */
+	uint64		window_position;
+	uint64		window_xid;
+	const int32 *generation;	/* must still be this; NULL: any */
 } PsyncSyncProgress;
 
 /*
@@ -69,13 +82,14 @@ extern List *psync_sync_list_runnable(void);	/* of PsyncSync *, with server,
 extern List *psync_sync_list_with_state(void);	/* of PsyncSync * */
 extern List *psync_sync_list_positions(void);	/* of PsyncSnapshot *: A of
 												 * every sync with a state */
-extern void psync_sync_save_progress(const pg_uuid_t *id,
+extern bool psync_sync_save_progress(const pg_uuid_t *id,
 									 const PsyncSyncProgress *progress);
 extern void psync_sync_save_failure(const pg_uuid_t *id, const char *sqlstate,
 									const char *message, const char *detail,
 									TimestampTz retry_at);
 extern void psync_sync_save_success(const pg_uuid_t *id);	/* failures := 0 */
 extern void psync_sync_disable(const pg_uuid_t *id, const char *reason);
+extern void psync_sync_give_up(const pg_uuid_t *id, const char *reason);
 
 /*
  * Warn of syncs that hold back too much of the log, or disable them, as they

@@ -552,6 +552,7 @@ start_anew(const PsyncSync *sync, bool batch)
 		" ON CONFLICT (sync) DO UPDATE SET position = excluded.position, restart = true,"
 		" target_position = NULL, hint_filenode = DEFAULT, hint_block = DEFAULT,"
 		" pull_upto = NULL, pull_position = 0, pull_xid = DEFAULT,"
+		" window_upto = NULL, generation = sync_state.generation + 1, failing_since = NULL,"
 		" pull_window = sync_state.pull_window + 1, released = false, log_full_at = NULL,"
 		" failures = 0, retry_at = NULL, disabled_reason = NULL",
 		2, types, values, NULL);
@@ -623,7 +624,7 @@ payment_sync_enable_sync(PG_FUNCTION_ARGS)
 
 	values[0] = UUIDPGetDatum(&sync->id);
 	run("UPDATE payment_sync.sync SET enabled = true WHERE id = $1", 1, types, values, NULL);
-	run("UPDATE payment_sync.sync_state SET failures = 0, retry_at = NULL,"
+	run("UPDATE payment_sync.sync_state SET failures = 0, retry_at = NULL, failing_since = NULL,"
 		" disabled_reason = NULL WHERE sync = $1", 1, types, values, NULL);
 	psync_definition_changed();
 	PG_RETURN_VOID();

@@ -253,6 +253,11 @@ psync_serve_pass(void)
 
 		if (ProcDiePending)
 			return false;
+		if (served->wake_at != 0 && served->wake_at <= now)
+		{
+			served->wake_at = 0;
+			psync_served_mark(served, now);
+		}
 		if (!psync_served_due(served, now))
 			continue;
 
@@ -332,6 +337,8 @@ psync_serve_next_time(void)
 
 		if (served->pending)
 			next = Min(next, served->not_before);
+		else if (served->wake_at != 0)
+			next = Min(next, Max(served->wake_at, served->not_before));
 		if (since != 0)
 			next = Min(next, psync_after(since, PSYNC_SAVE_MS));
 	}

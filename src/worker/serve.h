@@ -41,6 +41,7 @@ typedef struct PsyncServed
 	bool		pending;		/* may have something to deliver */
 	TimestampTz pending_since;	/* valid if pending */
 	TimestampTz not_before;		/* no turn before; 0: now */
+	TimestampTz wake_at;		/* pending then without any message; 0: never */
 	uint64		pass;			/* the pass in which it last had a turn */
 	int			failures;		/* in a row */
 	bool		unrecorded;		/* the table lacks the last failure */

@@ -37,6 +37,7 @@ psync_turn_release(PsyncServed *served, TimestampTz not_before)
 		psync_delivery_close(delivery);
 	psync_sync_unlock(&served->id);
 	served->owned = false;
+	served->wake_at = 0;
 	served->not_before = not_before;
 }
 
@@ -133,6 +134,30 @@ psync_turn_pace(PsyncServed *served)
 }
 
 /*
+ * The target is down, as the delivery has recorded.  It stays open: what it
+ * was about to send is to be the same next time.
+ */
+static void
+psync_turn_wait(PsyncServed *served)
+{
+	PsyncDeliveryFailure failure;
+	TimestampTz now = GetCurrentTimestamp();
+
+	psync_delivery_failure(served->delivery, &failure);
+	served->failures = failure.failures;
+	served->not_before = failure.retry_at;
+	served->pending = true;
+	served->pending_since = now;
+	ereport(WARNING,
+			(errcode(failure.sqlerrcode),
+			 errmsg("sync \"%s\" failed: %s", served->name, failure.message),
+			 failure.detail ? errdetail_internal("%s", failure.detail) : 0,
+			 errcontext("failure %d in a row, next attempt in %lld ms",
+						failure.failures,
+						(long long) Max(failure.retry_at - now, 0) / 1000)));
+}
+
+/*
  * Deliver windows until there is none, or the turn is over.  "Pending" is
  * cleared only here, after a look that began when all messages taken so far
  * had been heard: changes committed since then have set a new one.
@@ -155,6 +180,17 @@ psync_turn_deliver(PsyncServed *served)
 		if (result == PSYNC_DELIVER_IDLE)
 		{
 			served->pending = false;
+			served->wake_at = psync_delivery_wake_at(served->delivery);
+			return;
+		}
+		if (result == PSYNC_DELIVER_WAIT)
+		{
+			psync_turn_wait(served);
+			return;
+		}
+		if (result == PSYNC_DELIVER_YIELD)
+		{
+			served->pending_since = GetCurrentTimestamp();
 			return;
 		}
 		Assert(result == PSYNC_DELIVER_DONE);
