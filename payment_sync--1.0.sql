@@ -112,8 +112,10 @@ CREATE TABLE payment_sync.sync (
 );
 COMMENT ON TABLE payment_sync.sync IS 'syncs: definition';
 
+-- No foreign key between tables that pg_dump keeps: pg_restore --jobs may load
+-- them in any order, and the key is there already.
 CREATE TABLE payment_sync.sync_table (
-	sync uuid NOT NULL REFERENCES payment_sync.sync ON DELETE CASCADE,
+	sync uuid NOT NULL,
 	relid regclass NOT NULL,
 	target_schema name,
 	target_table name,

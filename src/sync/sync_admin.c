@@ -483,6 +483,7 @@ update_sync(FunctionCallInfo fcinfo, const PsyncSync *sync)
 	Oid			types[6] = {UUIDOID, NAMEOID, NAMEOID, TEXTARRAYOID, TEXTOID, INT8OID};
 	Datum		values[6];
 	char		nulls[7] = "      ";
+	uint64		updated;
 
 	values[0] = UUIDPGetDatum(&sync->id);
 	for (int i = 0; i < lengthof(arguments); i++)
@@ -496,11 +497,18 @@ update_sync(FunctionCallInfo fcinfo, const PsyncSync *sync)
 
 		values[5] = Int64GetDatum(size[0] == '\0' ? -1 : parse_size(size));
 	}
-	run("UPDATE payment_sync.sync SET name = COALESCE($2, name),"
-		" server = COALESCE($3, server), exclude_origins = COALESCE($4, exclude_origins),"
-		" on_log_full = COALESCE($5, on_log_full),"
-		" max_log_size = NULLIF(COALESCE($6, max_log_size), -1) WHERE id = $1",
-		6, types, values, nulls);
+	updated = psync_owner_execute("UPDATE payment_sync.sync SET name = COALESCE($2, name),"
+								  " server = COALESCE($3, server), exclude_origins = COALESCE($4, exclude_origins),"
+								  " on_log_full = COALESCE($5, on_log_full),"
+								  " max_log_size = NULLIF(COALESCE($6, max_log_size), -1) WHERE id = $1",
+								  6, types, values, nulls);
+	SPI_finish();
+
+	/* its row is locked from here on: nothing is added to a sync that is gone */
+	if (updated == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("sync \"%s\" was dropped concurrently", sync->name)));
 }
 
 /*
@@ -670,6 +678,7 @@ payment_sync_drop_sync(PG_FUNCTION_ARGS)
 	sync = psync_sync_get_own(NameStr(*PG_GETARG_NAME(0)));
 	values[0] = UUIDPGetDatum(&sync->id);
 	run("DELETE FROM payment_sync.sync WHERE id = $1", 1, types, values, NULL);
+	run("DELETE FROM payment_sync.sync_table WHERE sync = $1", 1, types, values, NULL);
 	psync_definition_changed();
 	PG_RETURN_VOID();
 }
