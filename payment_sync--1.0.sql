@@ -798,6 +798,39 @@ CREATE FUNCTION payment_sync.cancel_reconciliation(run bigint) RETURNS boolean
 COMMENT ON FUNCTION payment_sync.cancel_reconciliation(bigint) IS
 	'ends a run after the step at hand; true if there was something left to do';
 
+CREATE FUNCTION payment_sync.repair(
+	name name,
+	run bigint DEFAULT NULL,
+	rel regclass DEFAULT NULL,
+	dry_run boolean DEFAULT false,
+	OUT "table" regclass, OUT key jsonb, OUT kind text, OUT operation text,
+	OUT "row" jsonb) RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'payment_sync_repair'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.repair(name, bigint, regclass, boolean) IS
+	'sends what the source has for each open discrepancy of a run; with dry_run, only says what it would send';
+
+CREATE FUNCTION payment_sync.accept_discrepancy(id bigint, reason text) RETURNS void
+	AS 'MODULE_PATHNAME', 'payment_sync_accept_discrepancy'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.accept_discrepancy(bigint, text) IS
+	'a discrepancy may stay as it is, for a reason; it is open again if it changes';
+
+CREATE FUNCTION payment_sync.control_totals(
+	name name,
+	rel regclass,
+	group_by name[] DEFAULT '{}',
+	sum name[] DEFAULT '{}',
+	condition text DEFAULT NULL,
+	server name DEFAULT NULL,
+	max_wait interval DEFAULT '10 s',
+	OUT "group" jsonb, OUT measure text, OUT source numeric, OUT target numeric,
+	OUT difference numeric, OUT in_flight bigint) RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'payment_sync_control_totals'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.control_totals(name, regclass, name[], name[], text, name, interval) IS
+	'rows and sums per group, on both sides, as of one position';
+
 CREATE VIEW payment_sync.reconciliations WITH (security_barrier = true) AS
 	SELECT r.run, r.sync_name AS sync, r.relid::regclass AS "table",
 		NULLIF(r.other, 0)::regclass AS other, r.state,

@@ -494,27 +494,6 @@ psync_delivery_shape(PsyncDelivery *delivery, uint32 id)
 	return shape;
 }
 
-/*
- * Is the sync to leave changes of this origin out?  "*" stands for all that
- * were not made here; local changes always go.
- */
-static bool
-origin_excluded(PsyncDelivery *delivery, const char *origin)
-{
-	ListCell   *lc;
-
-	if (origin == NULL)
-		return false;
-	foreach(lc, delivery->sync->exclude_origins)
-	{
-		const char *excluded = lfirst(lc);
-
-		if (strcmp(excluded, "*") == 0 || strcmp(excluded, origin) == 0)
-			return true;
-	}
-	return false;
-}
-
 /* Fill in shape and table; false if the change does not concern the sync. */
 bool
 psync_delivery_resolve(PsyncDelivery *delivery, PsyncChange *change, uint32 shape_id)
@@ -522,7 +501,7 @@ psync_delivery_resolve(PsyncDelivery *delivery, PsyncChange *change, uint32 shap
 	PsyncTableEntry *entry;
 	Oid			relid = shape_id;
 
-	if (origin_excluded(delivery, change->origin))
+	if (psync_sync_excludes(delivery->sync, change->origin))
 		return false;
 	if (change->op != PSYNC_TRUNCATE)
 	{

@@ -255,17 +255,17 @@ read_source(void *arg)
 	read->rows = psync_side_collect_here(side);
 }
 
-/* Steps 1 to 4 of the header comment; the differences, touched or not. */
-static PsyncDifference *
-examine_with_log(PsyncReconcile *rec, const char *source, const char *other, int *n)
+/*
+ * Steps 1 to 4 of the header comment, for these two queries.  The reader is
+ * open on the log from P to B when this returns; the caller gives it to
+ * psync_read_end().
+ */
+void
+psync_read_begin(PsyncReconcile *rec, const char *source, const char *other,
+				 PsyncBothRows *both)
 {
 	PsyncSourceRead read = {rec, source, NULL};
 	PsyncSync  *sync;
-	PsyncRows  *rows;
-	bool		batch;
-	const char *position;
-	PsyncReader *reader;
-	PsyncDifference *differences;
 
 	lock_log(true);
 	sync = psync_sync_load(&rec->run->sync);
@@ -273,32 +273,74 @@ examine_with_log(PsyncReconcile *rec, const char *source, const char *other, int
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("sync \"%s\" does not exist any more", rec->sync->name)));
-	batch = batch_under_way(rec);
-	rows = psync_side_query(&rec->side[PSYNC_OTHER], other);
-	rec->counts.rows_moved += rows->nrows - 1;
-	position = choose_position(rec, sync, psync_rows_position(rows));
+	both->undecidable = batch_under_way(rec);
+	both->rows[PSYNC_OTHER] = psync_side_query(&rec->side[PSYNC_OTHER], other);
+	rec->counts.rows_moved += both->rows[PSYNC_OTHER]->nrows - 1;
+	both->position = choose_position(rec, sync,
+									 psync_rows_position(both->rows[PSYNC_OTHER]));
+	both->undecidable |= both->position == NULL;
 
-	reader = psync_reader_create(CurrentMemoryContext,
-								 psync_snapshot_parse(position ? position : PSYNC_BEFORE_ALL),
-								 position ? &sync->hint : NULL);
-	(void) psync_reader_open(reader, NULL, read_source, &read);
-	differences = psync_rows_compare(rec, read.rows, rows, n);
+	both->reader = psync_reader_create(CurrentMemoryContext,
+									   psync_snapshot_parse(both->position ? both->position : PSYNC_BEFORE_ALL),
+									   both->position ? &sync->hint : NULL);
+	(void) psync_reader_open(both->reader, NULL, read_source, &read);
+	both->rows[PSYNC_SOURCE] = read.rows;
+}
+
+void
+psync_read_end(PsyncReconcile *rec, PsyncBothRows *both)
+{
+	psync_reader_free(both->reader);
+	lock_log(false);
+}
+
+/* The differences, touched or not. */
+static PsyncDifference *
+examine_with_log(PsyncReconcile *rec, const char *source, const char *other, int *n)
+{
+	PsyncBothRows both;
+	PsyncDifference *differences;
+
+	psync_read_begin(rec, source, other, &both);
+	differences = psync_rows_compare(rec, both.rows[PSYNC_SOURCE],
+									 both.rows[PSYNC_OTHER], n);
 	if (*n > 0)
 	{
 		/* keys in the log are to look as those that were read */
 		int			guc_level = psync_text_settings();
 
-		touch_by_log(rec, reader, differences, *n);
+		touch_by_log(rec, both.reader, differences, *n);
 		AtEOXact_GUC(true, guc_level);
 	}
-	psync_reader_free(reader);
-	lock_log(false);
+	psync_read_end(rec, &both);
 
-	if (position == NULL || batch)
+	if (both.undecidable)
 		touch_all(differences, *n);
 	else
-		rec->position = MemoryContextStrdup(rec->context, position);
+		rec->position = MemoryContextStrdup(rec->context, both.position);
 	return differences;
+}
+
+/* How many changes of the table lie between P and B. */
+int64
+psync_read_count_changes(PsyncReconcile *rec, PsyncBothRows *both)
+{
+	List	   *shapes = NIL;
+	PsyncChange change;
+	uint32		shape_id;
+	int64		n = 0;
+
+	while (psync_reader_next(both->reader, &change, &shape_id))
+	{
+		Oid			relid = change.op == PSYNC_TRUNCATE ? (Oid) shape_id :
+			get_shape(&shapes, shape_id)->relid;
+
+		CHECK_FOR_INTERRUPTS();
+		if (relid == rec->run->relid &&
+			psync_sync_wants(rec->sync, relid, change.origin))
+			n++;
+	}
+	return n;
 }
 
 static PsyncDifference *
@@ -393,8 +435,8 @@ settle_round(PsyncReconcile *rec)
 	}
 }
 
-static void
-pause_ms(long ms)
+void
+psync_pause_ms(long ms)
 {
 	int			rc = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 							   ms, psync_wait_event(PSYNC_WAIT_TARGET));
@@ -424,7 +466,7 @@ psync_settle(PsyncReconcile *rec)
 		rec->counts.in_flight = psync_store_count_suspects(rec);
 		if (rec->counts.in_flight == 0 || GetCurrentTimestamp() >= deadline)
 			return;
-		pause_ms(pause);
+		psync_pause_ms(pause);
 		pause = Min(2 * pause, PSYNC_PAUSE_MAX);
 	}
 }

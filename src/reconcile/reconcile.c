@@ -22,9 +22,7 @@
  *	side.c		queries on a side		compare.c	rows of two results
  *	query.c		their SQL				recheck.c	what is on its way; verdicts
  *	store.c		our tables				request.c	the SQL functions that run
- *	discrepancy.c	what became of them		repair.c	mending
- *	totals.c	control totals			report.c	HTML
- *	background.c	processes, schedule
+ *	repair.c	mending, accepting		totals.c	control totals
  */
 #include "postgres.h"
 
@@ -237,6 +235,51 @@ reconcile_table(int64 number, Oid relid, PsyncReconcileNext next)
 							 strcmp(rec->run->state, "running") == 0))
 		run_table_and_close(rec);
 	MemoryContextDelete(rec->context);
+}
+
+/*
+ * Both sides of a table, opened and described, for who wants to look without
+ * a run.  "run" says at what; it must last as long as the result.
+ */
+PsyncReconcile *
+psync_look_open(PsyncSync *sync, Oid relid, PsyncRun *run)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "payment_sync reconciliation",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	PsyncReconcile *rec = palloc0(sizeof(PsyncReconcile));
+
+	rec->context = context;
+	rec->run = run;
+	rec->sync = sync;
+	run->relid = relid;
+	run->sync = sync->id;
+	run->has_sync = true;
+	run->owner = sync->owner;
+	set_sides(rec);
+	psync_deliver_reading = true;
+	PG_TRY();
+	{
+		psync_side_open(rec, run->server);
+		psync_table_describe(rec);
+	}
+	PG_CATCH();
+	{
+		psync_look_close(rec);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(old);
+	return rec;
+}
+
+/* Closes, but leaves the memory to the caller's context. */
+void
+psync_look_close(PsyncReconcile *rec)
+{
+	psync_deliver_reading = false;
+	psync_side_close(&rec->side[PSYNC_OTHER]);
 }
 
 /* -------------------------------------------------------------------- runs */

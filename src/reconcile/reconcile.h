@@ -36,6 +36,9 @@
 #ifndef PSYNC_RECONCILE_H
 #define PSYNC_RECONCILE_H
 
+#include "fmgr.h"
+#include "utils/tuplestore.h"
+
 #include "sync/sync.h"
 #include "transport/payment_sync_transport.h"
 
@@ -237,6 +240,21 @@ extern PsyncDifference *psync_rows_compare(PsyncReconcile *rec,
 extern const char *psync_rows_position(const PsyncRows *rows);
 
 /* recheck.c */
+
+/* Both sides' rows, and the log between them. */
+typedef struct PsyncBothRows
+{
+	PsyncRows  *rows[2];
+	const char *position;		/* P; NULL: the sync has none */
+	bool		undecidable;	/* rows may come without a change */
+	PsyncReader *reader;		/* open from P to B */
+} PsyncBothRows;
+
+extern void psync_read_begin(PsyncReconcile *rec, const char *source,
+							 const char *other, PsyncBothRows *both);
+extern void psync_read_end(PsyncReconcile *rec, PsyncBothRows *both);
+extern int64 psync_read_count_changes(PsyncReconcile *rec, PsyncBothRows *both);
+extern void psync_pause_ms(long ms);
 extern void psync_examine_cells(PsyncReconcile *rec, List *cells);
 extern void psync_examine_keys(PsyncReconcile *rec, char ***keys, int nkeys);
 extern void psync_settle(PsyncReconcile *rec);
@@ -257,7 +275,19 @@ extern char ***psync_store_take_suspects(PsyncReconcile *rec, int64 upto, int *n
 extern int64 psync_store_count_suspects(PsyncReconcile *rec);
 
 /* reconcile.c */
+
+/* A reconciliation that only looks, for others of this folder. */
+extern PsyncReconcile *psync_look_open(PsyncSync *sync, Oid relid, PsyncRun *run);
+extern void psync_look_close(PsyncReconcile *rec);
 extern void psync_reconcile_run(int64 run, PsyncReconcileNext next);
 extern void psync_reconcile_pause(PsyncReconcile *rec);
+
+
+/* request.c */
+extern PsyncSync *psync_reconcile_sync(const char *name);
+extern void psync_check_reconcile_transaction(const char *function);
+extern Tuplestorestate *psync_result_begin(FunctionCallInfo fcinfo, TupleDesc *desc);
+extern void psync_result_put_spi(Tuplestorestate *store, TupleDesc desc);
+extern int64 psync_interval_ms(const Interval *interval);
 
 #endif							/* PSYNC_RECONCILE_H */

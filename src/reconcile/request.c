@@ -17,6 +17,7 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
 #include "compat.h"
@@ -93,8 +94,6 @@ static const char result_command[] =
 	" different, in_flight, started, finished, position"
 	" FROM payment_sync.reconciliation WHERE run = $1 ORDER BY relid";
 
-#define NATTS_RESULT	12
-
 /* ---------------------------------------------------------------- requests */
 
 static int64
@@ -123,7 +122,20 @@ check_digest(FunctionCallInfo fcinfo, int arg)
 				 errhint("Valid values are \"hash\" and \"sha256\".")));
 }
 
-/* A sync of the caller's whose target may be readable. */
+/* A sync of the caller's that has a target. */
+PsyncSync *
+psync_reconcile_sync(const char *name)
+{
+	PsyncSync  *sync = psync_sync_get_own(name);
+
+	if (sync->server == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("sync \"%s\" has no target", sync->name),
+				 errhint("Load what the consumer reports into a table, and compare with payment_sync.reconcile_with().")));
+	return sync;
+}
+
 static PsyncSync *
 get_sync(FunctionCallInfo fcinfo)
 {
@@ -133,12 +145,7 @@ get_sync(FunctionCallInfo fcinfo)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("argument \"name\" must not be null")));
-	sync = psync_sync_get_own(NameStr(*PG_GETARG_NAME(ARG_NAME)));
-	if (sync->server == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("sync \"%s\" has no target", sync->name),
-				 errhint("Load what the consumer reports into a table, and compare with payment_sync.reconcile_with().")));
+	sync = psync_reconcile_sync(NameStr(*PG_GETARG_NAME(ARG_NAME)));
 	if (!PG_ARGISNULL(ARG_SERVER))
 		psync_check_server_usage(NameStr(*PG_GETARG_NAME(ARG_SERVER)));
 	return sync;
@@ -253,53 +260,67 @@ request_with(FunctionCallInfo fcinfo)
 
 /* ----------------------------------------------------------------- results */
 
-/* The rows of the run, as the function's result. */
-static void
-return_run(FunctionCallInfo fcinfo, int64 run)
+/* An empty result of a function that returns rows, to be filled in. */
+Tuplestorestate *
+psync_result_begin(FunctionCallInfo fcinfo, TupleDesc *desc)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	MemoryContext per_query = rsinfo->econtext->ecxt_per_query_memory;
-	MemoryContext old = MemoryContextSwitchTo(per_query);
-	TupleDesc	desc;
+	MemoryContext old;
 	Tuplestorestate *store;
-	Oid			types[1] = {INT8OID};
-	Datum		args[1];
-
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	desc = CreateTupleDescCopy(desc);
-	store = tuplestore_begin_heap(true, false, work_mem);
-	MemoryContextSwitchTo(old);
-
-	args[0] = Int64GetDatum(run);
-	(void) psync_owner_execute(result_command, 1, types, args, NULL);
-	Assert(SPI_tuptable->tupdesc->natts == NATTS_RESULT);
-	for (uint64 i = 0; i < SPI_processed; i++)
-	{
-		Datum		values[NATTS_RESULT];
-		bool		nulls[NATTS_RESULT];
-
-		for (int c = 0; c < NATTS_RESULT; c++)
-			values[c] = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
-									  c + 1, &nulls[c]);
-		tuplestore_putvalues(store, desc, values, nulls);
-	}
-	SPI_finish();
-	rsinfo->returnMode = SFRM_Materialize;
-	rsinfo->setResult = store;
-	rsinfo->setDesc = desc;
-}
-
-static void
-check_set_caller(FunctionCallInfo fcinfo)
-{
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
 
 	if (rsinfo == NULL || !IsA(rsinfo, ReturnSetInfo) ||
 		(rsinfo->allowedModes & SFRM_Materialize) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("set-valued function called in context that cannot accept a set")));
+	old = MemoryContextSwitchTo(rsinfo->econtext->ecxt_per_query_memory);
+	if (get_call_result_type(fcinfo, NULL, desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	*desc = CreateTupleDescCopy(*desc);
+	store = tuplestore_begin_heap(true, false, work_mem);
+	MemoryContextSwitchTo(old);
+	rsinfo->returnMode = SFRM_Materialize;
+	rsinfo->setResult = store;
+	rsinfo->setDesc = *desc;
+	return store;
+}
+
+/* Put what SPI has just returned into the result. */
+void
+psync_result_put_spi(Tuplestorestate *store, TupleDesc desc)
+{
+	int			natts = desc->natts;
+	Datum	   *values = palloc(natts * sizeof(Datum));
+	bool	   *nulls = palloc(natts * sizeof(bool));
+
+	Assert(SPI_tuptable->tupdesc->natts == natts);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		for (int c = 0; c < natts; c++)
+			values[c] = SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+									  c + 1, &nulls[c]);
+		tuplestore_putvalues(store, desc, values, nulls);
+	}
+}
+
+/* The rows of the run, as the function's result. */
+static void
+return_run(Tuplestorestate *store, TupleDesc desc, int64 run)
+{
+	Oid			types[1] = {INT8OID};
+	Datum		args[1];
+
+	args[0] = Int64GetDatum(run);
+	(void) psync_owner_execute(result_command, 1, types, args, NULL);
+	psync_result_put_spi(store, desc);
+	SPI_finish();
+}
+
+int64
+psync_interval_ms(const Interval *interval)
+{
+	return interval->time / 1000 +
+		(interval->day + (int64) interval->month * DAYS_PER_MONTH) * (USECS_PER_DAY / 1000);
 }
 
 /*
@@ -307,8 +328,8 @@ check_set_caller(FunctionCallInfo fcinfo)
  * changes that are not committed, or a snapshot from before, would look like
  * differences.
  */
-static void
-check_transaction(const char *function)
+void
+psync_check_reconcile_transaction(const char *function)
 {
 	if (IsolationUsesXactSnapshot())
 		ereport(ERROR,
@@ -332,13 +353,14 @@ check_transaction(const char *function)
 Datum
 payment_sync_reconcile(PG_FUNCTION_ARGS)
 {
+	TupleDesc	desc;
+	Tuplestorestate *store = psync_result_begin(fcinfo, &desc);
 	int64		run;
 
-	check_set_caller(fcinfo);
-	check_transaction("reconcile");
+	psync_check_reconcile_transaction("reconcile");
 	run = request_run(fcinfo);
 	psync_reconcile_run(run, NULL);
-	return_run(fcinfo, run);
+	return_run(store, desc, run);
 	return (Datum) 0;
 }
 
@@ -349,16 +371,17 @@ payment_sync_reconcile(PG_FUNCTION_ARGS)
 Datum
 payment_sync_reconcile_with(PG_FUNCTION_ARGS)
 {
+	TupleDesc	desc;
+	Tuplestorestate *store = psync_result_begin(fcinfo, &desc);
 	int64		run;
 
-	check_set_caller(fcinfo);
 	if (PG_ARGISNULL(WITH_REL) || PG_ARGISNULL(WITH_OTHER))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("arguments \"rel\" and \"other\" must not be null")));
 	run = request_with(fcinfo);
 	psync_reconcile_run(run, NULL);
-	return_run(fcinfo, run);
+	return_run(store, desc, run);
 	return (Datum) 0;
 }
 
@@ -424,7 +447,7 @@ payment_sync_run_reconciliation(PG_FUNCTION_ARGS)
 				 errdetail("It commits after each step."),
 				 errhint("Call it by itself, in autocommit mode.")));
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
-	check_transaction("run_reconciliation");
+	psync_check_reconcile_transaction("run_reconciliation");
 	run = run_argument(fcinfo);
 	values[0] = Int64GetDatum(run);
 	(void) psync_owner_execute("UPDATE payment_sync.reconciliation SET state = 'pending'"

@@ -259,8 +259,9 @@ psync_run_finish(PsyncReconcile *rec)
 	if (rec->run->where != NULL || rec->run->recent || rec->run->after != NULL ||
 		rec->run->upto != NULL || rec->run->tolerance != NULL)
 		return;
-	(void) execute_run(rec, "UPDATE payment_sync.discrepancy d SET state = 'gone',"
-					   " changed_at = clock_timestamp(), changed_by = NULL"
+	(void) execute_run(rec, "UPDATE payment_sync.discrepancy d SET state ="
+					   " CASE d.state WHEN 'repairing' THEN 'repaired' ELSE 'gone' END,"
+					   " changed_at = clock_timestamp()"
 					   " FROM payment_sync.reconciliation r WHERE r.run = $1 AND r.relid = $2"
 					   " AND d.relid = r.relid AND d.other = r.other"
 					   " AND d.sync IS NOT DISTINCT FROM r.sync"

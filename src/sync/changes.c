@@ -225,14 +225,8 @@ psync_sync_wants(const PsyncSync *sync, Oid relid, const char *origin)
 {
 	ListCell   *lc;
 
-	if (origin != NULL)
-	{
-		foreach(lc, sync->exclude_origins)
-		{
-			if (strcmp(lfirst(lc), "*") == 0 || strcmp(lfirst(lc), origin) == 0)
-				return false;
-		}
-	}
+	if (psync_sync_excludes(sync, origin))
+		return false;
 	foreach(lc, sync->tables)
 	{
 		if (((PsyncTable *) lfirst(lc))->relid == relid)

@@ -332,6 +332,29 @@ psync_log_claim(void)
 }
 
 /*
+ * "*" stands for all that were not made here; local changes always go.  A
+ * repair is for one sync, whatever that one excludes.
+ */
+bool
+psync_sync_excludes(const PsyncSync *sync, const char *origin)
+{
+	ListCell   *lc;
+
+	if (origin == NULL)
+		return false;
+	if (strncmp(origin, PSYNC_ORIGIN_REPAIR, strlen(PSYNC_ORIGIN_REPAIR)) == 0)
+		return strcmp(origin + strlen(PSYNC_ORIGIN_REPAIR), sync->id_text) != 0;
+	foreach(lc, sync->exclude_origins)
+	{
+		const char *excluded = lfirst(lc);
+
+		if (strcmp(excluded, "*") == 0 || strcmp(excluded, origin) == 0)
+			return true;
+	}
+	return false;
+}
+
+/*
  * The identity of this change log, in the current memory context.  Targets
  * record it with the position: the same text from another log would mean
  * something else.

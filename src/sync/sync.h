@@ -97,6 +97,14 @@ extern void psync_sync_give_up(const pg_uuid_t *id, const char *reason);
  */
 extern void psync_log_limit_check(void);
 
+/*
+ * Changes of this origin are not delivered by the sync: because it says so, or
+ * because they were logged to repair another sync's target.
+ */
+#define PSYNC_ORIGIN_REPAIR		"repair:"	/* followed by the sync's id */
+
+extern bool psync_sync_excludes(const PsyncSync *sync, const char *origin);
+
 /* Identity of this change log: a uuid made at CREATE EXTENSION, as text. */
 extern char *psync_log_identity(void);
 extern void psync_log_claim(void);
