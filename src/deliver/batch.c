@@ -118,6 +118,8 @@ build_query(const PsyncBatch *batch, bool bounded)
 {
 	StringInfoData buf;
 
+	Assert(batch->shape->ncolumns > 0 && batch->shape->nkeys > 0);
+
 	initStringInfo(&buf);
 	appendStringInfoString(&buf, "SELECT ");
 	for (int i = 0; i < batch->shape->ncolumns; i++)
@@ -189,6 +191,8 @@ static bool
 cursor_fits(PsyncDelivery *delivery, uint32 shape_id, const PsyncShape *now)
 {
 	const PsyncShape *then = psync_delivery_shape(delivery, shape_id);
+
+	Assert(shape_id != 0);
 
 	if (then->nkeys != now->nkeys)
 		return false;
@@ -375,6 +379,8 @@ psync_batch_load(PsyncDelivery *delivery)
 void
 psync_batch_free(PsyncBatch *batch)
 {
+	Assert(batch->context != NULL);
+
 	MemoryContextDelete(batch->context);
 }
 
@@ -410,6 +416,7 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 	resetStringInfo(&batch->upto);
 	psync_old_part_append(&batch->upto, batch->encoder, slot,
 						  receiver->key_columns);
+	Assert(size > 0 && batch->nrows <= PSYNC_CHUNK_ROWS_MAX);
 	batch->full = batch->nrows == PSYNC_CHUNK_ROWS_MAX ||
 		batch->rows.len >= PSYNC_CHUNK_ROWS_BYTES;
 	return !batch->full;
@@ -619,6 +626,9 @@ psync_batch_delivered(PsyncDelivery *delivery, PsyncBatch *batch)
 	char		nulls[7] = "      ";
 	bytea	   *cursor = palloc(VARHDRSZ + batch->upto.len);
 	uint64		updated;
+
+	Assert(!delivery->window_begun);
+	Assert(!batch->full || batch->upto.len > 0);
 
 	SET_VARSIZE(cursor, VARHDRSZ + batch->upto.len);
 	memcpy(VARDATA(cursor), batch->upto.data, batch->upto.len);

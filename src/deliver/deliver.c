@@ -220,6 +220,8 @@ index_tables(PsyncDelivery *delivery)
 {
 	ListCell   *lc;
 
+	Assert(delivery->tables != NULL);
+
 	foreach(lc, delivery->sync->tables)
 	{
 		PsyncTable *table = lfirst(lc);
@@ -378,6 +380,8 @@ adopt_position(PsyncDelivery *delivery, const char *remote)
 	PsyncSnapshot *now;
 	MemoryContext old;
 
+	Assert(delivery->target != NULL && !delivery->window_begun);
+
 	if (remote == NULL)
 	{
 		if (ours != NULL)
@@ -452,6 +456,8 @@ ensure_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 {
 	PsyncWindowInfo info;
 
+	Assert(delivery->target != NULL);
+
 	if (delivery->window_begun)
 		return;
 	info.changes = size->changes;
@@ -500,6 +506,8 @@ psync_delivery_resolve(PsyncDelivery *delivery, PsyncChange *change, uint32 shap
 {
 	PsyncTableEntry *entry;
 	Oid			relid = shape_id;
+
+	Assert(change->shape == NULL && change->table == NULL);
 
 	if (psync_sync_excludes(delivery->sync, change->origin))
 		return false;
@@ -641,6 +649,8 @@ save_progress(PsyncDelivery *delivery)
 void
 psync_delivery_save(PsyncDelivery *delivery)
 {
+	Assert(!delivery->window_begun);
+
 	if (psync_delivery_unsaved_since(delivery) == 0)
 		return;
 	stepping = delivery;

@@ -58,6 +58,8 @@ bytes_to_hex(const char *value, int32 size)
 {
 	char	   *result = palloc(2 + 2 * size + 1);
 
+	Assert(size >= 0);
+
 	memcpy(result, "\\x", 2);
 	hex_encode(value, size, result + 2);
 	result[2 + 2 * size] = '\0';

@@ -45,6 +45,8 @@ PG_FUNCTION_INFO_V1(payment_sync_release_table);
 static void
 refuse(Relation rel, const char *what, const char *why)
 {
+	Assert(what != NULL && why != NULL);
+
 	ereport(ERROR,
 			(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 			 errmsg("cannot capture %s \"%s\"", what, RelationGetRelationName(rel)),
@@ -84,6 +86,8 @@ check_kind(Relation rel)
 static void
 check_place(Relation rel)
 {
+	Assert(RELKIND_HAS_STORAGE(rel->rd_rel->relkind) || rel->rd_rel->relkind == RELKIND_PARTITIONED_TABLE);
+
 	if (rel->rd_rel->relpersistence == RELPERSISTENCE_TEMP)
 		refuse(rel, "temporary table", "Its rows vanish at the end of the session.");
 	if (IsCatalogRelation(rel) || IsToastRelation(rel) ||
@@ -143,6 +147,8 @@ static bool
 is_key_index(Relation rel, Relation index)
 {
 	Form_pg_index form = index->rd_index;
+
+	Assert(index->rd_index->indrelid == RelationGetRelid(rel));
 
 	if (!form->indisunique || !form->indimmediate || !form->indisvalid ||
 		form->indisexclusion ||
@@ -225,6 +231,8 @@ psync_find_key(Relation rel, List *names)
 		}
 		index_close(index, AccessShareLock);
 	}
+	Assert(names == NIL || list_length(result) == 0 ||
+		   list_length(result) == list_length(names));
 	return result;
 }
 
@@ -328,6 +336,8 @@ check_key_captured(List *columns, List *key)
 {
 	ListCell   *lc;
 
+	Assert(key != NIL);
+
 	if (columns == NIL)
 		return;
 	foreach(lc, key)
@@ -421,6 +431,7 @@ payment_sync_capture_table(PG_FUNCTION_ARGS)
 	check_columns(rel, columns);
 	check_columns(rel, key);
 	key = require_key(rel, key);
+	Assert(list_length(key) <= INDEX_MAX_KEYS);
 	check_key_captured(columns, key);
 	relation_close(rel, NoLock);	/* ALTER TABLE minds open relations */
 

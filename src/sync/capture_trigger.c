@@ -31,6 +31,8 @@
 char *
 psync_qualified_name(Oid relid)
 {
+	Assert(OidIsValid(relid) && get_rel_name(relid) != NULL);
+
 	return quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
 									  get_rel_name(relid));
 }
@@ -106,6 +108,8 @@ psync_trigger_find(Oid relid, const char *function, PsyncTrigger *trigger)
 void
 psync_trigger_enable(Oid relid, const PsyncTrigger *trigger)
 {
+	Assert(trigger->name[0] != '\0' && trigger->enabled != TRIGGER_FIRES_ALWAYS);
+
 	run_ddl(psprintf("ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER %s",
 					 psync_qualified_name(relid), quote_identifier(trigger->name)));
 }
@@ -148,6 +152,7 @@ trigger_create(Oid relid, const char *name, const char *event,
 	}
 	if (trigger.enabled != TRIGGER_FIRES_ALWAYS)
 		psync_trigger_enable(relid, &trigger);
+	Assert(psync_trigger_find(relid, function, &trigger));
 }
 
 /*

@@ -204,6 +204,8 @@ psync_captured_changed(Oid relid)
 	List	   *members = find_all_inheritors(relid, NoLock, NULL);
 	ListCell   *lc;
 
+	Assert(OidIsValid(relid));
+
 	foreach(lc, members)
 		CacheInvalidateRelcacheByRelid(lfirst_oid(lc));
 	psync_definition_changed();
@@ -228,6 +230,7 @@ psync_captured_list(void)
 															SPI_tuptable->tupdesc,
 															1, &isnull)));
 		MemoryContextSwitchTo(old);
+		Assert(!isnull && OidIsValid(llast_oid(result)));
 	}
 	SPI_finish();
 	return result;

@@ -135,6 +135,7 @@ psync_change_rows_resolve(PsyncChangeRows *rows, PsyncChange *change,
 		entry = hash_search(rows->shapes, &shape_id, HASH_ENTER, NULL);
 		entry->shape = shape;
 	}
+	Assert(entry->shape->id == shape_id);
 	change->shape = entry->shape;
 	return entry->shape->relid;
 }
@@ -146,6 +147,8 @@ psync_change_rows_resolve(PsyncChangeRows *rows, PsyncChange *change,
 static bool
 may_read(Oid relid)
 {
+	Assert(OidIsValid(relid));
+
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
 		return superuser();
 	return pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) == ACLCHECK_OK &&
@@ -287,6 +290,8 @@ count_pending(PsyncSync *sync, PsyncWindowSize *size)
 	PsyncChangeRows rows = {0};
 	PsyncChange change;
 	uint32		shape_id;
+
+	Assert(sync->has_state);
 
 	make_lookups(&rows);
 	if (psync_reader_open(reader, NULL, NULL, NULL))

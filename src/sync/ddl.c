@@ -78,6 +78,8 @@ psync_definition_check(Oid relid)
 	List	   *columns;
 	List	   *key;
 
+	Assert(OidIsValid(relid));
+
 	if (rel == NULL)
 		return;
 	if (rel->rd_rel->relpersistence == RELPERSISTENCE_UNLOGGED)
@@ -127,6 +129,8 @@ check_triggers(Oid relid)
 	static const char *const functions[] = {PSYNC_ROW_FUNCTION, PSYNC_TRUNCATE_FUNCTION};
 	List	   *members = find_all_inheritors(relid, NoLock, NULL);
 	ListCell   *lc;
+
+	Assert(OidIsValid(relid));
 
 	foreach(lc, members)
 	{
@@ -349,6 +353,8 @@ server_renamed(const char *from, const char *to)
 	Datum		values[2];
 	NameData	names[2];
 
+	Assert(from != NULL && to != NULL);
+
 	namestrcpy(&names[0], from);
 	namestrcpy(&names[1], to);
 	values[0] = NameGetDatum(&names[0]);
@@ -390,6 +396,8 @@ server_altered(const char *server)
 	Oid			types[1] = {NAMEOID};
 	Datum		values[1];
 	NameData	name;
+
+	Assert(server != NULL);
 
 	namestrcpy(&name, server);
 	values[0] = NameGetDatum(&name);

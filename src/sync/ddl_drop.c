@@ -106,6 +106,8 @@ note_relation(PsyncDropped *dropped, TupleTableSlot *slot, Oid objid)
 	char	   *type = TextDatumGetCString(get_attribute(slot, ANUM_DROPPED_TYPE,
 														 &isnull));
 
+	Assert(OidIsValid(objid));
+
 	if (column != 0)
 		dropped->altered = list_append_unique_oid(dropped->altered, objid);
 	else if (strcmp(type, "table") == 0)
@@ -238,6 +240,8 @@ require_triggers(Oid relid, Oid root)
 {
 	PsyncTrigger ignored;
 
+	Assert(OidIsValid(relid) && OidIsValid(root));
+
 	/* TRUNCATE fires the triggers of the table named and of leaves */
 	if (psync_trigger_find(relid, PSYNC_ROW_FUNCTION, &ignored) &&
 		((relid != root && get_rel_relkind(relid) == RELKIND_PARTITIONED_TABLE) ||
@@ -256,6 +260,8 @@ static void
 check_altered(Oid relid)
 {
 	Oid			root = psync_captured_root(relid);
+
+	Assert(OidIsValid(relid));
 
 	if (!OidIsValid(root))
 		return;
@@ -291,6 +297,8 @@ disable_syncs_of(const char *server)
 	NameData	name;
 	List	   *syncs;
 	ListCell   *lc;
+
+	Assert(server != NULL);
 
 	namestrcpy(&name, server);
 	syncs = psync_owner_names("UPDATE payment_sync.sync SET enabled = false"

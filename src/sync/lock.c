@@ -35,6 +35,8 @@
 #define PSYNC_LOCK_DELIVER		3
 #define PSYNC_LOCK_INTEREST		4
 
+StaticAssertDecl(sizeof(pg_uuid_t) == UUID_LEN, "an id is hashed as a whole");
+
 /*
  * Advisory locks of the users' kind, in a range that SQL cannot name: they
  * show up in pg_locks, and 64 bits of the id's hash keep two syncs apart well
@@ -44,6 +46,9 @@ static void
 lock_tag(LOCKTAG *tag, const pg_uuid_t *id, int kind)
 {
 	uint64		hash = hash_bytes_extended(id->data, UUID_LEN, 0);
+
+	Assert(kind == PSYNC_LOCK_DELIVER || kind == PSYNC_LOCK_INTEREST);
+	Assert(OidIsValid(MyDatabaseId));
 
 	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, (uint32) (hash >> 32),
 						 (uint32) hash, kind);

@@ -35,6 +35,8 @@ psync_log_held(const PsyncReadHint *hint)
 {
 	int64		blocks = 0;
 
+	Assert(hint != NULL);
+
 	for (int i = 0; i < PSYNC_LOG_TABLES; i++)
 	{
 		Relation	rel = table_open(psync_log_relid(i), AccessShareLock);
@@ -80,6 +82,8 @@ limit_of(int64 log_size_max)
 static void
 give_up(const PsyncSync *sync, const char *held)
 {
+	Assert(sync->disable_when_full);
+
 	psync_sync_disable(&sync->id,
 					   psprintf("it held back %s of the change log", held));
 	psync_definition_changed();

@@ -84,6 +84,8 @@ psync_owner_enter(PsyncOwnerContext *save)
 void
 psync_owner_leave(const PsyncOwnerContext *save)
 {
+	Assert(OidIsValid(save->userid) && save->guc_level > 0);
+
 	AtEOXact_GUC(true, save->guc_level);
 	SetUserIdAndSecContext(save->userid, save->sec_context);
 }

@@ -42,6 +42,8 @@ psync_captured_root(Oid relid)
 	List	   *ancestors;
 	ListCell   *lc;
 
+	Assert(OidIsValid(relid));
+
 	if (psync_is_captured(relid))
 		return relid;
 	if (!get_rel_relispartition(relid))
@@ -80,6 +82,8 @@ psync_partition_check(Oid relid, Oid root)
 {
 	Relation	rel = relation_open(relid, AccessShareLock);
 	const char *reason = why_not(rel);
+
+	Assert(OidIsValid(root));
 
 	if (reason != NULL)
 		ereport(ERROR,

@@ -100,6 +100,8 @@ psync_pull_load(PsyncSync *sync, bool lock)
 		pull->position = (uint64) DatumGetInt64(SPI_getbinval(row, desc, 4, &isnull));
 		xid = SPI_getbinval(row, desc, 5, &isnull);
 		pull->xid = U64FromFullTransactionId(DatumGetFullTransactionId(xid));
+		Assert(pull->window > 0);
+		Assert(pull->upto != NULL || pull->position == 0);
 		MemoryContextSwitchTo(old);
 	}
 	SPI_finish();
@@ -169,6 +171,8 @@ save_open(PsyncPull *pull, const PsyncSnapshot *upto)
 {
 	Oid			types[2] = {UUIDOID, TEXTOID};
 	Datum		values[2];
+
+	Assert(pull->upto == NULL && upto != NULL);
 
 	values[0] = UUIDPGetDatum(&pull->sync->id);
 	values[1] = CStringGetTextDatum(psync_snapshot_text(upto));
@@ -299,6 +303,8 @@ fetch_window(PsyncChangeRows *rows, const PsyncPull *pull, PsyncReader *reader,
 {
 	PsyncChange change;
 	uint32		shape_id;
+
+	Assert(max_changes > 0);
 
 	while (rows->count < max_changes &&
 		   psync_reader_next(reader, &change, &shape_id))
@@ -436,6 +442,8 @@ save_acknowledged(const PsyncPull *pull, uint64 position, uint64 xid)
 {
 	Oid			types[3] = {UUIDOID, INT8OID, XID8OID};
 	Datum		values[3];
+
+	Assert(pull->upto != NULL && is_after(position, xid, pull));
 
 	values[0] = UUIDPGetDatum(&pull->sync->id);
 	values[1] = Int64GetDatum((int64) position);

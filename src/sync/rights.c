@@ -87,6 +87,8 @@ psync_check_server_usage(const char *name)
 void
 psync_check_sync_owner(const PsyncSync *sync)
 {
+	Assert(OidIsValid(sync->owner));
+
 	if (!has_privs_of_role(GetUserId(), sync->owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

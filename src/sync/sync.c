@@ -109,6 +109,8 @@ get_text_list(Datum value)
 	int			n;
 	List	   *result = NIL;
 
+	Assert(value != (Datum) 0);
+
 	deconstruct_array(DatumGetArrayTypeP(value), TEXTOID, -1, false, TYPALIGN_INT,
 					  &elems, &nulls, &n);
 	for (int i = 0; i < n; i++)
@@ -160,6 +162,8 @@ sync_from_row(HeapTuple row, TupleDesc desc)
 	sync->disable_when_full = DatumGetBool(get_datum(row, desc, 8, &isnull));
 	sync->position = get_string(row, desc, 9);
 	sync->has_state = sync->position != NULL;
+	Assert(sync->name != NULL && sync->id_text != NULL);
+	Assert(sync->log_size_max >= 0);
 	sync->target_position = get_string(row, desc, 10);
 	get_hint(row, desc, &sync->hint);
 	value = get_datum(row, desc, 13, &isnull);
@@ -200,6 +204,7 @@ load_tables(PsyncSync *sync, MemoryContext context)
 		table->source_name = get_string(row, desc, 3);
 		table->target_schema = get_string(row, desc, 4);
 		table->target_name = get_string(row, desc, 5);
+		Assert(OidIsValid(table->relid) && table->target_name != NULL);
 		sync->tables = lappend(sync->tables, table);
 		MemoryContextSwitchTo(old);
 	}

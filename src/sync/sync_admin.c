@@ -140,6 +140,8 @@ check_server(const char *name)
 static void
 check_new_name(const char *name)
 {
+	Assert(name != NULL && strlen(name) < NAMEDATALEN);
+
 	if (name[0] == '\0')
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_NAME),
@@ -177,6 +179,7 @@ choose_position(void)
 	PushActiveSnapshot(GetLatestSnapshot());
 	result = psync_snapshot_text(psync_snapshot_current());
 	PopActiveSnapshot();
+	Assert(result[0] != '\0');
 	return result;
 }
 
@@ -189,6 +192,8 @@ static void
 parse_target_name(const char *text, char **schema, char **table)
 {
 	List	   *names = psync_qualified_name_list(text);
+
+	Assert(text != NULL);
 
 	if (list_length(names) > 2)
 		ereport(ERROR,
@@ -257,6 +262,8 @@ add_tables(const pg_uuid_t *id, List *tables, ArrayType *targets,
 	int			n = 0;
 	int			i = 0;
 	ListCell   *lc;
+
+	Assert(tables != NIL);
 
 	if (targets != NULL)
 	{
@@ -552,6 +559,8 @@ start_anew(const PsyncSync *sync, bool batch)
 {
 	Oid			types[2] = {UUIDOID, TEXTOID};
 	Datum		values[2];
+
+	Assert(!batch || sync->server != NULL);
 
 	values[0] = UUIDPGetDatum(&sync->id);
 	values[1] = CStringGetTextDatum(choose_position());

@@ -145,6 +145,8 @@ may_replace(const PsyncPgGroup *group)
 {
 	ListCell   *lc;
 
+	Assert(group->nentries > 0);
+
 	foreach(lc, group->maps)
 	{
 		if (((PsyncPgMap *) lfirst(lc))->table->actions)
@@ -257,6 +259,8 @@ keep_growing(PsyncPgSession *session, const PsyncPgFailure *failure)
 	PsyncPgGroup *later = session->growing;
 	ListCell   *lc;
 
+	Assert(session->spare->nentries > 0 && !session->applying);
+
 	if (failure->error.sqlstate != ERRCODE_FOREIGN_KEY_VIOLATION ||
 		session->growing_max >= PSYNC_PG_GROUP_BYTES_LIMIT ||
 		kept->batch || later->batch || later->has_truncate)
@@ -338,6 +342,8 @@ static void
 apply_in_order(PsyncPgSession *session, PsyncPgGroup *group)
 {
 	PsyncPgFailure failure;
+
+	Assert(group->nentries > 0 && !session->applying);
 
 	ensure_savepoint(session);
 	if (!try_strategy(session, group, STRATEGY_IN_ORDER, &failure) &&

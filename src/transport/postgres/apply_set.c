@@ -322,6 +322,8 @@ plan_keys(PsyncPgSetRun *run, PsyncPgSession *session, PsyncPgMap *map)
 {
 	PsyncPgNet	none = {.map = map};	/* which makes for temporary tables */
 
+	Assert(map != NULL && run->mode == PSYNC_PG_SET_KEYS);
+
 	add_preparation(run, session, &none, 1);
 	add_join_methods(run, true);
 	add_copy(run, map, psync_pg_sql_copy_keys(map), NULL, run->group->nentries, true);
@@ -336,6 +338,8 @@ plan_keys(PsyncPgSetRun *run, PsyncPgSession *session, PsyncPgMap *map)
 static void
 put(PsyncPgSession *session, const char *data, int size)
 {
+	Assert(size >= 0);
+
 	while (size > 0)
 	{
 		int			piece = Min(size, PSYNC_PG_PIECE_BYTES);
@@ -357,6 +361,8 @@ feed_verbatim(PsyncPgSession *session, const PsyncPgGroup *group, const Step *st
 {
 	uint32		start = 0;
 	uint32		end = 0;
+
+	Assert(step->entries != NULL && step->map->verbatim);
 
 	for (int i = 0; i < step->n; i++)
 	{

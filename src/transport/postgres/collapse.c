@@ -240,6 +240,9 @@ psync_pg_collapse(const PsyncPgGroup *group, int *nnets)
 		nets[i].deletes = palloc(most * sizeof(int));
 	}
 	fill_nets(&table, nets);
+	for (int i = 0; i < n; i++)
+		Assert(nets[i].ninserts + nets[i].nupdates + nets[i].ndeletes ==
+			   count_states(&table, nets[i].map));
 	table_free(&table);
 	*nnets = n;
 	return nets;

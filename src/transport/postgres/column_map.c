@@ -38,6 +38,8 @@ bare_type_name(const PsyncColumn *column)
 	char	   *name = pstrdup(column->type_name);
 	char	   *open = strrchr(name, '(');
 
+	Assert(column->type_name != NULL);
+
 	if (column->typmod >= 0 && open != NULL && name[strlen(name) - 1] == ')')
 		*open = '\0';
 	return name;
@@ -292,6 +294,7 @@ map_create(PsyncPgSession *session, const PsyncShape *shape,
 						facts->name, key_list(map)),
 				 errdetail("The index must be on exactly these columns, not deferrable, and without predicate."),
 				 errhint("Add a primary key or unique constraint to the table at the target.")));
+	Assert(map->nkeys == shape->nkeys && map->ncolumns >= map->nkeys);
 	session->maps = lcons(map, session->maps);
 	MemoryContextSwitchTo(old);
 	return map;

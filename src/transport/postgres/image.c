@@ -179,6 +179,8 @@ put_param(PsyncPgMap *map, int at, const PsyncPgMapColumn *column,
 int
 psync_pg_put_image(PsyncPgMap *map, const PsyncPgField *fields)
 {
+	Assert(map->ncolumns <= map->shape->ncolumns);
+
 	for (int i = 0; i < map->ncolumns; i++)
 		put_param(map, i, &map->columns[i], &fields[map->columns[i].field]);
 	return map->ncolumns;
@@ -188,6 +190,8 @@ psync_pg_put_image(PsyncPgMap *map, const PsyncPgField *fields)
 int
 psync_pg_put_key(PsyncPgMap *map, int at, const PsyncPgField *fields)
 {
+	Assert(at >= 0);
+
 	for (int k = 0; k < map->nkeys; k++)
 	{
 		const PsyncPgMapColumn *column = &map->columns[map->keys[k]];

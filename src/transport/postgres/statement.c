@@ -164,6 +164,8 @@ add_assignments(StringInfo sql, const PsyncPgMap *map, SetFrom from,
 static void
 add_insert_head(StringInfo sql, const PsyncPgMap *map)
 {
+	Assert(map->ncolumns > 0);
+
 	appendStringInfo(sql, "INSERT INTO %s AS t (", map->table->name);
 	add_column_names(sql, map);
 	appendStringInfoString(sql, ") OVERRIDING SYSTEM VALUE ");
@@ -276,6 +278,8 @@ psync_pg_statement(const PsyncPgMap *map, PsyncPgStatement statement)
 {
 	StringInfoData sql;
 
+	Assert(statement >= 0 && statement < PSYNC_PG_STATEMENTS);
+
 	initStringInfo(&sql);
 	switch (statement)
 	{
@@ -342,6 +346,8 @@ psync_pg_sql_create_temp_keys(const PsyncPgMap *map)
 char *
 psync_pg_sql_truncate_temp(const PsyncPgMap *map)
 {
+	Assert(map->temp_created);
+
 	return psprintf("TRUNCATE pg_temp.psync_rows_%u, pg_temp.psync_keys_%u",
 					map->id, map->id);
 }

@@ -266,6 +266,7 @@ psync_pg_table_load(PsyncPgSession *session, const PsyncTable *table)
 	if (!OidIsValid(facts->oid))
 		refuse_missing_table(table);
 	check_relkind(facts);
+	Assert(facts->rank == 0);
 	return facts;
 }
 
