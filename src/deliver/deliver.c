@@ -197,9 +197,7 @@ fingerprint(const PsyncSync *sync)
 	return buf.data;
 }
 
-/*
- * A hash table in "context", by a key of plain bytes.
- */
+/* A hash table in "context", by a key of plain bytes. */
 static HTAB *
 make_hash(const char *name, Size keysize, Size entrysize, MemoryContext context)
 {
@@ -643,9 +641,7 @@ save_progress(PsyncDelivery *delivery)
 	MemoryContextReset(delivery->window_context);
 }
 
-/*
- * deliver.h has the contract.
- */
+/* deliver.h has the contract. */
 void
 psync_delivery_save(PsyncDelivery *delivery)
 {
@@ -671,9 +667,7 @@ psync_delivery_takes_windows(PsyncDelivery *delivery)
 	return delivery->target != NULL && delivery->transport->messages == NULL;
 }
 
-/*
- * deliver.h has the contract.
- */
+/* deliver.h has the contract. */
 TimestampTz
 psync_delivery_unsaved_since(PsyncDelivery *delivery)
 {
@@ -846,9 +840,7 @@ step(PsyncDelivery *delivery)
 	return PSYNC_DELIVER_DONE;
 }
 
-/*
- * deliver.h has the contract.
- */
+/* deliver.h has the contract. */
 PsyncDeliverResult
 psync_delivery_step(PsyncDelivery *delivery)
 {

@@ -44,7 +44,10 @@ split(const PsyncShape *shape, const char *data, uint32 size, bool sparse, int *
 {
 	PsyncField *fields = palloc(Max(shape->ncolumns, 1) * sizeof(PsyncField));
 
+	Assert(data != NULL);
+
 	*n = psync_fields_split(shape, data, size, sparse, fields);
+	Assert(*n >= 0 && *n <= shape->ncolumns);
 	return fields;
 }
 

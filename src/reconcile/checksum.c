@@ -47,6 +47,11 @@ typedef struct PsyncSum
 	const char *digest[2];
 } PsyncSum;
 
+/*
+ * What a side says of the cells, by their numbers; those without rows are not
+ * in the answer and keep zeros.  The answer may come from a target that is not
+ * what it seems, so numbers are checked before they are used.
+ */
 static void
 read_sums(const PsyncRows *rows, PsyncSum *sums, int ncells)
 {
@@ -64,6 +69,9 @@ read_sums(const PsyncRows *rows, PsyncSum *sums, int ncells)
 	}
 }
 
+/*
+ * Two empty cells are equal; their digests are NULL.
+ */
 static bool
 sums_equal(const PsyncSum *a, const PsyncSum *b)
 {
@@ -121,6 +129,9 @@ differing_cells(PsyncReconcile *rec, List *cells, PsyncCounts *total)
 
 /* --------------------------------------------------------------- splitting */
 
+/*
+ * A cell; the bounds are shared, not copied.
+ */
 static PsyncCell *
 make_range(char **after, char **upto)
 {
@@ -131,23 +142,34 @@ make_range(char **after, char **upto)
 	return cell;
 }
 
-/* A row of keys, as it stands in a result. */
+/*
+ * A row of keys, as it stands in a result: valid as long as that.
+ */
 static char **
 result_key(const PsyncRows *rows, int row)
 {
 	return &psync_rows_get(rows, row, 0);
 }
 
-/* Into how many rows per part, by what was found of late. */
+/*
+ * Into how many rows per part, by what was found of late: about eight parts
+ * for each difference expected, so that most parts turn out equal at once.
+ */
 static int64
 split_width(const PsyncReconcile *rec, const PsyncCell *cell)
 {
 	double		expected = rec->density * cell->rows / PSYNC_CELL_ROWS;
 	double		parts = Min(Max(8 * expected, PSYNC_SPLIT_MIN), PSYNC_SPLIT_MAX);
 
+	Assert(cell->rows >= 0 && rec->density >= 0);
+
 	return Max((int64) (cell->rows / parts), PSYNC_LEAF_ROWS / 2);
 }
 
+/*
+ * The parts of a range, cut where the side with more rows has every n-th of
+ * its keys.  One part only if there is nowhere to cut.
+ */
 static List *
 split_range(PsyncReconcile *rec, PsyncCell *cell)
 {
@@ -168,11 +190,16 @@ split_range(PsyncReconcile *rec, PsyncCell *cell)
 	return lappend(parts, make_range(after, cell->upto));
 }
 
+/*
+ * The parts of hashed cells: each by the next bits of the hash.
+ */
 static List *
 split_hashed(PsyncReconcile *rec, List *cells, int bits)
 {
 	List	   *parts = NIL;
 	ListCell   *lc;
+
+	Assert(bits > 0 && bits < 32);
 
 	foreach(lc, cells)
 	{
@@ -196,6 +223,9 @@ typedef struct PsyncLeaves
 	int64		rows;
 } PsyncLeaves;
 
+/*
+ * Read what has been put aside, and forget it.
+ */
 static void
 read_leaves(PsyncReconcile *rec, PsyncLeaves *leaves)
 {
@@ -205,6 +235,11 @@ read_leaves(PsyncReconcile *rec, PsyncLeaves *leaves)
 	leaves->rows = 0;
 }
 
+/*
+ * Put a cell aside to be read, and read what has come together when it is
+ * worth a round trip.  Bounds memory: as many rows of both sides are held at a
+ * time.
+ */
 static void
 add_leaf(PsyncReconcile *rec, PsyncLeaves *leaves, PsyncCell *cell)
 {
@@ -214,7 +249,11 @@ add_leaf(PsyncReconcile *rec, PsyncLeaves *leaves, PsyncCell *cell)
 		read_leaves(rec, leaves);
 }
 
-/* Take the cells that are small enough; the others are returned. */
+/*
+ * Take the cells that are small enough; the others are returned.  A hashed
+ * cell that no more bits can divide (rows of one key) is small enough by
+ * definition.
+ */
 static List *
 take_leaves(PsyncReconcile *rec, PsyncLeaves *leaves, List *cells)
 {
@@ -234,11 +273,18 @@ take_leaves(PsyncReconcile *rec, PsyncLeaves *leaves, List *cells)
 	return rest;
 }
 
+/*
+ * Divide cells that differ until the differences lie in leaves.  Depth first,
+ * in portions, so that however many cells differ, only PSYNC_SPLIT_MAX parts
+ * per level are held.
+ */
 static void
 descend_ranges(PsyncReconcile *rec, PsyncLeaves *leaves, List *cells, int depth)
 {
 	List	   *parts = NIL;
 	ListCell   *lc;
+
+	Assert(depth <= PSYNC_RANGE_DEPTH_MAX + 1);
 
 	foreach(lc, take_leaves(rec, leaves, cells))
 	{
@@ -260,7 +306,10 @@ descend_ranges(PsyncReconcile *rec, PsyncLeaves *leaves, List *cells, int depth)
 		descend_ranges(rec, leaves, differing_cells(rec, parts, NULL), depth + 1);
 }
 
-/* Bits by which to split, so that parts come to some rows each. */
+/*
+ * Bits by which to split, so that parts come to some rows each; at most what
+ * is left of the hash.
+ */
 static int
 hash_bits_needed(const PsyncReconcile *rec, List *cells)
 {
@@ -304,11 +353,17 @@ descend_hashed(PsyncReconcile *rec, PsyncLeaves *leaves, List *cells)
 	}
 }
 
+/*
+ * All the way down from these cells, and remember how many differences there
+ * were in how many cells.
+ */
 static void
 descend(PsyncReconcile *rec, List *cells, int ncells)
 {
 	PsyncLeaves leaves = {NIL, 0};
 	int64		before = rec->found;
+
+	Assert(ncells > 0);
 
 	if (cells == NIL)
 		return;
@@ -322,7 +377,11 @@ descend(PsyncReconcile *rec, List *cells, int ncells)
 
 /* ------------------------------------------------------------------ steps */
 
-/* Where to cut the table into cells of about PSYNC_CELL_ROWS. */
+/*
+ * Where to cut the table into cells of about PSYNC_CELL_ROWS. From a sample of
+ * pages, since reading all keys would cost as much as comparing.  With none,
+ * the whole table is one cell, and is split as cells are.
+ */
 static void
 sample_bounds(PsyncReconcile *rec)
 {
@@ -374,6 +433,9 @@ psync_cells_begin(PsyncReconcile *rec)
 	MemoryContextSwitchTo(old);
 }
 
+/*
+ * The next PSYNC_STEP_CELLS ranges.  False after the last one.
+ */
 static bool
 step_ranges(PsyncReconcile *rec)
 {
@@ -395,6 +457,10 @@ step_ranges(PsyncReconcile *rec)
 	return !last;
 }
 
+/*
+ * All of the table at once: each level of division reads the whole table
+ * anyway, so there is nothing to gain from steps.
+ */
 static bool
 step_hashed(PsyncReconcile *rec)
 {

@@ -30,11 +30,16 @@ typedef struct PsyncNamedRow
 
 /* ------------------------------------------------------------------- keys */
 
-/* "1.00" and "1" are one key, and so are "EUR" and "EUR  ". */
+/*
+ * How much of a value tells it from others of its type: "1.00" and "1" are one
+ * key, and so are "EUR" and "EUR  ".
+ */
 static int
 significant_length(Oid base, const char *value)
 {
 	int			length = strlen(value);
+
+	Assert(value != NULL);
 
 	if (base == BPCHAROID)
 	{
@@ -51,7 +56,11 @@ significant_length(Oid base, const char *value)
 	return length;
 }
 
-/* A string that is the same for equal keys of both sides, and no others. */
+/*
+ * A string that is the same for equal keys of both sides, and no others: each
+ * value is preceded by its length, so that no two columns can run into each
+ * other.  In the current memory context.
+ */
 char *
 psync_key_name(const PsyncReconcile *rec, char **key)
 {
@@ -80,6 +89,9 @@ psync_key_name(const PsyncReconcile *rec, char **key)
 	return buf.data;
 }
 
+/*
+ * By bytes, on both sides alike: an order of our own, no collation.
+ */
 static int
 compare_named(const void *a, const void *b)
 {
@@ -94,6 +106,9 @@ is_position_row(const PsyncRows *rows, int row)
 	return strcmp(psync_rows_get(rows, row, 0), "-1") == 0;
 }
 
+/*
+ * The position that came with the rows, or NULL. Valid as long as they are.
+ */
 const char *
 psync_rows_position(const PsyncRows *rows)
 {
@@ -105,6 +120,10 @@ psync_rows_position(const PsyncRows *rows)
 	return NULL;
 }
 
+/*
+ * The rows with their keys' names, sorted; *n of them, without the one that
+ * bears the position.
+ */
 static PsyncNamedRow *
 name_rows(const PsyncReconcile *rec, const PsyncRows *rows, int *n)
 {
@@ -126,12 +145,19 @@ name_rows(const PsyncReconcile *rec, const PsyncRows *rows, int *n)
 
 /* ----------------------------------------------------------------- values */
 
+/*
+ * Is the difference between two numbers small enough?  In numeric, so that no
+ * tolerance is lost to rounding.  NaN is within no tolerance of anything but
+ * itself.
+ */
 static bool
 within_tolerance(const PsyncPair *pair, const char *a, const char *b)
 {
 	Datum		x;
 	Datum		y;
 	Datum		most;
+
+	Assert(pair->tolerance != NULL);
 
 	x = DirectFunctionCall3(numeric_in, CStringGetDatum(a), ObjectIdGetDatum(InvalidOid),
 							Int32GetDatum(-1));
@@ -143,7 +169,11 @@ within_tolerance(const PsyncPair *pair, const char *a, const char *b)
 	return DatumGetBool(DirectFunctionCall2(numeric_le, x, most));
 }
 
-/* Does the type's own "=" say that two values of different text are equal? */
+/*
+ * Does the type's own "=" say that two values of different text are equal?
+ * Only for types that are the same at both sides (table.c), whose input
+ * accepts what their output has written.
+ */
 static bool
 type_says_equal(Oid base, const char *a, const char *b)
 {
@@ -160,6 +190,9 @@ type_says_equal(Oid base, const char *a, const char *b)
 										  C_COLLATION_OID, x, y));
 }
 
+/*
+ * A null differs from all but a null.
+ */
 static bool
 values_differ(const PsyncPair *pair, const char *a, const char *b)
 {
@@ -173,7 +206,10 @@ values_differ(const PsyncPair *pair, const char *a, const char *b)
 		!type_says_equal(pair->decide_type, a, b);
 }
 
-/* NULL if the rows are equal. */
+/*
+ * Which columns differ, as an array by pairs; NULL if the rows are equal.  The
+ * key's are equal already.
+ */
 static bool *
 rows_differ(const PsyncReconcile *rec, char **source, char **other)
 {

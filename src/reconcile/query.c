@@ -28,11 +28,16 @@
 
 /* ---------------------------------------------------------------- arrays */
 
-/* '{"a","b"}', from every stride-th value. */
+/*
+ * Append an array's literal, of every stride-th value: '{"a","b"}', quoted
+ * twice over, as an array's element and as an SQL string.
+ */
 void
 psync_append_array(StringInfo buf, char **values, int n, int stride)
 {
 	StringInfoData array;
+
+	Assert(n >= 0 && stride > 0);
 
 	initStringInfo(&array);
 	appendStringInfoChar(&array, '{');
@@ -61,6 +66,9 @@ psync_append_array(StringInfo buf, char **values, int n, int stride)
 	pfree(array.data);
 }
 
+/*
+ * The k-th column of the key, as one side has it.
+ */
 static const PsyncSideColumn *
 key_column(const PsyncReconcile *rec, int side, int k)
 {
@@ -110,6 +118,11 @@ append_bound(StringInfo buf, const PsyncReconcile *rec, int side, char **bound)
 	appendStringInfoChar(buf, ')');
 }
 
+/*
+ * The run's own condition, if it has one.  On a line of its own, so that a
+ * comment in it cannot swallow what follows.  It runs with the rights of
+ * whoever asked, here and at the target, like any query of theirs.
+ */
 static void
 append_where(StringInfo buf, const PsyncReconcile *rec)
 {
@@ -117,7 +130,11 @@ append_where(StringInfo buf, const PsyncReconcile *rec)
 		appendStringInfo(buf, " AND (%s\n)", rec->run->where);
 }
 
-/* The text of a row's canonical form. */
+/*
+ * The text of a row's canonical form, or of its key's.  As a row of values
+ * rather than a concatenation: the row's own quoting keeps a value from
+ * running into the next.
+ */
 static void
 append_row_text(StringInfo buf, const PsyncReconcile *rec, int side, bool key_only)
 {
@@ -144,10 +161,15 @@ append_row_text(StringInfo buf, const PsyncReconcile *rec, int side, bool key_on
 
 /* ------------------------------------------------------------------ cells */
 
-/* The first bits of the hash of a row's key. */
+/*
+ * The first bits of the hash of a row's key; its seed is fixed, since both
+ * sides and all steps must agree.
+ */
 static void
 append_prefix(StringInfo buf, const PsyncReconcile *rec, int side)
 {
+	Assert(rec->hash_bits > 0 && rec->hash_bits < 64);
+
 	appendStringInfoString(buf, "(pg_catalog.hashtextextended(");
 	append_row_text(buf, rec, side, true);
 	appendStringInfo(buf, " COLLATE \"C\", 0) >> %d)", 64 - rec->hash_bits);
@@ -174,6 +196,10 @@ append_limits(StringInfo buf, const PsyncReconcile *rec, int side, char **after,
 	}
 }
 
+/*
+ * A cell with one bound or none: a query of its own, so that the index can be
+ * used for the bound that there is.
+ */
 static void
 append_open_cell(StringInfo buf, const PsyncReconcile *rec, int side,
 				 const PsyncCell *cell, int number, const char *list)
@@ -202,6 +228,9 @@ append_bounds(StringInfo buf, const PsyncReconcile *rec, int side,
 	pfree(values);
 }
 
+/*
+ * The cells' numbers, as an array.
+ */
 static void
 append_numbers(StringInfo buf, const int *numbers, int n)
 {
@@ -236,6 +265,10 @@ append_closed_cells(StringInfo buf, const PsyncReconcile *rec, int side,
 	append_where(buf, rec);
 }
 
+/*
+ * Rows of ranges: those with both bounds in one join, the others by a query
+ * each.
+ */
 static void
 append_ranges(StringInfo buf, const PsyncReconcile *rec, int side, List *cells,
 			  const char *list)
@@ -271,6 +304,9 @@ append_ranges(StringInfo buf, const PsyncReconcile *rec, int side, List *cells,
 	}
 }
 
+/*
+ * Rows of hashed cells: one pass over the table, whatever their number.
+ */
 static void
 append_hashed(StringInfo buf, const PsyncReconcile *rec, int side, List *cells,
 			  const char *list)
@@ -305,6 +341,9 @@ append_cells(StringInfo buf, const PsyncReconcile *rec, int side, List *cells,
 
 /* --------------------------------------------------------------- statements */
 
+/*
+ * Two 64-bit sums, or sha256 over all rows in order; see the header comment.
+ */
 static void
 append_digests(StringInfo buf, const PsyncReconcile *rec)
 {
@@ -319,7 +358,8 @@ append_digests(StringInfo buf, const PsyncReconcile *rec)
 }
 
 /*
- * A row per cell that has rows: number of the cell, rows, two digests.
+ * The checksums of the cells.  A row per cell that has rows: number of the
+ * cell, rows, two digests.
  */
 char *
 psync_query_checksum(const PsyncReconcile *rec, int side, List *cells)
@@ -345,7 +385,9 @@ psync_query_checksum(const PsyncReconcile *rec, int side, List *cells)
 	return buf.data;
 }
 
-/* Every width-th key of a range, in order: where to split it. */
+/*
+ * Every width-th key of a range, in order: where to split it.
+ */
 char *
 psync_query_split(const PsyncReconcile *rec, int side, const PsyncCell *cell,
 				  int64 width)
@@ -353,6 +395,8 @@ psync_query_split(const PsyncReconcile *rec, int side, const PsyncCell *cell,
 	StringInfoData buf;
 	StringInfoData list;
 	const char *order;
+
+	Assert(width > 0);
 
 	initStringInfo(&buf);
 	append_key(&buf, rec, side, NULL);
@@ -431,6 +475,9 @@ append_position(StringInfo buf, const PsyncReconcile *rec, int side)
 	appendStringInfoString(buf, " UNION ALL ");
 }
 
+/*
+ * All rows of the cells: number of the cell, key, columns; and the position.
+ */
 char *
 psync_query_rows(const PsyncReconcile *rec, int side, List *cells)
 {
@@ -449,12 +496,16 @@ key_by_text(const PsyncReconcile *rec, int side, int k)
 	return key_column(rec, side, k)->base >= FirstGenbkiObjectId;
 }
 
-/* Rows by key; keys[i] are the key columns of one. */
+/*
+ * Rows by key, in the same form; keys[i] are the key columns of one.
+ */
 char *
 psync_query_keys(const PsyncReconcile *rec, int side, char ***keys, int nkeys)
 {
 	StringInfoData buf;
 	char	  **values = palloc(nkeys * sizeof(char *));
+
+	Assert(nkeys > 0);
 
 	initStringInfo(&buf);
 	append_position(&buf, rec, side);

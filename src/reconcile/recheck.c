@@ -59,6 +59,10 @@
 /* A snapshot that sees nothing that a log could hold. */
 #define PSYNC_BEFORE_ALL		"3:3:"
 
+/*
+ * Step 1 of the header comment: rotation takes the tables' locks conditionally
+ * and exclusively, so it passes them over meanwhile.  Writers do not mind.
+ */
 static void
 lock_log(bool lock)
 {
@@ -120,6 +124,9 @@ change_key(const PsyncReconcile *rec, const PsyncChange *change, bool old)
 	return key;
 }
 
+/*
+ * As the differences are sorted.
+ */
 static int
 compare_names(const void *a, const void *b)
 {
@@ -127,6 +134,9 @@ compare_names(const void *a, const void *b)
 				  ((const PsyncDifference *) b)->name);
 }
 
+/*
+ * Nothing can be decided about any of them.
+ */
 static void
 touch_all(PsyncDifference *differences, int n)
 {
@@ -245,6 +255,9 @@ typedef struct PsyncSourceRead
 	PsyncRows  *rows;
 } PsyncSourceRead;
 
+/*
+ * Called back by the reader: step 3. Must not end the transaction.
+ */
 static void
 read_source(void *arg)
 {
@@ -343,6 +356,10 @@ psync_read_count_changes(PsyncReconcile *rec, PsyncBothRows *both)
 	return n;
 }
 
+/*
+ * For reconcile_with(): both relations under one snapshot, no log, no
+ * suspects.
+ */
 static PsyncDifference *
 examine_at_once(PsyncReconcile *rec, const char *source, const char *other, int *n)
 {
@@ -358,6 +375,9 @@ examine_at_once(PsyncReconcile *rec, const char *source, const char *other, int 
 	return psync_rows_compare(rec, rows[0], rows[1], n);
 }
 
+/*
+ * What is touched is no verdict.
+ */
 static void
 count_verdicts(PsyncReconcile *rec, const PsyncDifference *differences, int n)
 {
@@ -374,6 +394,9 @@ count_verdicts(PsyncReconcile *rec, const PsyncDifference *differences, int n)
 	}
 }
 
+/*
+ * Read, compare, and file what differs: as a verdict, or as a suspect.
+ */
 static void
 examine(PsyncReconcile *rec, const char *source, const char *other)
 {
@@ -383,6 +406,8 @@ examine(PsyncReconcile *rec, const char *source, const char *other)
 	MemoryContext old = MemoryContextSwitchTo(context);
 	PsyncDifference *differences;
 	int			n;
+
+	Assert(source != NULL && other != NULL);
 
 	if (rec->sync != NULL)
 		differences = examine_with_log(rec, source, other, &n);
@@ -396,23 +421,36 @@ examine(PsyncReconcile *rec, const char *source, const char *other)
 	MemoryContextDelete(context);
 }
 
+/*
+ * All rows of the cells.
+ */
 void
 psync_examine_cells(PsyncReconcile *rec, List *cells)
 {
+	Assert(cells != NIL);
+
 	examine(rec, psync_query_rows(rec, PSYNC_SOURCE, cells),
 			psync_query_rows(rec, PSYNC_OTHER, cells));
 }
 
+/*
+ * The rows with these keys, wherever they are.
+ */
 void
 psync_examine_keys(PsyncReconcile *rec, char ***keys, int nkeys)
 {
+	Assert(nkeys > 0 && nkeys <= PSYNC_READ_KEYS);
+
 	examine(rec, psync_query_keys(rec, PSYNC_SOURCE, keys, nkeys),
 			psync_query_keys(rec, PSYNC_OTHER, keys, nkeys));
 }
 
 /* ---------------------------------------------------------------- settling */
 
-/* Read each suspect once more. */
+/*
+ * Read each suspect once more.  Those that stay undecided are put back with
+ * higher ids, beyond "upto", so that a round ends.
+ */
 static void
 settle_round(PsyncReconcile *rec)
 {
@@ -435,11 +473,16 @@ settle_round(PsyncReconcile *rec)
 	}
 }
 
+/*
+ * Wait, or be told to stop.
+ */
 void
 psync_pause_ms(long ms)
 {
 	int			rc = WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 							   ms, psync_wait_event(PSYNC_WAIT_TARGET));
+
+	Assert(ms > 0);
 
 	if (rc & WL_LATCH_SET)
 		ResetLatch(MyLatch);

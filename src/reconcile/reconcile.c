@@ -77,10 +77,14 @@ psync_reconcile_pause(PsyncReconcile *rec)
 	}
 }
 
-/* The source's side, and the other one if it is here. */
+/*
+ * A relation of this database, to be read with the rights of "userid".
+ */
 static void
 set_local_side(PsyncSide *side, Oid relid, Oid userid)
 {
+	Assert(OidIsValid(userid));
+
 	side->userid = userid;
 	side->schema = get_namespace_name(get_rel_namespace(relid));
 	side->relname = get_rel_name(relid);
@@ -90,6 +94,10 @@ set_local_side(PsyncSide *side, Oid relid, Oid userid)
 				 errmsg("relation with OID %u does not exist", relid)));
 }
 
+/*
+ * Who is compared with whom: names only; what they look like, table.c finds
+ * out.
+ */
 static void
 set_sides(PsyncReconcile *rec)
 {
@@ -119,6 +127,10 @@ set_sides(PsyncReconcile *rec)
 						rec->side[PSYNC_SOURCE].relname)));
 }
 
+/*
+ * End the transaction, if the run may: what was found so far is kept then, and
+ * no lock is held while the next step begins.
+ */
 static void
 next_transaction(PsyncReconcile *rec)
 {
@@ -160,6 +172,10 @@ compare_tables(PsyncReconcile *rec)
 	psync_run_finish(rec);
 }
 
+/*
+ * One table, from the description of both sides to the verdicts.  Memory that
+ * lasts is the reconciliation's.
+ */
 static void
 run_table(PsyncReconcile *rec)
 {
@@ -196,6 +212,11 @@ run_table_and_close(PsyncReconcile *rec)
 	psync_side_close(&rec->side[PSYNC_OTHER]);
 }
 
+/*
+ * All that a table's run needs, in a context of its own below
+ * TopMemoryContext: it outlives the transactions that the run commits.  run is
+ * NULL in it if the row is gone.
+ */
 static PsyncReconcile *
 make_reconcile(int64 number, Oid relid, PsyncReconcileNext next)
 {
@@ -284,6 +305,9 @@ psync_look_close(PsyncReconcile *rec)
 
 /* -------------------------------------------------------------------- runs */
 
+/*
+ * A kind of its own, so that it meets no advisory lock of users or of syncs.
+ */
 static void
 run_lock_tag(LOCKTAG *tag, int64 number)
 {
@@ -322,6 +346,10 @@ pending_tables(int64 number)
 	return result;
 }
 
+/*
+ * Not inlined, so that nothing of it is kept in registers across the caller's
+ * PG_TRY.
+ */
 static pg_noinline void
 run_tables(int64 number, PsyncReconcileNext next, MemoryContext context)
 {
@@ -346,6 +374,7 @@ psync_reconcile_run(int64 number, PsyncReconcileNext next)
 												  ALLOCSET_SMALL_SIZES);
 	LOCKTAG		tag;
 
+	Assert(number > 0);
 	run_lock_tag(&tag, number);
 	if (LockAcquire(&tag, ExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
 	{

@@ -96,6 +96,10 @@ static const char result_command[] =
 
 /* ---------------------------------------------------------------- requests */
 
+/*
+ * From a sequence, so runs are numbered in the order in which they were asked
+ * for.
+ */
 static int64
 next_run(void)
 {
@@ -110,6 +114,9 @@ next_run(void)
 	return run;
 }
 
+/*
+ * One of two words.
+ */
 static void
 check_digest(FunctionCallInfo fcinfo, int arg)
 {
@@ -182,10 +189,15 @@ request_run(FunctionCallInfo fcinfo)
 	return run;
 }
 
+/*
+ * The columns named exist.  "argument" is for the message.
+ */
 static void
 check_names(ArrayType *names, Oid relid, const char *argument)
 {
 	ListCell   *lc;
+
+	Assert(OidIsValid(relid));
 
 	foreach(lc, psync_name_list(names))
 	{
@@ -224,6 +236,11 @@ check_with(const PsyncRun *run)
 				 errmsg("arguments \"columns\" and \"other_columns\" must have the same length")));
 }
 
+/*
+ * Make the row of a new run of two relations of this database; its number.
+ * What the statement could not check is checked on the row that it has made;
+ * an error takes that back.
+ */
 static int64
 request_with(FunctionCallInfo fcinfo)
 {
@@ -385,7 +402,11 @@ payment_sync_reconcile_with(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* The same arguments as reconcile(); returns the run's number. */
+/*
+ * start_reconciliation(…): the same arguments as reconcile(); returns the
+ * run's number at once.  A background process takes it from there, when this
+ * transaction has committed.
+ */
 Datum
 payment_sync_start_reconciliation(PG_FUNCTION_ARGS)
 {
@@ -420,6 +441,9 @@ check_run_owner(int64 run)
 				 errmsg("must be owner of run %lld", (long long) run)));
 }
 
+/*
+ * The run that a function is called for; it exists, and is the caller's.
+ */
 static int64
 run_argument(FunctionCallInfo fcinfo)
 {
@@ -431,7 +455,10 @@ run_argument(FunctionCallInfo fcinfo)
 	return PG_GETARG_INT64(0);
 }
 
-/* CALL run_reconciliation(run): go on with it in this session. */
+/*
+ * CALL run_reconciliation(run): go on with it in this session, wherever it
+ * stands: after a crash, a failure, or a cancellation.
+ */
 Datum
 payment_sync_run_reconciliation(PG_FUNCTION_ARGS)
 {

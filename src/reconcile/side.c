@@ -43,7 +43,9 @@ static const struct
 	{"jit", "off"},
 };
 
-/* Results may be large, and grow while they arrive. */
+/*
+ * Room for one more row.  Results may be large, and grow while they arrive.
+ */
 static void
 rows_reserve(PsyncRows *rows, int *capacity)
 {
@@ -58,7 +60,9 @@ rows_reserve(PsyncRows *rows, int *capacity)
 
 /* ------------------------------------------------------------------ local */
 
-/* In the caller's memory context; SPI's own goes with SPI_finish(). */
+/*
+ * The statement's rows, in "context"; SPI's own go with SPI_finish().
+ */
 static PsyncRows *
 copy_result(MemoryContext context)
 {
@@ -129,6 +133,10 @@ run_local(PsyncSide *side)
 	return rows;
 }
 
+/*
+ * Under a fresh snapshot, which is gone afterwards: no side is read under one
+ * that outlives a query.
+ */
 static PsyncRows *
 collect_local(PsyncSide *side)
 {
@@ -142,6 +150,10 @@ collect_local(PsyncSide *side)
 
 /* ----------------------------------------------------------------- remote */
 
+/*
+ * The target's rows, as they arrive; waits in the transport, which answers to
+ * cancel.
+ */
 static PsyncRows *
 collect_remote(PsyncSide *side)
 {
@@ -163,6 +175,10 @@ collect_remote(PsyncSide *side)
 
 /* ------------------------------------------------------------------- both */
 
+/*
+ * Send a statement, which must be a single SELECT. "sql" must last until it is
+ * collected.
+ */
 void
 psync_side_send(PsyncSide *side, const char *sql)
 {
@@ -175,6 +191,9 @@ psync_side_send(PsyncSide *side, const char *sql)
 		side->sql = sql;
 }
 
+/*
+ * The rows of what was sent, in the current memory context.
+ */
 PsyncRows *
 psync_side_collect(PsyncSide *side)
 {
@@ -200,6 +219,9 @@ psync_side_collect_here(PsyncSide *side)
 	return rows;
 }
 
+/*
+ * Both in one, where the other side has nothing to do meanwhile.
+ */
 PsyncRows *
 psync_side_query(PsyncSide *side, const char *sql)
 {
@@ -209,6 +231,9 @@ psync_side_query(PsyncSide *side, const char *sql)
 
 /* ---------------------------------------------------------------- opening */
 
+/*
+ * Does not return.
+ */
 static void
 refuse_unreadable(const PsyncReconcile *rec)
 {
@@ -259,6 +284,10 @@ psync_side_open(PsyncReconcile *rec, const char *server)
 	rec->position_query = side->transport->reading->position_query(side->target);
 }
 
+/*
+ * Also after an error; does not raise.  A side that was not opened is left
+ * alone.
+ */
 void
 psync_side_close(PsyncSide *side)
 {

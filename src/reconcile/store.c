@@ -183,7 +183,10 @@ execute_run(const PsyncReconcile *rec, const char *command, int nargs,
 	return processed;
 }
 
-/* It begins, or goes on. */
+/*
+ * It begins, or goes on.  Suspects that an earlier run of the same two
+ * relations has left are no longer of interest.
+ */
 void
 psync_run_begin(PsyncReconcile *rec)
 {
@@ -271,11 +274,16 @@ psync_run_finish(PsyncReconcile *rec)
 					   0, NULL, NULL, NULL);
 }
 
+/*
+ * In a transaction of its own, after the one that failed.
+ */
 void
 psync_run_failed(int64 run, Oid relid, const char *message)
 {
 	Oid			types[3] = {INT8OID, OIDOID, TEXTOID};
 	Datum		values[3];
+
+	Assert(message != NULL);
 
 	values[0] = Int64GetDatum(run);
 	values[1] = ObjectIdGetDatum(relid);
@@ -328,6 +336,9 @@ append_json_value(StringInfo buf, Oid base, const char *value)
 	}
 }
 
+/*
+ * A row as a JSON object, by the source's names of the columns on both sides.
+ */
 static Datum
 row_json(const PsyncReconcile *rec, int side, char **values)
 {
@@ -346,6 +357,9 @@ row_json(const PsyncReconcile *rec, int side, char **values)
 	return CStringGetTextDatum(buf.data);
 }
 
+/*
+ * Its key, likewise.
+ */
 static Datum
 key_json(const PsyncReconcile *rec, char **key)
 {
@@ -366,7 +380,10 @@ key_json(const PsyncReconcile *rec, char **key)
 	return CStringGetTextDatum(buf.data);
 }
 
-/* Names of the columns that differ, as an array's text. */
+/*
+ * Names of the columns that differ, as an array's text; empty for a row that
+ * is not there.
+ */
 static Datum
 differing_names(const PsyncReconcile *rec, const bool *differs)
 {
@@ -394,6 +411,9 @@ typedef struct PsyncTextColumn
 	bool	   *nulls;
 } PsyncTextColumn;
 
+/*
+ * Room for n values, all null.
+ */
 static void
 column_init(PsyncTextColumn *column, int n)
 {
@@ -401,6 +421,9 @@ column_init(PsyncTextColumn *column, int n)
 	column->nulls = palloc0(Max(1, n) * sizeof(bool));
 }
 
+/*
+ * The first n values as a text[].
+ */
 static Datum
 column_array(const PsyncTextColumn *column, int n)
 {
@@ -473,6 +496,10 @@ psync_store_differences(PsyncReconcile *rec, PsyncDifference *differences, int n
 
 /* ----------------------------------------------------------------- suspects */
 
+/*
+ * A JSON array of strings: it travels inside a text[], where an array would
+ * not.
+ */
 static void
 append_json_array(StringInfo buf, char **values, int n)
 {
@@ -518,6 +545,9 @@ psync_store_suspects(PsyncReconcile *rec, PsyncDifference *differences, int n)
 					   " ON CONFLICT (run, relid, name) DO NOTHING", 2, types, values, NULL);
 }
 
+/*
+ * A number about the run's suspects; 0 for none.
+ */
 static int64
 query_suspects(PsyncReconcile *rec, const char *command)
 {
@@ -534,6 +564,9 @@ query_suspects(PsyncReconcile *rec, const char *command)
 	return isnull ? 0 : DatumGetInt64(value);
 }
 
+/*
+ * How many are undecided.
+ */
 int64
 psync_store_count_suspects(PsyncReconcile *rec)
 {
@@ -541,6 +574,9 @@ psync_store_count_suspects(PsyncReconcile *rec)
 						  " WHERE run = $1 AND relid = $2");
 }
 
+/*
+ * The greatest id; those that are put back have greater ones.
+ */
 int64
 psync_store_last_suspect(PsyncReconcile *rec)
 {

@@ -97,6 +97,9 @@ typedef enum PsyncClass
 	PSYNC_CLASS_TIMESTAMPTZ
 } PsyncClass;
 
+/*
+ * What kind of canonical form the type needs.
+ */
 static PsyncClass
 class_of(Oid base)
 {
@@ -122,7 +125,11 @@ class_of(Oid base)
 	}
 }
 
-/* Does the type sort alike on every server (if collatable: by bytes)? */
+/*
+ * Does the type sort alike on every server (if collatable: by bytes)? Floating
+ * point does not: -0 and NaN have moved between versions; so neither do types
+ * that contain it.
+ */
 static bool
 sorts_alike(Oid base)
 {
@@ -202,6 +209,7 @@ set_forms(PsyncSideColumn *column, const PsyncSideColumn *peer)
 /*
  * The type whose "=" decides where texts differ: only built-in types that are
  * the same on both sides, so that reading the other side's text cannot fail.
+ * InvalidOid: the texts decide.
  */
 static Oid
 decide_type(const PsyncPair *pair)
@@ -218,6 +226,9 @@ decide_type(const PsyncPair *pair)
 
 /* ------------------------------------------------------------ description */
 
+/*
+ * The names as an array's literal, for a query.
+ */
 static char *
 name_array(List *names)
 {
@@ -233,6 +244,10 @@ name_array(List *names)
 	return buf.data;
 }
 
+/*
+ * What kind of relation a side has, how large it is, and whether there is an
+ * index in the key's order.
+ */
 static void
 describe_relation(PsyncSide *side, List *key)
 {
@@ -265,12 +280,17 @@ describe_relation(PsyncSide *side, List *key)
 				 errdetail("It must be at least %d.", PSYNC_VERSION_MIN / 10000)));
 }
 
+/*
+ * Fill in one side of a pair; an error if the side has no such column.
+ */
 static void
 describe_column(PsyncReconcile *rec, int at, const PsyncRows *columns,
 				PsyncPair *pair, const char *name)
 {
 	PsyncSide  *side = &rec->side[at];
 	PsyncSideColumn *column = &pair->side[at];
+
+	Assert(at == PSYNC_SOURCE || at == PSYNC_OTHER);
 
 	for (int i = 0; i < columns->nrows; i++)
 	{
@@ -290,6 +310,9 @@ describe_column(PsyncReconcile *rec, int at, const PsyncRows *columns,
 					side->remote ? " at the target" : "")));
 }
 
+/*
+ * The columns of a side's relation, as its catalogs have them.
+ */
 static PsyncRows *
 query_columns(PsyncSide *side)
 {
@@ -337,13 +360,19 @@ describe_columns(PsyncReconcile *rec, List *names, List *other_names, List *key)
 
 /* ------------------------------------------------------------ division */
 
+/*
+ * Integers of different sizes sort alike.
+ */
 static bool
 is_integer(Oid base)
 {
 	return class_of(base) == PSYNC_CLASS_INTEGER;
 }
 
-/* Have both sides' indexes the same order? */
+/*
+ * Have both sides' indexes the same order?  Only then do ranges mean the same
+ * rows on both.
+ */
 static bool
 keys_sort_alike(const PsyncReconcile *rec)
 {
@@ -389,6 +418,9 @@ choose_division(PsyncReconcile *rec)
 
 /* ------------------------------------------------------------- tolerances */
 
+/*
+ * Note the tolerance with its column; an error if the column cannot have one.
+ */
 static void
 set_tolerance(PsyncReconcile *rec, const char *name, const char *value)
 {
@@ -465,6 +497,11 @@ captured_columns(PsyncReconcile *rec, List **names, List **key)
 	table_close(rel, AccessShareLock);
 }
 
+/*
+ * Find out all that the queries need, of both sides.  After this nothing about
+ * columns changes: DDL in the middle of a run makes a query fail, and the run
+ * with it.
+ */
 void
 psync_table_describe(PsyncReconcile *rec)
 {
@@ -488,6 +525,7 @@ psync_table_describe(PsyncReconcile *rec)
 	read_tolerance(rec);
 
 	rec->key_attnums = palloc(rec->nkeys * sizeof(AttrNumber));
+	Assert(rec->nkeys > 0 && rec->nkeys <= rec->npairs);
 	for (int k = 0; k < rec->nkeys; k++)
 		rec->key_attnums[k] = get_attnum(run->relid, rec->pairs[rec->keys[k]].name);
 }
