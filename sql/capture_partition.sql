@@ -102,6 +102,24 @@ TRUNCATE pt_20;
 COMMIT;
 SELECT op, "table", key FROM log;
 TRUNCATE payment_sync.log_0;
+-- a trigger that writes elsewhere in between
+CREATE TABLE audit (what text);
+CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS
+	$$ BEGIN INSERT INTO audit VALUES (TG_TABLE_NAME); RETURN NULL; END $$;
+CREATE TRIGGER zz_audit BEFORE TRUNCATE ON pt EXECUTE FUNCTION audit();
+INSERT INTO pt VALUES (3, '2020-02-02', 'x'), (3, '2021-02-02', 'x');
+TRUNCATE pt;
+BEGIN;
+INSERT INTO pt VALUES (3, '2021-02-02', 'x');
+TRUNCATE pt;
+TRUNCATE pt_21;
+INSERT INTO pt VALUES (4, '2021-02-02', 'x');
+TRUNCATE pt_21;
+COMMIT;
+SELECT op, key FROM log;
+TABLE audit;
+DROP TRIGGER zz_audit ON pt;
+TRUNCATE payment_sync.log_0;
 -- and with a prepared transaction
 INSERT INTO pt VALUES (4, '2021-02-02', 'x');
 BEGIN;

@@ -8,9 +8,9 @@
  * well; payment_sync.origin tells them from local ones.
  *
  * TRUNCATE of a captured partitioned table is one change.  Its partitions'
- * own triggers fire in the same command and stay silent then; but a partition
- * that is truncated by itself has its rows logged as deletes, because the
- * target knows the partitioned table only.
+ * own triggers fire after that and stay silent, since by the log the table is
+ * empty; but a partition that is truncated by itself has its rows logged as
+ * deletes, because the target knows the partitioned table only.
  */
 #include "postgres.h"
 
@@ -38,14 +38,21 @@ PG_FUNCTION_INFO_V1(payment_sync_capture_truncate);
 #define PSYNC_FLAGS_ON_STACK	64
 
 /*
- * The command in which a captured table's truncation was logged last.  All of
- * these must agree with the present for the note to count; ids of commands and
- * subtransactions begin anew in each transaction.
+ * The captured table whose truncation was logged last, if nothing that left a
+ * row in it was logged since.  It counts within the transaction and
+ * subtransaction; ids of the latter begin anew in each transaction.
  */
 static Oid	truncated_root = InvalidOid;
-static CommandId truncated_command = InvalidCommandId;
 static SubTransactionId truncated_subxact = InvalidSubTransactionId;
 static uint64 truncated_transaction = 0;
+
+/* A row of the table is being logged: it is not empty any more. */
+static inline void
+not_empty(const PsyncCaptureRel *crel)
+{
+	if (truncated_root == crel->rootid)
+		truncated_root = InvalidOid;
+}
 
 /*
  * An insert: the new image is all.
@@ -58,6 +65,7 @@ log_insert(PsyncCaptureRel *crel, TupleTableSlot *slot)
 
 	psync_image_append(buf, crel, slot);
 	psync_log_end(0);
+	not_empty(crel);
 }
 
 /*
@@ -121,6 +129,7 @@ log_update(PsyncCaptureRel *crel, TupleTableSlot *oldslot,
 		}
 		buf = psync_log_begin(PSYNC_UPDATE, shape_id);
 		psync_image_append(buf, crel, newslot);
+		not_empty(crel);
 		if (any)
 		{
 			psync_log_old();
@@ -253,22 +262,21 @@ payment_sync_capture_change(PG_FUNCTION_ARGS)
 /* --------------------------------------------------------------- TRUNCATE */
 
 /*
- * Was the truncation of this captured table, or of a partitioned table above
- * the partition, logged by the current command?
+ * Does the log say that the captured table is empty?  It does for partitions
+ * that are truncated together with their table, whatever other triggers of the
+ * TRUNCATE do elsewhere in between.
  */
 static bool
 truncation_logged(Oid rootid)
 {
 	return truncated_root == rootid &&
 		truncated_transaction == psync_capture_transaction &&
-		truncated_command == GetCurrentCommandId(false) &&
 		truncated_subxact == GetCurrentSubTransactionId();
 }
 
 /*
  * The truncation of a captured table, as one change.  Its shape id is the
- * relation's oid, since there is no image.  Noted, so that the triggers of its
- * partitions, which TRUNCATE runs in the same command, keep silent.
+ * relation's oid, since there is no image.
  */
 static void
 log_truncate(PsyncCaptureRel *crel)
@@ -277,7 +285,6 @@ log_truncate(PsyncCaptureRel *crel)
 	psync_log_end(0);
 	truncated_root = crel->rootid;
 	truncated_transaction = psync_capture_transaction;
-	truncated_command = GetCurrentCommandId(false);
 	truncated_subxact = GetCurrentSubTransactionId();
 }
 
