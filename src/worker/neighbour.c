@@ -16,7 +16,11 @@
  * locks of its other syncs.
  *
  * If there is nobody to take them the syncs are kept, since leaving them
- * would only cost their connections.
+ * would only cost their connections.  Then, and when the launcher wants this
+ * worker for another database, the stuck sync gives up its turn after a while:
+ * that is a failure like others, with back-off, so the others get theirs.  A
+ * window that takes long because it is large must come to its end some time,
+ * so each failure in a row doubles the patience.
  */
 #include "postgres.h"
 
@@ -215,6 +219,48 @@ psync_neighbour_hear_config(void)
 }
 
 /*
+ * Others want this worker, and nobody else can serve them: until when may the
+ * sync whose turn it is wait for its target?
+ */
+static TimestampTz
+psync_neighbour_patient_until(void)
+{
+	int			failures = Min(psync_serve.serving->failures,
+							   PSYNC_STUCK_DOUBLINGS_MAX);
+
+	Assert(failures >= 0);
+	return psync_after(psync_serve.turn_started,
+					   (int64) PSYNC_STUCK_MS << failures);
+}
+
+static void
+psync_neighbour_give_up(TimestampTz now)
+{
+	long		waited = TimestampDifferenceMilliseconds(psync_serve.turn_started,
+														 now);
+
+	ereport(ERROR,
+			(errcode(ERRCODE_QUERY_CANCELED),
+			 errmsg("target has not finished a window within %ld ms, and others wait for this worker",
+					waited),
+			 errhint("If the target is only slow, this goes on by itself. You might need to increase payment_sync.max_workers.")));
+}
+
+/*
+ * When the process is to end, a target that does not answer must not hold it
+ * up.  Returns the time left.
+ */
+static long
+psync_neighbour_ending(TimestampTz now)
+{
+	if (now >= psync_serve.end_by)
+		ereport(ERROR,
+				(errcode(ERRCODE_QUERY_CANCELED),
+				 errmsg("target has not answered while this worker is to end")));
+	return Max(TimestampDifferenceMilliseconds(now, psync_serve.end_by), 1);
+}
+
+/*
  * The hook: called by a delivery before each wait for its target, in a
  * transaction without a snapshot, with nothing half done on our side.
  * Returns after how many milliseconds it wants to be called again at the
@@ -226,8 +272,12 @@ psync_neighbour_waiting(void)
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz patient_until;
 	TimestampTz wanted_at;
+	bool		asked;
 
-	/* Not in a turn: a save, or a close. */
+	if (psync_serve.end_by != PSYNC_NEVER)
+		return psync_neighbour_ending(now);
+
+	/* Not in a turn: a close. */
 	if (psync_serve.serving == NULL)
 		return -1;
 
@@ -235,7 +285,8 @@ psync_neighbour_waiting(void)
 	if ((pg_atomic_read_u32(&psync_serve.slot->wake) & PSYNC_WAKE_YIELD) != 0)
 		psync_neighbour_yield(NULL);
 
-	wanted_at = psync_neighbour_wanted_at(now);
+	asked = (pg_atomic_read_u32(&psync_serve.slot->wake) & PSYNC_WAKE_LEAVE) != 0;
+	wanted_at = asked ? now : psync_neighbour_wanted_at(now);
 	if (wanted_at == PSYNC_NEVER)
 		return -1;
 
@@ -244,10 +295,15 @@ psync_neighbour_waiting(void)
 	if (wanted_at > now)
 		return Max(TimestampDifferenceMilliseconds(now, wanted_at), 1);
 
-	if (psync_neighbour_help_available())
+	if (!asked && psync_neighbour_help_available())
 	{
 		psync_neighbour_leave_others();
 		psync_serve.reload_helped = true;
+		return PSYNC_LEFT_MS;
 	}
-	return PSYNC_LEFT_MS;
+	patient_until = psync_neighbour_patient_until();
+	if (patient_until <= now)
+		psync_neighbour_give_up(now);
+	return Min(PSYNC_LEFT_MS,
+			   Max(TimestampDifferenceMilliseconds(now, patient_until), 1));
 }

@@ -44,6 +44,7 @@ psync_serve_init(PsyncSharedWorker *slot)
 	psync_serve.slot = slot;
 	dlist_init(&psync_serve.syncs);
 	psync_serve.reload_wanted = true;
+	psync_serve.end_by = PSYNC_NEVER;
 	psync_serve.last_work = GetCurrentTimestamp();
 	serve_context = AllocSetContextCreate(TopMemoryContext,
 										  "payment_sync served syncs",
@@ -120,14 +121,13 @@ psync_serve_enlist(const PsyncSync *sync)
 
 	/*
 	 * The time of the next attempt is taken from the table, where someone may
-	 * have cleared it; but not when we could not put it there ourselves.
+	 * have cleared it; but not as long as we could not put it there ourselves.
 	 */
 	if (!served->unrecorded)
 	{
 		served->not_before = sync->retry_at;
 		served->failures = sync->failures;
 	}
-	served->unrecorded = false;
 }
 
 /*
@@ -284,6 +284,24 @@ psync_serve_save_work(void *arg)
 	psync_delivery_save(((PsyncServed *) arg)->delivery);
 }
 
+/*
+ * Saving has the target flush, so it may be stuck there like a window: to the
+ * others it is a turn.
+ */
+static ErrorData *
+psync_serve_save_one(PsyncServed *served)
+{
+	ErrorData  *error;
+
+	Assert(psync_serve.serving == NULL);
+
+	psync_serve.turn_started = GetCurrentTimestamp();
+	psync_serve.serving = served;
+	error = psync_process_try(psync_serve_save_work, served);
+	psync_serve.serving = NULL;
+	return error;
+}
+
 /* Since when something of this sync is unsaved; 0 if nothing is. */
 static TimestampTz
 psync_served_unsaved_since(const PsyncServed *served)
@@ -294,7 +312,8 @@ psync_served_unsaved_since(const PsyncServed *served)
 
 /*
  * Save progress that has been in memory long enough, or all.  A failure to do
- * so is the sync's failure.  True if anything was saved.
+ * so is the sync's failure, unless we are about to end and have no time: the
+ * target knows its position.  True if anything was saved.
  */
 bool
 psync_serve_save(bool all)
@@ -312,11 +331,12 @@ psync_serve_save(bool all)
 		if (since == 0 || (!all && psync_after(since, PSYNC_SAVE_MS) > now))
 			continue;
 
-		error = psync_process_try(psync_serve_save_work, served);
+		error = psync_serve_save_one(served);
 		saved |= error == NULL;
 		if (error != NULL)
 		{
-			psync_turn_failed(served, error);
+			if (psync_serve.end_by == PSYNC_NEVER)
+				psync_turn_failed(served, error);
 			FreeErrorData(error);
 		}
 	}

@@ -29,6 +29,16 @@
 /* A sync left to others is not taken back before they had a chance. */
 #define PSYNC_LEFT_MS			1000
 
+/*
+ * How long a sync may be stuck at its target while others want its worker;
+ * doubled for each failure in a row, so many times at most.
+ */
+#define PSYNC_STUCK_MS			5000
+#define PSYNC_STUCK_DOUBLINGS_MAX	10
+
+/* How long an ending process waits for its targets. */
+#define PSYNC_END_MS			500
+
 /* One sync of this worker's database. */
 typedef struct PsyncServed
 {
@@ -49,7 +59,7 @@ typedef struct PsyncServed
 	TimestampTz paced_at;		/* up to when credits are counted; 0: never */
 } PsyncServed;
 
-/* What this worker knows; "serving" is NULL between turns. */
+/* What this worker knows; "serving" is NULL between turns and saves. */
 typedef struct PsyncServeState
 {
 	PsyncSharedWorker *slot;
@@ -59,6 +69,8 @@ typedef struct PsyncServeState
 	TimestampTz turn_started;	/* valid if serving */
 	bool		called_off;		/* the turn was ended because its sync had been
 								 * disabled or dropped */
+	TimestampTz end_by;			/* SIGTERM: wait for targets no longer than
+								 * this; else PSYNC_NEVER */
 	bool		reload_wanted;	/* definitions may have changed */
 	bool		reload_helped;	/* stuck in a turn, we have told another
 								 * worker to look at them */

@@ -81,6 +81,7 @@ psync_turn_take(PsyncServed *served)
 	}
 	served->failures = sync->failures;
 	served->not_before = sync->retry_at;
+	served->unrecorded = false;
 	return served->not_before <= GetCurrentTimestamp();
 }
 
@@ -196,6 +197,7 @@ psync_turn_deliver(PsyncServed *served)
 		Assert(result == PSYNC_DELIVER_DONE);
 		psync_pace_spend(served);
 		served->failures = 0;	/* as the delivery has recorded */
+		served->unrecorded = false;
 		psync_serve.last_work = GetCurrentTimestamp();
 		if (psync_turn_is_over())
 		{
@@ -315,9 +317,9 @@ psync_turn_failed(PsyncServed *served, ErrorData *error)
 	second = psync_process_try(psync_turn_record_failure, &failure);
 	if (!failure.void_now)
 		psync_turn_report(served, error, delay);
+	served->unrecorded = second != NULL;
 	if (second != NULL)
 	{
-		served->unrecorded = true;
 		psync_turn_report(served, second, delay);
 		FreeErrorData(second);
 	}

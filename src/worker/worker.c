@@ -396,6 +396,7 @@ psync_worker_stop(void)
 	Assert(ProcDiePending);
 
 	ProcDiePending = false;
+	psync_serve.end_by = psync_after(GetCurrentTimestamp(), PSYNC_END_MS);
 	psync_serve_release_all();
 	proc_exit(0);
 }
