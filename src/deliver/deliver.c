@@ -21,8 +21,9 @@
  *		a later one			we crashed before saving	the target's
  *		an earlier one,		the target was restored		refuse (the log
  *		or none				from a backup				may be gone)
- *		one ahead of this	this server was restored	refuse
- *		server
+ *		one that this		this server was restored	refuse
+ *		server has never
+ *		had (position.c)
  *
  * Between steps and while waiting for the target no snapshot is held (P7).
  */
@@ -276,7 +277,10 @@ psync_delivery_create(const pg_uuid_t *id, PsyncNextTransaction next)
 										   psync_snapshot_parse(delivery->sync->position),
 										   &delivery->sync->hint);
 	if (delivery->sync->target_position != NULL)
+	{
 		delivery->target_position = pstrdup(delivery->sync->target_position);
+		psync_last_change_parse(&delivery->mark, delivery->target_position);
+	}
 	delivery->failing = delivery->sync->failures > 0;
 	delivery->transaction_start = GetCurrentTimestamp();
 	MemoryContextSwitchTo(old);
@@ -348,73 +352,6 @@ psync_delivery_changed(PsyncDelivery *delivery)
 /* ------------------------------------------------------------- the target */
 
 /*
- * Does not return.  The sync stops until someone decides what is right;
- * guessing would skip changes or apply them twice (P2, P5).
- */
-static void
-refuse_position(const char *detail)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-			 errmsg("the target's recorded position does not fit this change log"),
-			 errdetail("%s", detail),
-			 errhint("Start afresh with payment_sync.enable_sync(name, start => 'batch').")));
-}
-
-/*
- * Compare the target's position with ours; see the table in the header
- * comment.  True if the reader was moved: the window that was found does not
- * begin where the target is, and must be found anew.
- *
- * The text may be anything, since it comes from a target (P7): it is parsed
- * with care, and believed only if it lies between our position and the
- * present.
- */
-static bool
-adopt_position(PsyncDelivery *delivery, const char *remote)
-{
-	const char *ours = delivery->target_position;
-	PsyncSnapshot *there;
-	PsyncSnapshot *now;
-	MemoryContext old;
-
-	Assert(delivery->target != NULL && !delivery->window_begun);
-
-	if (remote == NULL)
-	{
-		if (ours != NULL)
-			refuse_position("The target has lost its position: it was restored or emptied.");
-		return false;
-	}
-	if (ours != NULL && strcmp(ours, remote) == 0)
-		return false;
-
-	there = psync_snapshot_parse(remote);
-	if (delivery->sync->restart &&
-		!psync_snapshot_covers(there, psync_reader_after(delivery->reader)))
-		return false;			/* from before the sync was started anew */
-	PushActiveSnapshot(GetTransactionSnapshot());
-	now = psync_snapshot_current();
-	PopActiveSnapshot();
-	if (!psync_snapshot_covers(now, there))
-		refuse_position("The target has changes that this server does not know: it was restored from a backup.");
-	if (!psync_snapshot_covers(there, psync_reader_after(delivery->reader)))
-		refuse_position("The target is at an earlier position than was delivered: it was restored from a backup.");
-
-	old = MemoryContextSwitchTo(delivery->context);
-	psync_reader_free(delivery->reader);
-	delivery->reader = psync_reader_create(delivery->context, there,
-										   &delivery->sync->hint);
-	delivery->target_position = pstrdup(remote);
-	MemoryContextSwitchTo(old);
-
-	/* what is stored here is out of date */
-	if (delivery->unsaved_since == 0)
-		delivery->unsaved_since = GetCurrentTimestamp();
-	return true;
-}
-
-/*
  * Open the target.  True if the window at hand must be found anew.
  *
  * If this raises, delivery->target may be set and half open; transports'
@@ -441,7 +378,7 @@ open_target(PsyncDelivery *delivery)
 
 	/* a target that stores none cannot contradict ours */
 	return delivery->transport->read_position != NULL &&
-		adopt_position(delivery, remote);
+		psync_position_adopt(delivery, remote);
 }
 
 /*
@@ -560,6 +497,7 @@ send_changes(PsyncDelivery *delivery, const PsyncWindowSize *size)
 		delivery->transport->change(delivery->target, &change);
 		delivery->unsaved.changes++;
 		delivery->unsaved.lag_at = change.at;
+		psync_last_change_set(&delivery->mark, &change);
 	}
 }
 
@@ -678,7 +616,7 @@ psync_delivery_unsaved_since(PsyncDelivery *delivery)
 
 /*
  * The window is at the target: our own books follow, in memory.  If we crash
- * before they are saved the target's position counts (adopt_position()).
+ * before they are saved the target's position counts (psync_position_adopt()).
  */
 static void
 window_delivered(PsyncDelivery *delivery, const PsyncWindowSize *size)
@@ -686,7 +624,7 @@ window_delivered(PsyncDelivery *delivery, const PsyncWindowSize *size)
 	note_progress(delivery);
 	if (delivery->window_begun)
 	{
-		char	   *position = psync_snapshot_text(psync_reader_upto(delivery->reader));
+		char	   *position = psync_position_text(delivery);
 
 		if (delivery->target_position != NULL)
 			pfree(delivery->target_position);
@@ -723,7 +661,7 @@ deliver_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 	}
 	if (delivery->window_begun)
 		delivery->transport->commit_window(delivery->target,
-										   psync_snapshot_text(psync_reader_upto(delivery->reader)));
+										   psync_position_text(delivery));
 	window_delivered(delivery, size);
 
 	commit = TimestampDifferenceExceeds(delivery->transaction_start,

@@ -41,6 +41,14 @@ typedef struct PsyncBatch
 	bool		full;			/* ended by its size: there may be more */
 } PsyncBatch;
 
+/* Tells a change from all others, also those of another history. */
+typedef struct PsyncLastChange
+{
+	uint64		xid;			/* 0: none */
+	uint64		position;
+	TimestampTz at;
+} PsyncLastChange;
+
 struct PsyncDelivery
 {
 	MemoryContext context;		/* of the delivery */
@@ -65,6 +73,7 @@ struct PsyncDelivery
 	PsyncSyncProgress unsaved;
 	TimestampTz unsaved_since;	/* 0: nothing */
 	char	   *target_position;	/* what the target holds */
+	PsyncLastChange	mark;			/* of the last change that the target has */
 	bool		failing;		/* the state says so: a success clears it */
 };
 
@@ -86,6 +95,12 @@ extern bool psync_delivery_resolve(PsyncDelivery *delivery, PsyncChange *change,
 								   uint32 shape_id);
 extern void psync_delivery_rotate(PsyncDelivery *delivery);
 extern const PsyncShape *psync_delivery_shape(PsyncDelivery *delivery, uint32 id);
+
+/* position.c */
+extern void psync_last_change_set(PsyncLastChange *mark, const PsyncChange *change);
+extern void psync_last_change_parse(PsyncLastChange *mark, const char *text);
+extern char *psync_position_text(PsyncDelivery *delivery);
+extern bool psync_position_adopt(PsyncDelivery *delivery, const char *remote);
 
 /* value.c */
 extern Datum psync_value_to_datum(const PsyncColumn *column, const char *value,

@@ -101,10 +101,11 @@ bad_snapshot(const char *text)
 }
 
 /*
- * Parse; the text may come from a target and is not trusted.  In the current
- * memory context; an error if it is not a snapshot at all.  Whether it makes
- * sense here, an id from another server say, is for the caller to judge: see
- * psync_snapshot_covers().
+ * Parse.  The text ends with the string, or at a "@": what follows is not the
+ * snapshot's (deliver/position.c).  It may come from a target and is not
+ * trusted.  In the current memory context; an error if it is not a snapshot at
+ * all.  Whether it makes sense here, an id from another server say, is for the
+ * caller to judge: see psync_snapshot_covers().
  *
  * The ids are sorted, lest a stranger's order mislead a binary search.
  */
@@ -127,20 +128,20 @@ psync_snapshot_parse(const char *text)
 			bad_snapshot(text);
 		at = end + 1;
 	}
-	for (const char *p = at; *p != '\0'; p++)
+	for (const char *p = at; *p != '\0' && *p != '@'; p++)
 		capacity += (*p == ',');
 
 	result = palloc(offsetof(PsyncSnapshot, xip) + capacity * sizeof(uint64));
 	result->xmin = bounds[0];
 	result->xmax = bounds[1];
 	result->nxip = 0;
-	while (*at != '\0')
+	while (*at != '\0' && *at != '@')
 	{
 		char	   *end;
 		uint64		xid = strtou64(at, &end, 10);
 
-		if (end == at || (*end != ',' && *end != '\0') ||
-			(*end == ',' && end[1] == '\0') ||
+		if (end == at || (*end != ',' && *end != '\0' && *end != '@') ||
+			(*end == ',' && (end[1] == '\0' || end[1] == '@')) ||
 			xid < result->xmin || xid >= result->xmax)
 			bad_snapshot(text);
 		Assert(result->nxip < capacity);
