@@ -157,13 +157,15 @@ report_clock(Check *check)
 	time_t		theirs = check->transfer->answer.date[0] != '\0' ?
 		curl_getdate(check->transfer->answer.date, NULL) : -1;
 	int64		skew;
+	int64		distance;
 
 	if (theirs == -1)
 		return;
 	skew = (int64) time(NULL) - (int64) theirs;
-	step(check, "clock", Abs(skew) <= PSYNC_HTTP_CLOCK_SKEW_MAX,
+	distance = skew < 0 ? -skew : skew;
+	step(check, "clock", distance <= PSYNC_HTTP_CLOCK_SKEW_MAX,
 		 psprintf("this server's clock is " INT64_FORMAT " s %s that of the target",
-				  Abs(skew), skew >= 0 ? "ahead of" : "behind"), 0);
+				  distance, skew >= 0 ? "ahead of" : "behind"), 0);
 }
 
 /* ---------------------------------------------------------------- running */
