@@ -452,10 +452,11 @@ CREATE FUNCTION payment_sync.create_sync(
 	max_log_size text DEFAULT NULL,
 	on_log_full text DEFAULT 'warn',
 	enabled boolean DEFAULT true,
-	mirror boolean DEFAULT false) RETURNS void
+	mirror boolean DEFAULT false,
+	transform text DEFAULT NULL) RETURNS void
 	AS 'MODULE_PATHNAME', 'payment_sync_create_sync'
 	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
-COMMENT ON FUNCTION payment_sync.create_sync(name, regclass[], name, boolean, text[], name, text[], text, text, boolean, boolean) IS
+COMMENT ON FUNCTION payment_sync.create_sync(name, regclass[], name, boolean, text[], name, text[], text, text, boolean, boolean, text) IS
 	'ties captured tables to a target; without a server, changes are fetched';
 
 CREATE FUNCTION payment_sync.alter_sync(
@@ -468,10 +469,11 @@ CREATE FUNCTION payment_sync.alter_sync(
 	batch boolean DEFAULT false,
 	exclude_origins text[] DEFAULT NULL,
 	max_log_size text DEFAULT NULL,
-	on_log_full text DEFAULT NULL) RETURNS void
+	on_log_full text DEFAULT NULL,
+	transform text DEFAULT NULL) RETURNS void
 	AS 'MODULE_PATHNAME', 'payment_sync_alter_sync'
 	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
-COMMENT ON FUNCTION payment_sync.alter_sync(name, name, name, regclass[], regclass[], text[], boolean, text[], text, text) IS
+COMMENT ON FUNCTION payment_sync.alter_sync(name, name, name, regclass[], regclass[], text[], boolean, text[], text, text, text) IS
 	'changes what is given and leaves the rest; targets and batch are about add_tables';
 
 CREATE FUNCTION payment_sync.enable_sync(name name, start text DEFAULT NULL) RETURNS void
@@ -565,7 +567,7 @@ CREATE VIEW payment_sync.syncs WITH (security_barrier = true) AS
 			  JOIN pg_class c ON c.oid = t.relid
 			  JOIN pg_namespace n ON n.oid = c.relnamespace
 			  WHERE t.sync = s.id ORDER BY t.relid::oid) AS targets,
-		s.exclude_origins, s.max_log_size, s.on_log_full, s.created
+		s.exclude_origins, s.max_log_size, s.on_log_full, s.created, s.transform
 	FROM payment_sync.sync s
 	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.owner, 'USAGE');
 COMMENT ON VIEW payment_sync.syncs IS 'syncs: definition';
@@ -579,6 +581,7 @@ COMMENT ON COLUMN payment_sync.syncs.exclude_origins IS 'origins whose changes a
 COMMENT ON COLUMN payment_sync.syncs.max_log_size IS 'bytes of the change log that it may hold back; null: payment_sync.max_log_size holds';
 COMMENT ON COLUMN payment_sync.syncs.on_log_full IS 'what happens beyond that: warn, or disable the sync, too';
 COMMENT ON COLUMN payment_sync.syncs.created IS 'when it was created';
+COMMENT ON COLUMN payment_sync.syncs.transform IS 'SQL expression that makes the body of an event; null: the server''s format does';
 
 CREATE VIEW payment_sync.stat_sync WITH (security_barrier = true) AS
 	SELECT s.name, s.server,
@@ -673,6 +676,140 @@ COMMENT ON COLUMN payment_sync.progress_batch.percent IS 'rows in percent of row
 COMMENT ON COLUMN payment_sync.progress_batch.requested IS 'when the batch was asked for';
 COMMENT ON COLUMN payment_sync.progress_batch.started IS 'when its first chunk was read';
 COMMENT ON COLUMN payment_sync.progress_batch.finished IS 'when it was done or cancelled';
+
+-- ======================================================================
+-- Targets that take messages
+-- ======================================================================
+
+CREATE FUNCTION payment_sync.latency_quantile(
+	latency bigint[], quantile double precision) RETURNS double precision
+	AS 'MODULE_PATHNAME', 'payment_sync_latency_quantile'
+	LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE;
+COMMENT ON FUNCTION payment_sync.latency_quantile(bigint[], double precision) IS
+	'milliseconds within which this part of the attempts was answered, from a histogram';
+
+-- What a target answers may repeat what it was sent: for the sync's owner only.
+CREATE VIEW payment_sync.stat_target WITH (security_barrier = true) AS
+	SELECT s.name AS sync, s.server,
+		COALESCE(t.breaker, 'closed') AS breaker, t.breaker_until,
+		COALESCE(t.in_flight, 0) AS in_flight,
+		u.parked, u.held, u.dead,
+		t.requests, t.events, t.retries, t.refused, t.bytes,
+		t.statuses[3] AS status_2xx, t.statuses[4] AS status_3xx,
+		t.statuses[5] AS status_4xx, t.statuses[6] AS status_5xx,
+		t.statuses[1] AS no_status,
+		payment_sync.latency_quantile(t.latency, 0.5) AS latency_p50,
+		payment_sync.latency_quantile(t.latency, 0.99) AS latency_p99,
+		t.last_status, t.last_reason,
+		CASE WHEN pg_has_role(s.owner, 'USAGE') THEN t.last_excerpt END AS last_excerpt,
+		t.last_at, st.failing_since, t.started AS stats_since
+	FROM payment_sync.sync s
+	LEFT JOIN payment_sync.sync_state st ON st.sync = s.id
+	JOIN payment_sync.target_stats t ON t.sync = s.id
+	CROSS JOIN LATERAL (
+		SELECT COALESCE(sum(events) FILTER (WHERE state = 'parked'), 0) AS parked,
+			COALESCE(sum(events) FILTER (WHERE state = 'held'), 0) AS held,
+			COALESCE(sum(events) FILTER (WHERE state = 'dead'), 0) AS dead
+		FROM payment_sync.unsettled
+		WHERE sync = s.id) u
+	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.owner, 'USAGE');
+COMMENT ON VIEW payment_sync.stat_target IS 'targets that take messages: what they answered, and how fast; as of the last save, within a second';
+COMMENT ON COLUMN payment_sync.stat_target.sync IS 'name of the sync';
+COMMENT ON COLUMN payment_sync.stat_target.server IS 'foreign server of its target';
+COMMENT ON COLUMN payment_sync.stat_target.breaker IS 'closed: messages are sent; open: none until breaker_until; probing: one, to see whether the target is back';
+COMMENT ON COLUMN payment_sync.stat_target.breaker_until IS 'when an open breaker lets a probe through';
+COMMENT ON COLUMN payment_sync.stat_target.in_flight IS 'messages without an answer';
+COMMENT ON COLUMN payment_sync.stat_target.parked IS 'events that are retried while others go on, or wait behind such ones';
+COMMENT ON COLUMN payment_sync.stat_target.held IS 'refused events that hold later ones of their keys';
+COMMENT ON COLUMN payment_sync.stat_target.dead IS 'dead letters';
+COMMENT ON COLUMN payment_sync.stat_target.requests IS 'attempts that have ended';
+COMMENT ON COLUMN payment_sync.stat_target.events IS 'events that the target has taken';
+COMMENT ON COLUMN payment_sync.stat_target.retries IS 'attempts that failed and are repeated';
+COMMENT ON COLUMN payment_sync.stat_target.refused IS 'events that the target has refused for good';
+COMMENT ON COLUMN payment_sync.stat_target.bytes IS 'size of the bodies sent, repetitions included';
+COMMENT ON COLUMN payment_sync.stat_target.status_2xx IS 'answers with a status of this class; of protocols without one, deliveries';
+COMMENT ON COLUMN payment_sync.stat_target.status_3xx IS 'answers with a status of this class';
+COMMENT ON COLUMN payment_sync.stat_target.status_4xx IS 'answers with a status of this class';
+COMMENT ON COLUMN payment_sync.stat_target.status_5xx IS 'answers with a status of this class';
+COMMENT ON COLUMN payment_sync.stat_target.no_status IS 'attempts that ended without an answer';
+COMMENT ON COLUMN payment_sync.stat_target.latency_p50 IS 'milliseconds within which half of the attempts ended';
+COMMENT ON COLUMN payment_sync.stat_target.latency_p99 IS 'milliseconds within which 99 of 100 attempts ended';
+COMMENT ON COLUMN payment_sync.stat_target.last_status IS 'status of the last answer that had one';
+COMMENT ON COLUMN payment_sync.stat_target.last_reason IS 'what was wrong with the last answer; null if nothing was';
+COMMENT ON COLUMN payment_sync.stat_target.last_excerpt IS 'beginning of the last answer; only the sync''s owner sees it';
+COMMENT ON COLUMN payment_sync.stat_target.last_at IS 'when the last attempt ended';
+COMMENT ON COLUMN payment_sync.stat_target.failing_since IS 'since when nothing gets through; null if something does';
+COMMENT ON COLUMN payment_sync.stat_target.stats_since IS 'when counting began';
+
+CREATE VIEW payment_sync.dead_letters WITH (security_barrier = true) AS
+	SELECT s.name AS sync, u.id, u.state, u.event_id, u.events, u.type,
+		u.schema, u."table", u.operation,
+		CASE WHEN o.is_owner THEN u.key END AS key,
+		u.status, u.reason,
+		CASE WHEN o.is_owner THEN u.excerpt END AS excerpt,
+		u.error_state, u.failures, u.next_at, u.created, u.updated, u.content_type,
+		CASE WHEN o.is_owner THEN u.body END AS body
+	FROM payment_sync.unsettled u
+	JOIN payment_sync.sync s ON s.id = u.sync
+	CROSS JOIN LATERAL (SELECT pg_has_role(s.owner, 'USAGE') AS is_owner) o
+	WHERE pg_has_role('pg_monitor', 'USAGE') OR o.is_owner;
+COMMENT ON VIEW payment_sync.dead_letters IS 'events that targets have refused, and those that are parked: not delivered, but passed';
+COMMENT ON COLUMN payment_sync.dead_letters.sync IS 'name of the sync';
+COMMENT ON COLUMN payment_sync.dead_letters.id IS 'for retry_dead_letters and discard_dead_letters; in order of time';
+COMMENT ON COLUMN payment_sync.dead_letters.state IS 'dead: refused; held: refused, and holds later events of its keys; parked: is retried';
+COMMENT ON COLUMN payment_sync.dead_letters.event_id IS 'id that the target sees';
+COMMENT ON COLUMN payment_sync.dead_letters.events IS 'number of events in the body';
+COMMENT ON COLUMN payment_sync.dead_letters.type IS 'type of the first event';
+COMMENT ON COLUMN payment_sync.dead_letters.schema IS 'schema of its table';
+COMMENT ON COLUMN payment_sync.dead_letters."table" IS 'its table';
+COMMENT ON COLUMN payment_sync.dead_letters.operation IS 'what happened to its row';
+COMMENT ON COLUMN payment_sync.dead_letters.key IS 'its key; only the sync''s owner sees it';
+COMMENT ON COLUMN payment_sync.dead_letters.status IS 'status of the target''s last answer';
+COMMENT ON COLUMN payment_sync.dead_letters.reason IS 'why it was not delivered; null: it waits behind another one of its key';
+COMMENT ON COLUMN payment_sync.dead_letters.excerpt IS 'beginning of the target''s last answer; only the sync''s owner sees it';
+COMMENT ON COLUMN payment_sync.dead_letters.error_state IS 'SQLSTATE of the reason';
+COMMENT ON COLUMN payment_sync.dead_letters.failures IS 'attempts that failed';
+COMMENT ON COLUMN payment_sync.dead_letters.next_at IS 'when a parked one is tried again';
+COMMENT ON COLUMN payment_sync.dead_letters.created IS 'when it left the line';
+COMMENT ON COLUMN payment_sync.dead_letters.updated IS 'when it was last tried';
+COMMENT ON COLUMN payment_sync.dead_letters.content_type IS 'media type of the body';
+COMMENT ON COLUMN payment_sync.dead_letters.body IS 'what is sent, as it is; only the sync''s owner sees it';
+
+CREATE FUNCTION payment_sync.retry_dead_letters(
+	name name, ids bigint[] DEFAULT NULL) RETURNS bigint
+	AS 'MODULE_PATHNAME', 'payment_sync_retry_dead_letters'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.retry_dead_letters(name, bigint[]) IS
+	'sends dead letters again, with their old ids: those named or all, at most 10000; returns how many';
+
+CREATE FUNCTION payment_sync.discard_dead_letters(
+	name name, ids bigint[] DEFAULT NULL) RETURNS bigint
+	AS 'MODULE_PATHNAME', 'payment_sync_discard_dead_letters'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.discard_dead_letters(name, bigint[]) IS
+	'removes dead letters for good: those named, parked events among them, or all dead and held ones; returns how many';
+
+CREATE FUNCTION payment_sync.replay(
+	name name, since timestamptz DEFAULT NULL, "position" text DEFAULT NULL) RETURNS bigint
+	AS 'MODULE_PATHNAME', 'payment_sync_replay'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.replay(name, timestamptz, text) IS
+	'sends again what was sent since a time or from a position on, as far as the change log still holds it; returns how many changes that are';
+
+CREATE FUNCTION payment_sync.preview_event(
+	name name, key jsonb, rel regclass DEFAULT NULL) RETURNS text
+	AS 'MODULE_PATHNAME', 'payment_sync_preview_event'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.preview_event(name, jsonb, regclass) IS
+	'the request that inserting the row with this key would cause, secrets masked; null: the transform leaves it out';
+
+CREATE FUNCTION payment_sync.check_target(
+	server name, OUT step text, OUT ok boolean, OUT detail text,
+	OUT elapsed double precision) RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'payment_sync_check_target'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.check_target(name) IS
+	'tries a target step by step, up to a ping that it must take; elapsed in milliseconds';
 
 CREATE FUNCTION payment_sync.wake_workers() RETURNS void
 	AS 'MODULE_PATHNAME', 'payment_sync_wake_workers'
@@ -931,6 +1068,7 @@ COMMENT ON EVENT TRIGGER payment_sync_sql_drop IS 'forgets dropped tables, and k
 GRANT USAGE ON SCHEMA payment_sync TO PUBLIC;
 GRANT SELECT ON payment_sync.captured_tables, payment_sync.syncs,
 	payment_sync.stat_sync, payment_sync.progress_batch, payment_sync.changes,
+	payment_sync.stat_target, payment_sync.dead_letters,
 	payment_sync.reconciliations, payment_sync.discrepancies,
 	payment_sync.transport_options
 	TO PUBLIC;

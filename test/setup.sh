@@ -86,6 +86,8 @@ build()
 		{ cat "$SCRATCH/build.log"; return 1; }
 	make -s -C "$SCRATCH/src" install PG_CONFIG="$PG_CONFIG" >> "$SCRATCH/build.log" 2>&1 ||
 		{ cat "$SCRATCH/build.log"; return 1; }
+	make -s -C "$SCRATCH/src/test/modules" all install PG_CONFIG="$PG_CONFIG" "$@" >> "$SCRATCH/build.log" 2>&1 ||
+		{ cat "$SCRATCH/build.log"; return 1; }
 	chown -R "$PGUSER_OS" "$SCRATCH"
 }
 

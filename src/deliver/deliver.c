@@ -344,6 +344,7 @@ psync_delivery_changed(PsyncDelivery *delivery)
 		shapes_changed(delivery))
 		return true;
 	delivery->sync->batch_pending = sync->batch_pending;
+	delivery->sync->parked = sync->parked;
 	psync_batch_load_uncopied(delivery);	/* a batch may be cancelled */
 	delivery->invalidations = seen;
 	return false;
@@ -720,19 +721,22 @@ step(PsyncDelivery *delivery)
 	Assert(!ActiveSnapshotSet());
 
 	old = MemoryContextSwitchTo(delivery->window_context);
-	if (delivery->messages == NULL && messages_pending(delivery))
-		(void) open_target(delivery);
+	if (delivery->messages == NULL)
+	{
+		if (psync_delivery_changed(delivery))
+		{
+			MemoryContextSwitchTo(old);
+			return PSYNC_DELIVER_GONE;
+		}
+		if (messages_pending(delivery))
+			(void) open_target(delivery);
+	}
 	if (delivery->messages != NULL)
 	{
 		PsyncDeliverResult result = step_messages(delivery);
 
 		MemoryContextSwitchTo(old);
 		return result;
-	}
-	if (psync_delivery_changed(delivery))
-	{
-		MemoryContextSwitchTo(old);
-		return PSYNC_DELIVER_GONE;
 	}
 	if (delivery->batch == NULL && delivery->sync->batch_pending)
 		delivery->batch = psync_batch_load(delivery);

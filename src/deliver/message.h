@@ -30,6 +30,7 @@
 
 #include "deliver/delivery.h"
 #include "deliver/json.h"
+#include "deliver/transform.h"
 
 struct PsyncMessages;
 
@@ -159,8 +160,6 @@ extern PsyncTransform *psync_transform_create(const char *expression, Oid owner)
 extern bool psync_transform_run(PsyncTransform *transform, const char *event,
 								int size, StringInfo body,
 								const char **content_type);
-extern bool psync_transform_gives_json(const PsyncTransform *transform);
-extern void psync_transform_check(const char *expression, Oid owner);
 
 /* ------------------------------------------------------------------ keys */
 

@@ -483,10 +483,20 @@ static bool
 transform(PsyncEventWriter *writer, StringInfo out, const PsyncEventTable *table,
 		  const PsyncChange *change, uint64 previous, const char **content_type)
 {
+	bool		any = writer->settings->format == PSYNC_FORMAT_RAW ||
+		writer->settings->format == PSYNC_FORMAT_CLOUDEVENTS_BINARY;
+
 	resetStringInfo(&writer->envelope);
 	put_envelope(writer, &writer->envelope, table, change, previous);
-	return psync_transform_run(writer->transform, writer->envelope.data,
-							   writer->envelope.len, out, content_type);
+	if (!psync_transform_run(writer->transform, writer->envelope.data,
+							 writer->envelope.len, out, content_type))
+		return false;
+	if (!any && strcmp(*content_type, "application/json") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("transform must yield jsonb with this format"),
+				 errhint("Text and bytea can be bodies with the formats raw and cloudevents_binary.")));
+	return true;
 }
 
 /* The event's text in the target's format; false: it is left out. */

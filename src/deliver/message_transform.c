@@ -176,13 +176,6 @@ psync_transform_run(PsyncTransform *transform, const char *event, int size,
 	return !isnull;
 }
 
-/* Known once it was run or prepared. */
-bool
-psync_transform_gives_json(const PsyncTransform *transform)
-{
-	return transform->type == JSONBOID;
-}
-
 /* Raises an error if the expression cannot be prepared with these rights. */
 void
 psync_transform_check(const char *expression, Oid owner)

@@ -17,6 +17,7 @@
 
 #include "compat.h"
 #include "deliver/deliver.h"
+#include "sync/admin.h"
 #include "worker/worker.h"
 
 PG_FUNCTION_INFO_V1(payment_sync_incremental_sync);
@@ -226,6 +227,8 @@ payment_sync_batch_sync(PG_FUNCTION_ARGS)
 
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
 	sync = get_sync(name);
+	if (mirror)
+		psync_refuse_mirror(sync->server);
 	request_batch(sync, relid, mirror);
 	SPI_commit();
 	deliver_in_session(&sync->id);

@@ -62,6 +62,7 @@ extern void psync_definition_check(Oid relid);
 
 /* sync_admin.c: deliveries and workers must look at the definitions again */
 extern void psync_definition_changed(void);
+extern void psync_refuse_mirror(const char *server);
 
 /*
  * owner.c: the names that a statement of ours returns in its first column.

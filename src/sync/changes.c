@@ -68,8 +68,8 @@ make_hash(const char *name, Size keysize, Size entrysize)
 /*
  * What is looked up once per shape and per table, not per change.
  */
-static void
-make_lookups(PsyncChangeRows *rows)
+void
+psync_change_rows_lookups(PsyncChangeRows *rows)
 {
 	rows->shapes = make_hash("payment_sync shapes", sizeof(uint32),
 							 sizeof(PsyncShapeEntry));
@@ -97,7 +97,7 @@ psync_change_rows_begin(FunctionCallInfo fcinfo, PsyncChangeRows *rows)
 				 errmsg("set-valued function called in context that cannot accept a set")));
 
 	memset(rows, 0, sizeof(*rows));
-	make_lookups(rows);
+	psync_change_rows_lookups(rows);
 	old = MemoryContextSwitchTo(rsinfo->econtext->ecxt_per_query_memory);
 	if (get_call_result_type(fcinfo, NULL, &rows->desc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
@@ -293,7 +293,7 @@ count_pending(PsyncSync *sync, PsyncWindowSize *size)
 
 	Assert(sync->has_state);
 
-	make_lookups(&rows);
+	psync_change_rows_lookups(&rows);
 	if (psync_reader_open(reader, NULL, NULL, NULL))
 	{
 		while (psync_reader_next(reader, &change, &shape_id))

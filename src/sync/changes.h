@@ -26,6 +26,9 @@ typedef struct PsyncChangeRows
 extern void psync_change_rows_begin(FunctionCallInfo fcinfo,
 									PsyncChangeRows *rows);
 
+/* The lookups alone, for who counts and returns no rows. */
+extern void psync_change_rows_lookups(PsyncChangeRows *rows);
+
 /*
  * Fill in change->shape, and say which relation the change is about.
  */

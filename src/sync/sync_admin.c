@@ -29,6 +29,7 @@
 #include "utils/varlena.h"
 
 #include "compat.h"
+#include "deliver/transform.h"
 #include "sync/admin.h"
 #include "transport/registry.h"
 #include "worker/worker.h"
@@ -323,6 +324,42 @@ check_on_log_full(const char *value)
 				 errhint("Valid values are \"warn\" and \"disable\".")));
 }
 
+/* Would the sync's target, if it has one, take messages? */
+static bool
+takes_messages(const char *server)
+{
+	return server != NULL &&
+		psync_wrapper_takes_messages(GetForeignServerByName(server, false)->fdwid);
+}
+
+/* A target that takes messages cannot be told what it should not have. */
+void
+psync_refuse_mirror(const char *server)
+{
+	if (takes_messages(server))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("server \"%s\" takes messages and cannot be a mirror", server),
+				 errhint("Leave out the argument \"mirror\": each row is then sent as an event.")));
+}
+
+/*
+ * The expression can be prepared with the owner's rights.  A third party's
+ * wrapper is given the benefit of the doubt.
+ */
+static void
+check_transform(const char *transform, Oid owner, const char *server)
+{
+	ForeignServer *known = server != NULL ? GetForeignServerByName(server, false) : NULL;
+
+	if (known == NULL ||
+		strcmp(psync_wrapper_library(known->fdwid), "payment_sync_postgres") == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("argument \"transform\" needs a server that takes messages")));
+	psync_transform_check(transform, owner);
+}
+
 /*
  * The definition and the state, from the arguments of create_sync(); *id is
  * the new sync's.  The position is chosen before either is written.
@@ -333,9 +370,10 @@ insert_sync(FunctionCallInfo fcinfo, pg_uuid_t *id)
 	Oid			types[8] = {NAMEOID, NAMEOID, OIDOID, BOOLOID, TEXTARRAYOID, INT8OID, TEXTOID, TEXTOID};
 	Datum		values[8];
 	char		nulls[9] = "        ";
+	char	   *position = choose_position();
 	bool		isnull;
 
-	Assert(fcinfo->nargs == 11);
+	Assert(fcinfo->nargs == 12);
 
 	values[0] = PG_GETARG_DATUM(0);
 	values[1] = PG_GETARG_DATUM(2);
@@ -347,12 +385,13 @@ insert_sync(FunctionCallInfo fcinfo, pg_uuid_t *id)
 	values[5] = PG_ARGISNULL(7) ? (Datum) 0 :
 		Int64GetDatum(parse_size(text_to_cstring(PG_GETARG_TEXT_PP(7))));
 	values[6] = PG_GETARG_DATUM(8);
-	values[7] = CStringGetTextDatum(choose_position());
+	values[7] = PG_GETARG_DATUM(11);
+	nulls[7] = PG_ARGISNULL(11) ? 'n' : ' ';
 
 	(void) psync_owner_execute("INSERT INTO payment_sync.sync"
-							   " (name, server, owner, enabled, exclude_origins, max_log_size, on_log_full)"
-							   " VALUES ($1, $2, $3::regrole, $4, $5, $6, $7) RETURNING id",
-							   7, types, values, nulls);
+							   " (name, server, owner, enabled, exclude_origins, max_log_size, on_log_full, transform)"
+							   " VALUES ($1, $2, $3::regrole, $4, $5, $6, $7, $8) RETURNING id",
+							   8, types, values, nulls);
 	*id = *DatumGetUUIDP(SPI_getbinval(SPI_tuptable->vals[0],
 									   SPI_tuptable->tupdesc, 1, &isnull));
 	SPI_finish();
@@ -360,21 +399,22 @@ insert_sync(FunctionCallInfo fcinfo, pg_uuid_t *id)
 	types[0] = UUIDOID;
 	values[0] = UUIDPGetDatum(id);
 	types[1] = TEXTOID;
-	values[1] = values[7];
+	values[1] = CStringGetTextDatum(position);
 	run("INSERT INTO payment_sync.sync_state (sync, position) VALUES ($1, $2::pg_snapshot)",
 		2, types, values, NULL);
 }
 
 /*
  * create_sync(name, tables, server, batch, targets, target_schema,
- *			   exclude_origins, max_log_size, on_log_full, enabled, mirror)
+ *			   exclude_origins, max_log_size, on_log_full, enabled, mirror,
+ *			   transform)
  */
 Datum
 payment_sync_create_sync(PG_FUNCTION_ARGS)
 {
 	static const char *const required[] = {
 		"name", "tables", NULL, "batch", NULL, NULL, "exclude_origins", NULL,
-		"on_log_full", "enabled", "mirror"
+		"on_log_full", "enabled", "mirror", NULL
 	};
 	List	   *tables;
 	pg_uuid_t	id;
@@ -395,6 +435,11 @@ payment_sync_create_sync(PG_FUNCTION_ARGS)
 		refuse_batch();
 	check_on_log_full(text_to_cstring(PG_GETARG_TEXT_PP(8)));
 
+	if (!PG_ARGISNULL(11))
+		check_transform(text_to_cstring(PG_GETARG_TEXT_PP(11)), GetUserId(),
+						PG_ARGISNULL(2) ? NULL : NameStr(*PG_GETARG_NAME(2)));
+	if (PG_GETARG_BOOL(10) && !PG_ARGISNULL(2))
+		psync_refuse_mirror(NameStr(*PG_GETARG_NAME(2)));
 	insert_sync(fcinfo, &id);
 	add_tables(&id, tables, PG_ARGISNULL(4) ? NULL : PG_GETARG_ARRAYTYPE_P(4),
 			   PG_ARGISNULL(5) ? NULL : NameStr(*PG_GETARG_NAME(5)),
@@ -445,7 +490,8 @@ enum
 	ALTER_BATCH,
 	ALTER_EXCLUDE_ORIGINS,
 	ALTER_MAX_LOG_SIZE,
-	ALTER_ON_LOG_FULL
+	ALTER_ON_LOG_FULL,
+	ALTER_TRANSFORM
 };
 
 /*
@@ -477,6 +523,11 @@ check_alteration(FunctionCallInfo fcinfo, const PsyncSync *sync)
 		refuse_batch();
 	if (!PG_ARGISNULL(ALTER_ON_LOG_FULL))
 		check_on_log_full(text_to_cstring(PG_GETARG_TEXT_PP(ALTER_ON_LOG_FULL)));
+	if (!PG_ARGISNULL(ALTER_TRANSFORM) &&
+		VARSIZE_ANY_EXHDR(PG_GETARG_TEXT_PP(ALTER_TRANSFORM)) > 0)
+		check_transform(text_to_cstring(PG_GETARG_TEXT_PP(ALTER_TRANSFORM)), sync->owner,
+						PG_ARGISNULL(ALTER_SERVER) ? sync->server :
+						NameStr(*PG_GETARG_NAME(ALTER_SERVER)));
 }
 
 /*
@@ -486,10 +537,10 @@ static void
 update_sync(FunctionCallInfo fcinfo, const PsyncSync *sync)
 {
 	static const int arguments[] = {ALTER_NEW_NAME, ALTER_SERVER,
-	ALTER_EXCLUDE_ORIGINS, ALTER_ON_LOG_FULL, ALTER_MAX_LOG_SIZE};
-	Oid			types[6] = {UUIDOID, NAMEOID, NAMEOID, TEXTARRAYOID, TEXTOID, INT8OID};
-	Datum		values[6];
-	char		nulls[7] = "      ";
+	ALTER_EXCLUDE_ORIGINS, ALTER_ON_LOG_FULL, ALTER_MAX_LOG_SIZE, ALTER_TRANSFORM};
+	Oid			types[7] = {UUIDOID, NAMEOID, NAMEOID, TEXTARRAYOID, TEXTOID, INT8OID, TEXTOID};
+	Datum		values[7];
+	char		nulls[8] = "       ";
 	uint64		updated;
 
 	values[0] = UUIDPGetDatum(&sync->id);
@@ -507,8 +558,9 @@ update_sync(FunctionCallInfo fcinfo, const PsyncSync *sync)
 	updated = psync_owner_execute("UPDATE payment_sync.sync SET name = COALESCE($2, name),"
 								  " server = COALESCE($3, server), exclude_origins = COALESCE($4, exclude_origins),"
 								  " on_log_full = COALESCE($5, on_log_full),"
-								  " max_log_size = NULLIF(COALESCE($6, max_log_size), -1) WHERE id = $1",
-								  6, types, values, nulls);
+								  " max_log_size = NULLIF(COALESCE($6, max_log_size), -1),"
+								  " transform = NULLIF(COALESCE($7, transform), '') WHERE id = $1",
+								  7, types, values, nulls);
 	SPI_finish();
 
 	/* its row is locked from here on: nothing is added to a sync that is gone */
@@ -520,8 +572,9 @@ update_sync(FunctionCallInfo fcinfo, const PsyncSync *sync)
 
 /*
  * alter_sync(name, new_name, server, add_tables, drop_tables, targets,
- *			  batch, exclude_origins, max_log_size, on_log_full)
- * NULL leaves a property as it is; max_log_size '' removes the limit.
+ *			  batch, exclude_origins, max_log_size, on_log_full, transform)
+ * NULL leaves a property as it is; max_log_size '' removes the limit, and
+ * transform '' the transform.
  *
  * A table that is added without a batch is delivered from our commit on, and
  * perhaps some changes from before.
@@ -557,13 +610,14 @@ payment_sync_alter_sync(PG_FUNCTION_ARGS)
 static void
 start_anew(const PsyncSync *sync, bool batch)
 {
-	Oid			types[2] = {UUIDOID, TEXTOID};
-	Datum		values[2];
+	Oid			types[3] = {UUIDOID, TEXTOID, BOOLOID};
+	Datum		values[3];
 
 	Assert(!batch || sync->server != NULL);
 
 	values[0] = UUIDPGetDatum(&sync->id);
 	values[1] = CStringGetTextDatum(choose_position());
+	values[2] = BoolGetDatum(!takes_messages(sync->server));
 	run("INSERT INTO payment_sync.sync_state (sync, position, restart)"
 		" VALUES ($1, $2::pg_snapshot, true)"
 		" ON CONFLICT (sync) DO UPDATE SET position = excluded.position, restart = true,"
@@ -575,13 +629,13 @@ start_anew(const PsyncSync *sync, bool batch)
 		2, types, values, NULL);
 	if (batch)
 		run("INSERT INTO payment_sync.batch (sync, relid, mirror, initial, rows_estimated)"
-			" SELECT t.sync, c.oid, true, true, GREATEST(c.reltuples, 0)::int8"
+			" SELECT t.sync, c.oid, $3, true, GREATEST(c.reltuples, 0)::int8"
 			" FROM payment_sync.sync_table t JOIN pg_class c ON c.oid = t.relid"
 			" WHERE t.sync = $1 AND $2 IS NOT NULL"
-			" ON CONFLICT (sync, relid) DO UPDATE SET mirror = true, initial = true, state = 'pending',"
+			" ON CONFLICT (sync, relid) DO UPDATE SET mirror = excluded.mirror, initial = true, state = 'pending',"
 			" shape = NULL, cursor = NULL, chunks = 0, rows = 0, started = NULL,"
 			" finished = NULL, requested = clock_timestamp()",
-			2, types, values, NULL);
+			3, types, values, NULL);
 }
 
 /*

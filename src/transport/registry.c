@@ -24,7 +24,7 @@
  */
 const PsyncWrapper psync_wrappers[] = {
 	{"payment_sync_postgres", "payment_sync_postgres", psync_postgres_options},
-	{"payment_sync_http", "payment_sync_http", psync_http_options},
+	{"payment_sync_http", "payment_sync_http", psync_http_options, true},
 	{"postgres_fdw", "payment_sync_postgres", NULL},
 	{NULL, NULL, NULL}
 };
@@ -65,6 +65,20 @@ psync_wrapper_library(Oid fdwid)
 			 errdetail("Neither is it one of payment_sync's wrappers, nor does it have the option \"library\"."),
 			 errhint("Create the server with a wrapper such as payment_sync_postgres.")));
 	return NULL;				/* keep the compiler quiet */
+}
+
+bool
+psync_wrapper_takes_messages(Oid fdwid)
+{
+	const char *library = psync_wrapper_library(fdwid);
+
+	Assert(library != NULL);
+	for (const PsyncWrapper *known = psync_wrappers; known->name; known++)
+	{
+		if (strcmp(known->library, library) == 0)
+			return known->messages;
+	}
+	return false;
 }
 
 /* Which required callback is missing?  NULL if none. */

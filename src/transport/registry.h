@@ -19,6 +19,7 @@ typedef struct PsyncWrapper
 	const char *library;
 	const PsyncOption *options; /* NULL: the wrapper has a validator of its
 								 * own and options that are not ours */
+	bool		messages;		/* its targets take messages, not windows */
 } PsyncWrapper;
 
 /* Ends with a NULL name. */
@@ -40,6 +41,12 @@ extern const PsyncTransport *psync_transport_load(const char *library,
 
 /* The library of a foreign-data wrapper; raises an error if it has none. */
 extern char *psync_wrapper_library(Oid fdwid);
+
+/*
+ * Do its targets take messages?  Answered without loading the library, so only
+ * of wrappers that the core knows; of others false.
+ */
+extern bool psync_wrapper_takes_messages(Oid fdwid);
 
 /*
  * The target of a sync, with the options of its server and of its owner's
