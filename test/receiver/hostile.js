@@ -89,15 +89,15 @@ function control(socket, path)
 // One complete request at a time off the front of what has come.
 function takeRequest(socket)
 {
-	const end = socket.pending.indexOf('\r\n\r\n');
+	const end = socket.unread.indexOf('\r\n\r\n');
 	if (end < 0)
 		return false;
-	const head = socket.pending.subarray(0, end).toString('latin1');
+	const head = socket.unread.subarray(0, end).toString('latin1');
 	const length = Number((/^content-length: *(\d+)/im.exec(head) || [0, 0])[1]);
-	if (socket.pending.length < end + 4 + length)
+	if (socket.unread.length < end + 4 + length)
 		return false;
-	const body = socket.pending.subarray(end + 4, end + 4 + length).toString();
-	socket.pending = socket.pending.subarray(end + 4 + length);
+	const body = socket.unread.subarray(end + 4, end + 4 + length).toString();
+	socket.unread = socket.unread.subarray(end + 4 + length);
 	const path = head.split(' ')[1];
 	if (path.startsWith('/_'))
 		control(socket, path);
@@ -113,11 +113,11 @@ function takeRequest(socket)
 
 function onConnection(socket)
 {
-	socket.pending = Buffer.alloc(0);
+	socket.unread = Buffer.alloc(0);
 	socket.on('error', () => {});
 	socket.on('data', (chunk) =>
 	{
-		socket.pending = Buffer.concat([socket.pending, chunk]);
+		socket.unread = Buffer.concat([socket.unread, chunk]);
 		while (!socket.destroyed && takeRequest(socket));
 	});
 }

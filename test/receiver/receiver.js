@@ -3,11 +3,12 @@
 //	node receiver.js CONFIG
 //
 // CONFIG is JSON: {secret, publicKey, signer: {scheme, secret}, cert, key, ca,
-// http2, log}.  It prints "listening PORT" and then serves
+// http2, keepAlive, print, oauth: {id, secret, life}}.  It prints "listening PORT" and then serves
 //
 //	GET  /_state	what came so far: counts, problems, the table made of the events
 //	GET  /_requests	the last requests: method, url, raw headers, body as base64
-//	POST /_set		behaviour from now on: {fail, status, headers, body, delay}
+//	POST /_set		behaviour from now on: {fail, status, headers, body, delay, revoke}
+//	POST /token		with "oauth": hands out tokens, which deliveries must bear
 //	anything else	a delivery
 //
 // Signatures are verified by the package standardwebhooks (v1) and node:crypto
@@ -241,6 +242,25 @@ function receive(request, raw)
 	return behaviour.status || 200;
 }
 
+// ------------------------------------------------------------------- OAuth
+
+let token = null;
+
+function giveToken(request, body)
+{
+	const form = new URLSearchParams(body.toString());
+	const basic = Buffer.from((request.headers.authorization || '').replace('Basic ', ''), 'base64').toString();
+
+	state.tokens = (state.tokens || 0) + 1;
+	if (form.get('grant_type') !== 'client_credentials' ||
+		request.headers['content-type'] !== 'application/x-www-form-urlencoded' ||
+		basic !== `${encodeURIComponent(config.oauth.id)}:${encodeURIComponent(config.oauth.secret)}`)
+		return [401, '{"error":"invalid_client"}'];
+	token = `token-${state.tokens}-of-the-test`;
+	return [200, JSON.stringify({ token_type: 'Bearer', access_token: token, scope: form.get('scope'),
+		expires_in: config.oauth.life || 3600 })];
+}
+
 function answer(response, status, body, headers)
 {
 	response.writeHead(status, headers || {});
@@ -252,6 +272,8 @@ function control(request, response, body)
 	if (request.url === '/_set')
 	{
 		behaviour = JSON.parse(body.toString());
+		if (behaviour.revoke)
+			token = null;
 		return answer(response, 200, 'ok');
 	}
 	if (request.url === '/_requests')
@@ -274,6 +296,13 @@ function onRequest(request, response)
 		const body = Buffer.concat(chunks);
 		if (request.url.startsWith('/_'))
 			return control(request, response, body);
+		if (config.oauth && request.url === '/token')
+			return answer(response, ...giveToken(request, body));
+		if (config.oauth && (token === null || request.headers.authorization !== `Bearer ${token}`))
+		{
+			state.unauthorized = (state.unauthorized || 0) + 1;
+			return answer(response, 401, `no: ${request.headers.authorization}`);
+		}
 		const status = receive(request, body);
 		const finish = () => answer(response, status, behaviour.body || '', behaviour.headers);
 		return behaviour.delay ? setTimeout(finish, behaviour.delay) : finish();

@@ -117,51 +117,70 @@ key_from_secret(const char *secret, const char *encoding)
 	return make_key(bytes, size, ed25519);
 }
 
-/* Several secrets by commas, each perhaps with the time of its expiry. */
-static List *
+/*
+ * One item of a list of secrets: cut off at its comma and its white space, and
+ * at "@time" with the time put into *expires.  Returns the rest of the list,
+ * or NULL at its end.
+ */
+static char *
+split_secret(char *item, char **secret, TimestampTz *expires, bool *valid)
+{
+	char	   *next = strchr(item, ',');
+	char	   *at;
+	char	   *end;
+
+	if (next != NULL)
+		*next++ = '\0';
+	item += strspn(item, " \t\n");
+	end = item + strlen(item);
+	while (end > item && strchr(" \t\n", end[-1]) != NULL)
+		*--end = '\0';
+	*secret = item;
+	*expires = DT_NOEND;
+	*valid = *item != '\0';
+	at = strchr(item, '@');
+	if (at != NULL)
+	{
+		*at = '\0';
+		*valid = *valid && psync_http_parse_time(at + 1, expires);
+	}
+	return next;
+}
+
+/*
+ * Several secrets by commas, each perhaps with the time of its expiry.  Each
+ * key is put into *keys at once, so that it is freed should the next one be
+ * invalid.
+ */
+static void
 keys_from_option(PsyncHttpSettings *settings, const PsyncTarget *target,
-				 const char *keyword, const char *encoding)
+				 const char *keyword, const char *encoding, List **keys)
 {
 	const char *value = psync_http_services->option(target, keyword);
 	char	   *copy = value != NULL ? pstrdup(value) : NULL;
-	List	   *keys = NIL;
-	char	   *save = NULL;
 
-	for (char *item = copy ? strtok_r(copy, ", \t\n", &save) : NULL; item != NULL;
-		 item = strtok_r(NULL, ", \t\n", &save))
+	Assert(*keys == NIL);
+	for (char *item = copy; item != NULL;)
 	{
-		TimestampTz expires = DT_NOEND;
-		char	   *at = strchr(item, '@');
+		char	   *secret;
+		TimestampTz expires;
+		bool		valid;
 		PsyncHttpKey *key;
-		bool		valid = true;
 
-		if (at != NULL)
-		{
-			*at = '\0';
-			valid = psync_http_parse_time(at + 1, &expires);
-		}
-		psync_http_settings_add_secret(settings, item);
-		key = key_from_secret(item, encoding);
+		item = split_secret(item, &secret, &expires, &valid);
+		psync_http_settings_add_secret(settings, secret);
+		key = key_from_secret(secret, encoding);
+		key->expires = expires;
+		*keys = lappend(*keys, key);
 		if (!valid || key->pkey == NULL)
-		{
-			EVP_PKEY_free(key->pkey);
 			ereport(ERROR,
 					(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
 					 errmsg("invalid option \"%s\" of server \"%s\"",
 							keyword, target->server_name),
 					 errdetail("One of the secrets cannot be read.")));
-		}
-		key->expires = expires;
-		keys = lappend(keys, key);
-		/* so that it is freed should the next one be invalid */
-		if (strcmp(encoding, "standard") == 0)
-			settings->signing_keys = keys;
-		else
-			settings->signer->keys = keys;
 	}
 	if (copy != NULL)
 		explicit_bzero(copy, strlen(value));
-	return keys;
 }
 
 /* ------------------------------------------------------------------ init */
@@ -198,10 +217,11 @@ init_signer(PsyncHttpSettings *settings, const PsyncTarget *target, const char *
 				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
 				 errmsg("the signer of server \"%s\" is incomplete", target->server_name),
 				 errdetail("A signer of one's own needs the options signer_header, signer_content and signer_value.")));
-	signer->keys = keys_from_option(settings, target, "signer_secret",
-									option_or(target, "signer_key_encoding",
-											  known_signers[known].encoding ?
-											  known_signers[known].encoding : "raw"));
+	keys_from_option(settings, target, "signer_secret",
+					 option_or(target, "signer_key_encoding",
+							   known_signers[known].encoding ?
+							   known_signers[known].encoding : "raw"),
+					 &signer->keys);
 	if (signer->keys == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
@@ -216,7 +236,8 @@ psync_http_sign_init(PsyncHttpSettings *settings, PsyncTarget *target)
 {
 	const char *signer = psync_http_services->option(target, "signer");
 
-	(void) keys_from_option(settings, target, "signing_secret", "standard");
+	keys_from_option(settings, target, "signing_secret", "standard",
+					 &settings->signing_keys);
 	if (signer != NULL)
 		init_signer(settings, target, signer);
 }
