@@ -1048,12 +1048,16 @@ CREATE FUNCTION payment_sync.on_sql_drop() RETURNS event_trigger
 	LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION payment_sync.on_sql_drop() IS 'forgets dropped tables, and keeps what captured tables need';
 
+-- ALWAYS, like the capture triggers: a table may also be altered or dropped
+-- under session_replication_role = replica.
 CREATE EVENT TRIGGER payment_sync_ddl_command_end ON ddl_command_end
 	EXECUTE FUNCTION payment_sync.on_ddl_command_end();
+ALTER EVENT TRIGGER payment_sync_ddl_command_end ENABLE ALWAYS;
 COMMENT ON EVENT TRIGGER payment_sync_ddl_command_end IS 'follows renames and partitions of captured tables';
 
 CREATE EVENT TRIGGER payment_sync_sql_drop ON sql_drop
 	EXECUTE FUNCTION payment_sync.on_sql_drop();
+ALTER EVENT TRIGGER payment_sync_sql_drop ENABLE ALWAYS;
 COMMENT ON EVENT TRIGGER payment_sync_sql_drop IS 'forgets dropped tables, and keeps what captured tables need';
 
 -- ======================================================================

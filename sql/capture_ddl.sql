@@ -61,6 +61,35 @@ TRUNCATE payment_sync.log_0;
 INSERT INTO payment VALUES (5, 'named');
 SELECT * FROM log;
 
+-- of typed and inheriting tables, by their type or parent
+CREATE TYPE typed AS (id int, v text);
+CREATE TABLE of_type OF typed (PRIMARY KEY (id));
+CREATE TABLE parent (id int, v text);
+CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent);
+SELECT payment_sync.capture_table(t, columns => '{id,v}') FROM unnest('{of_type,child}'::regclass[]) t;
+ALTER TYPE typed RENAME ATTRIBUTE v TO w CASCADE;
+ALTER TABLE parent RENAME v TO w;
+SELECT "table", columns FROM payment_sync.captured_tables WHERE "table" IN ('of_type'::regclass, 'child'::regclass);
+ALTER TYPE typed RENAME ATTRIBUTE id TO nr CASCADE;
+ALTER TYPE typed DROP ATTRIBUTE w CASCADE;
+ALTER TABLE parent DROP w;
+SELECT "table", columns, key FROM payment_sync.captured_tables WHERE "table" IN ('of_type'::regclass, 'child'::regclass);
+DROP TYPE typed CASCADE;
+DROP TABLE parent CASCADE;
+-- names that change places; and under session_replication_role = replica
+SET session_replication_role = replica;
+CREATE TABLE swap (id int PRIMARY KEY, captured text, secret text);
+SELECT payment_sync.capture_table('swap', columns => '{id,captured}');
+ALTER TABLE swap RENAME captured TO temporary;
+ALTER TABLE swap RENAME secret TO captured;
+ALTER TABLE swap RENAME temporary TO secret;
+INSERT INTO swap VALUES (1, 'public', 'never');
+SELECT columns FROM payment_sync.captured_tables WHERE "table" = 'swap'::regclass;
+SELECT new FROM payment_sync.changes WHERE "table" = 'swap'::regclass;
+DROP TABLE swap;
+RESET session_replication_role;
+SELECT "table" FROM payment_sync.captured_tables;
+
 -- what may not be done to a captured table
 ALTER TABLE payment SET UNLOGGED;
 ALTER TABLE payment DROP CONSTRAINT pay_pkey;
