@@ -85,6 +85,12 @@ FROM pg_stat_activity WHERE backend_type LIKE 'payment_sync%'
 SQL
 is($source->safe_psql('watch', $held), 't', 'an idle worker has neither snapshot nor transaction');
 
+# Nothing was due to wake anybody, by no timer: what delivers this is the latch
+# that the commit sets.
+$source->safe_psql('postgres', "INSERT INTO pay VALUES (100, 'latch')");
+ok($target->poll_query_until('postgres', 'SELECT count(*) = 1 FROM pay WHERE id = 100'),
+	'a commit wakes the worker');
+
 # ------------------------------------------------------------- a target waits
 
 my $blocker = PaymentSyncSession->new($target, 'postgres');

@@ -15,7 +15,8 @@
  *
  * A row of the same sync with another change log's identity means that this
  * server is a copy (a restored dump or backup of the source): two sources of
- * one target.  That is refused.
+ * one target.  That is refused, unless this one was told to start anew: then it
+ * takes over the other's row, and the other is refused.
  */
 #include "postgres.h"
 
@@ -145,8 +146,7 @@ refuse_foreign_log(PsyncPgSession *session, const char *log_id)
 					session->target->sync_name),
 			 errdetail("Table %s at the target has a position for change log %s; this server's change log is %s.",
 					   session->position_table, log_id, session->target->log_id),
-			 errhint("If this server was restored from a dump or backup to take the other's place, run at the target: DELETE FROM %s WHERE sync_id = '%s'; then copy the tables with enable_sync(name, start => 'batch').",
-					 session->position_table, session->target->sync_id)));
+			 errhint("If this server was restored from a dump or backup to take the other's place, start afresh with payment_sync.enable_sync(name, start => 'batch').")));
 }
 
 static void
@@ -211,7 +211,11 @@ psync_pg_position_read(PsyncPgSession *session)
 	}
 	PQclear(result);
 	if (session->position == NULL && foreign != NULL)
-		refuse_foreign_log(session, foreign);
+	{
+		if (!session->target->restart)
+			refuse_foreign_log(session, foreign);
+		session->foreign_log = MemoryContextStrdup(session->context, foreign);
+	}
 	return session->position;
 }
 
@@ -221,10 +225,23 @@ psync_pg_position_read(PsyncPgSession *session)
  * The statement that records the position, with parameters log, sync, name,
  * new position, and (for all but the first window) the one before.  In the
  * current memory context.
+ *
+ * Told to start anew, we take over the row of another change log: its server,
+ * should it live, finds its row gone and stops.  Its log is the parameter
+ * then, in the place of the position before.
  */
 static char *
 position_statement(PsyncPgSession *session)
 {
+	if (session->foreign_log != NULL)
+		return psprintf("WITH taken AS (UPDATE %s SET log_id = $1::pg_catalog.uuid,"
+						" sync_name = $3, position = $4,"
+						" updated = pg_catalog.clock_timestamp()"
+						" WHERE log_id OPERATOR(pg_catalog.=) $5::pg_catalog.uuid"
+						" AND sync_id OPERATOR(pg_catalog.=) $2::pg_catalog.uuid RETURNING 1)"
+						" SELECT 1 OPERATOR(pg_catalog./) pg_catalog.count(*) FROM taken",
+						session->position_table);
+
 	/* the first window makes the row; a row that is there then is an error */
 	if (session->position == NULL)
 		return psprintf("INSERT INTO %s (log_id, sync_id, sync_name, position)"
@@ -259,11 +276,13 @@ psync_pg_position_send(PsyncPgSession *session, const char *position)
 	params[1] = target->sync_id;
 	params[2] = target->sync_name;
 	params[3] = position;
-	params[4] = session->position;
+	params[4] = first ? session->foreign_log : session->position;
+	Assert(first || session->foreign_log == NULL);
 
 	if (first)
-		ok = PQsendQueryParams(session->conn, position_statement(session), 4,
-							   NULL, params, NULL, NULL, 0);
+		ok = PQsendQueryParams(session->conn, position_statement(session),
+							   session->foreign_log != NULL ? 5 : 4, NULL,
+							   params, NULL, NULL, 0);
 	else
 	{
 		if (!session->position_prepared)
@@ -295,6 +314,7 @@ psync_pg_position_recorded(PsyncPgSession *session, const char *position)
 	if (session->position != NULL)
 		pfree(session->position);
 	session->position = copy;
+	session->foreign_log = NULL;
 }
 
 /*

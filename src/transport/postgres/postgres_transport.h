@@ -256,6 +256,7 @@ typedef struct PsyncPgSession
 	/* position.c */
 	char	   *position_table; /* quoted and qualified */
 	char	   *position;		/* that the target has; NULL: no row */
+	char	   *foreign_log;	/* whose row to take over; NULL: none */
 	bool		position_prepared;
 
 	/* maps: found by shape and table; the last one first */
