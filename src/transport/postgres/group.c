@@ -73,11 +73,15 @@ psync_pg_group_takes(const PsyncPgGroup *group, const PsyncPgMap *map)
 }
 
 /*
- * Small enough to be sent change by change, in one round trip.
+ * Small enough to be sent change by change, in one round trip?  Not rows of a
+ * batch: those that are at the target already are to be left alone, which only
+ * a set-wise upsert does.
  */
 bool
 psync_pg_group_is_small(const PsyncPgGroup *group)
 {
+	if (group->batch && group->nentries > 0)
+		return false;
 	return group->nentries <= PSYNC_PG_SMALL_CHANGES_MAX &&
 		group->data.len <= PSYNC_PG_SMALL_BYTES_MAX;
 }

@@ -403,7 +403,11 @@ psync_pg_sql_update(const PsyncPgMap *map)
 	return sql.data;
 }
 
-/* "if the row is not what it should be", for any types: compares bytes */
+/*
+ * "if the row is not what it should be", for any types: compares bytes.  By
+ * the function, since an operator between two ROW() constructors compares
+ * them column by column.
+ */
 static void
 add_if_different(StringInfo sql, const PsyncPgMap *map)
 {
@@ -413,16 +417,17 @@ add_if_different(StringInfo sql, const PsyncPgMap *map)
 	{
 		int			n = 0;
 
-		appendStringInfoString(sql, side == 0 ? " WHERE ROW(" :
-							   ") OPERATOR(pg_catalog.*<>) ROW(");
+		appendStringInfoString(sql, side == 0 ?
+							   " WHERE pg_catalog.record_image_ne(ROW(" : "), ROW(");
 		for (int i = 0; i < map->ncolumns; i++)
 		{
 			if (!map->columns[i].key && !map->columns[i].target->identity_always)
 				appendStringInfo(sql, "%s%s.%s", n++ > 0 ? ", " : "", aliases[side],
 								 map->columns[i].name);
 		}
+		Assert(n > 0);
 	}
-	appendStringInfoChar(sql, ')');
+	appendStringInfoString(sql, "))");
 }
 
 /*

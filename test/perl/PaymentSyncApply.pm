@@ -1,0 +1,118 @@
+# PaymentSyncApply.pm
+#
+# What the tests of the postgres transport (3xx) share beyond PaymentSyncTest:
+# a pair of servers with the same tables, one sync called "pay" between them,
+# and the two ways in which a window is applied.
+#
+# A small window goes down a pipeline, statement by statement; a large one is
+# applied set-wise.  Which it is depends on its size alone.  So a test that
+# wants to see both does the same twice, the second time with a ballast of
+# 1,200 rows of table "ballast" in the same transaction.
+
+package PaymentSyncApply;
+
+use strict;
+use warnings;
+
+use Exporter 'import';
+use PaymentSyncTest;
+use Test::More;
+
+our @EXPORT = qw(both make_sync small_window large_window each_window
+  failure_of goes_on last_failure);
+
+# Run SQL at both sides.
+sub both
+{
+	my ($source, $target, $sql, %option) = @_;
+	my $db = $option{db} // 'postgres';
+	$source->safe_psql($db, $sql);
+	$target->safe_psql($db, $sql);
+	return;
+}
+
+# make_sync(SOURCE, TARGET, TABLES, [create => arguments of create_sync])
+# Captures the tables, and "ballast", and ties them to the target.
+sub make_sync
+{
+	my ($source, $target, $tables, %option) = @_;
+	my $sync = $option{sync} // 'pay';
+	my $list = join ',', @$tables, 'ballast';
+	my $more = $option{create} ? ", $option{create}" : '';
+	both($source, $target, 'CREATE TABLE ballast (id bigint PRIMARY KEY)');
+	connect_target($source, $target);
+	$source->safe_psql('postgres', <<SQL);
+SELECT payment_sync.capture_table(t) FROM unnest('{$list}'::regclass[]) t;
+SELECT payment_sync.create_sync('$sync', '{$list}', server => 'target'$more);
+SQL
+	return;
+}
+
+my $ballast = 0;
+
+sub small_window
+{
+	my ($source, $sql) = @_;
+	$source->safe_psql('postgres', "BEGIN; $sql; COMMIT");
+	return;
+}
+
+sub large_window
+{
+	my ($source, $sql) = @_;
+	my ($first, $last) = ($ballast + 1, $ballast + 1200);
+	$ballast = $last;
+	$source->safe_psql('postgres',
+		"BEGIN; INSERT INTO ballast SELECT generate_series($first, $last); $sql; COMMIT");
+	return;
+}
+
+# each_window(SOURCE, TARGET, SYNC, TOPIC, PREPARE, SQL, QUERIES)
+# For each size of window: PREPARE in a window of its own, then SQL, then the
+# queries give the same at both sides.
+sub each_window
+{
+	my ($source, $target, $sync, $topic, $prepare, $sql, @queries) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	for my $size (qw(small large))
+	{
+		$source->safe_psql('postgres', $prepare) if $prepare;
+		wait_delivered($source, $sync);
+		$size eq 'small' ? small_window($source, $sql) : large_window($source, $sql);
+		wait_delivered($source, $sync);
+		my $differing = join "\n", grep { $_ ne '' }
+		  map { differing_rows($source, $target, $_) } @queries;
+		is($differing, '', "$topic, $size window");
+	}
+	return;
+}
+
+# Wait until the sync has failed anew; its error and detail in one string.
+sub failure_of
+{
+	my ($source, $sync) = @_;
+	$source->poll_query_until('postgres',
+		"SELECT failures > 0 FROM payment_sync.stat_sync WHERE name = '$sync'")
+	  or die "sync $sync does not fail";
+	return last_failure($source, $sync);
+}
+
+sub last_failure
+{
+	my ($source, $sync) = @_;
+	return stat($source, $sync,
+		"concat_ws(' | ', last_error_state, last_error, last_error_detail)");
+}
+
+# Wait until the sync has delivered all and has forgotten its failures.
+sub goes_on
+{
+	my ($source, $sync) = @_;
+	wait_delivered($source, $sync);
+	$source->poll_query_until('postgres',
+		"SELECT failures = 0 FROM payment_sync.stat_sync WHERE name = '$sync'")
+	  or die "sync $sync still counts failures";
+	return;
+}
+
+1;
