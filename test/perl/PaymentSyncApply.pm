@@ -16,10 +16,12 @@ use warnings;
 
 use Exporter 'import';
 use PaymentSyncTest;
+use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(usleep);
 
 our @EXPORT = qw(both make_sync small_window large_window each_window
-  failure_of goes_on last_failure);
+  failure_of failure_like goes_on mended last_failure);
 
 # Run SQL at both sides.
 sub both
@@ -97,6 +99,23 @@ sub failure_of
 	return last_failure($source, $sync);
 }
 
+# Wait until the sync fails with an error that fits; returns all that came up
+# to then.  A failure may be preceded by another, such as a lost connection.
+sub failure_like
+{
+	my ($source, $sync, $pattern) = @_;
+	my $seen = '';
+	for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
+	{
+		my $error = stat($source, $sync,
+			"CASE WHEN failures > 0 THEN concat_ws(' | ', last_error_state, last_error, last_error_detail) END");
+		$seen .= "$error\n" if index($seen, "$error\n") < 0;
+		last if $error =~ $pattern;
+		usleep(100_000);
+	}
+	return $seen;
+}
+
 sub last_failure
 {
 	my ($source, $sync) = @_;
@@ -112,6 +131,17 @@ sub goes_on
 	$source->poll_query_until('postgres',
 		"SELECT failures = 0 FROM payment_sync.stat_sync WHERE name = '$sync'")
 	  or die "sync $sync still counts failures";
+	return;
+}
+
+# Wait until a sync that was failing has got over it.  The window that did it
+# holds all that was committed before this call.
+sub mended
+{
+	my ($source, $sync) = @_;
+	$source->poll_query_until('postgres',
+		"SELECT failures = 0 FROM payment_sync.stat_sync WHERE name = '$sync'")
+	  or die "sync $sync does not recover: " . last_failure($source, $sync);
 	return;
 }
 

@@ -3,9 +3,13 @@
  *		Errors of the target, told in our words.
  *
  * The message names table and, where known, key; the target's own message is
- * the cause, its SQLSTATE is kept.  Its detail is kept too, unless it prints
- * a whole row ("Failing row contains …"), which may hold columns that are not
- * captured (P9).  Its context is dropped: it speaks of our statements.
+ * the cause, its SQLSTATE is kept.  Its context is dropped: it speaks of our
+ * statements.
+ *
+ * Values stay out (P9).  PostgreSQL's messages show the value at fault where
+ * it cannot be read as its type, and details show rows and the values of
+ * constraints; see mask_message() and mask_detail().  What a trigger at the
+ * target says is its author's doing, and shown.
  */
 #include "postgres.h"
 
@@ -39,6 +43,66 @@ encode_sqlstate(const char *text)
 }
 
 /*
+ * Data exceptions that quote a value: "invalid input syntax for type date:
+ * "x"".  Two of that class quote names of encodings instead.
+ */
+static bool
+quotes_value(int sqlstate)
+{
+	return ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_DATA_EXCEPTION &&
+		sqlstate != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE &&
+		sqlstate != ERRCODE_UNTRANSLATABLE_CHARACTER;
+}
+
+/* Put "…" in place of what stands between two places of a text. */
+static char *
+blot_out(const char *text, const char *from, const char *upto)
+{
+	Assert(from >= text && upto >= from);
+	return psprintf("%.*s...%s", (int) (from - text), text, upto);
+}
+
+/* From the first quote to the last, as values may have quotes in them. */
+static char *
+mask_message(int sqlstate, char *message)
+{
+	char	   *open = strchr(message, '"');
+	char	   *close = strrchr(message, '"');
+
+	if (!quotes_value(sqlstate) || open == close)
+		return message;
+	return blot_out(message, open + 1, close);
+}
+
+/*
+ * A constraint's detail is worth having without its values: "Key (a)=(1) is
+ * not present in table "b"."  Whatever language it is in, the values stand
+ * between the first ")=(" and the last parenthesis.  Other details of data and
+ * constraints show rows, or say how a value could not be read.
+ */
+static char *
+mask_detail(int sqlstate, char *detail)
+{
+	char	   *open = strstr(detail, ")=(");
+	char	   *close = strrchr(detail, ')');
+
+	switch (ERRCODE_TO_CATEGORY(sqlstate))
+	{
+		case ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION:
+			if (open == NULL || close < open + 3 ||
+				sqlstate == ERRCODE_CHECK_VIOLATION ||
+				sqlstate == ERRCODE_NOT_NULL_VIOLATION)
+				return NULL;
+			return blot_out(detail, open + 3, close);
+		case ERRCODE_DATA_EXCEPTION:
+		case ERRCODE_PLPGSQL_ERROR:
+			return NULL;
+		default:
+			return detail;
+	}
+}
+
+/*
  * Copy the error, free the result.  The copies are in the current memory
  * context, the session's scratch as a rule: they last until the group is done
  * with.
@@ -65,8 +129,10 @@ psync_pg_error_take(PsyncPgError *error, PGresult *result)
 		error->message = text && *text ? pchomp(text) :
 			psprintf("unexpected result status: %s", PQresStatus(status));
 	}
-	if (error->detail != NULL && strstr(error->detail, "Failing row contains") != NULL)
-		error->detail = NULL;
+	else
+		error->message = mask_message(error->sqlstate, error->message);
+	if (error->detail != NULL)
+		error->detail = mask_detail(error->sqlstate, error->detail);
 	PQclear(result);
 	Assert(error->sqlstate != 0);
 }
