@@ -21,9 +21,10 @@
  *					the source logs the children's change first.
  *	upsert			what the group comes to, set-wise.  Rows of a table that
  *					reference each other.
- *	replace			the same, with rows taken away and put back in one statement.
- *					Values of a unique column that were swapped under a
- *					deferrable constraint.
+ *	replace			the same, with rows of all tables taken away and put back in
+ *					one statement, at whose end foreign keys are checked.  Values
+ *					of a unique column that were swapped under a deferrable
+ *					constraint; tables that reference each other.
  *
  * Small groups begin in order, large ones set-wise.  If the target's
  * constraints are deferrable they are deferred and nothing of this is needed.
@@ -96,11 +97,32 @@ compare_table_order(const void *a, const void *b)
 	return x->entry < y->entry ? -1 : 1;
 }
 
+/* Which entries are the last of their key, and delete it? */
+static bool *
+find_last_deletes(const PsyncPgGroup *group)
+{
+	bool	   *last = palloc0(group->nentries * sizeof(bool));
+	int			n;
+	PsyncPgNet *nets = psync_pg_collapse(group, &n);
+
+	for (int i = 0; i < n; i++)
+	{
+		for (int j = 0; j < nets[i].ndeletes; j++)
+			last[nets[i].deletes[j]] = true;
+	}
+	return last;
+}
+
+/*
+ * Only deletes after which their key does not come back may go last: the row
+ * that has come back would go with them.
+ */
 static int *
 order_by_table(const PsyncPgGroup *group)
 {
 	TableOrder *sorted = palloc(group->nentries * sizeof(TableOrder));
 	int		   *order = palloc(group->nentries * sizeof(int));
+	bool	   *last_deletes = find_last_deletes(group);
 
 	Assert(!group->has_truncate);
 	psync_pg_rank_tables(group);
@@ -108,7 +130,8 @@ order_by_table(const PsyncPgGroup *group)
 	{
 		const PsyncPgEntry *entry = &group->entries[i];
 
-		sorted[i].last = entry->op == PSYNC_DELETE && entry->table->referenced;
+		sorted[i].last = entry->op == PSYNC_DELETE && last_deletes[i] &&
+			entry->table->referenced;
 		sorted[i].rank = sorted[i].last ? -entry->table->rank : entry->table->rank;
 		sorted[i].entry = i;
 	}
@@ -116,7 +139,26 @@ order_by_table(const PsyncPgGroup *group)
 	for (int i = 0; i < group->nentries; i++)
 		order[i] = sorted[i].entry;
 	pfree(sorted);
+	pfree(last_deletes);
 	return order;
+}
+
+/* Keys are compared by bytes above, so those must be all there is to them. */
+static bool
+may_order_by_table(const PsyncPgGroup *group)
+{
+	ListCell   *lc;
+
+	if (group->has_truncate || list_length(group->maps) < 2)
+		return false;
+	foreach(lc, group->maps)
+	{
+		PsyncPgMap *map = lfirst(lc);
+
+		if (map->key_ambiguous && map->table->referenced)
+			return false;
+	}
+	return true;
 }
 
 /*
@@ -139,22 +181,6 @@ may_apply_set(const PsyncPgGroup *group)
 	return true;
 }
 
-/* Rows that are put back must not have taken others with them. */
-static bool
-may_replace(const PsyncPgGroup *group)
-{
-	ListCell   *lc;
-
-	Assert(group->nentries > 0);
-
-	foreach(lc, group->maps)
-	{
-		if (((PsyncPgMap *) lfirst(lc))->table->actions)
-			return false;
-	}
-	return may_apply_set(group);
-}
-
 /*
  * Could the strategy succeed where the others have failed, and would it be
  * right?
@@ -168,11 +194,10 @@ is_worth_trying(const PsyncPgGroup *group, Strategy strategy,
 		case STRATEGY_IN_ORDER:
 			return true;
 		case STRATEGY_BY_TABLE:
-			return !group->has_truncate && list_length(group->maps) > 1;
+			return may_order_by_table(group);
 		case STRATEGY_UPSERT:
-			return may_apply_set(group);
 		case STRATEGY_REPLACE:
-			return may_replace(group);
+			return may_apply_set(group);
 	}
 	return false;
 }
@@ -392,6 +417,11 @@ submit_before(const PsyncPgSession *session, const PsyncChange *change,
 	const PsyncPgGroup *group = session->growing;
 
 	if (group->nentries == 0 || session->chunk_whole)
+		return false;
+
+	/* tables truncated together can only be truncated together */
+	if (change->op == PSYNC_TRUNCATE &&
+		group->entries[group->nentries - 1].op == PSYNC_TRUNCATE)
 		return false;
 	/* one buffer cannot hold more than 1 GB, and two changes may be as large */
 	if ((uint64) group->data.len + change->new_size + change->old_size >

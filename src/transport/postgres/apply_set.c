@@ -185,7 +185,7 @@ add_late_deletes(PsyncPgSetRun *run, const PsyncPgNet *net)
 			 net->ndeletes, true);
 	add_join_methods(run, true);
 	add_step(run, STEP_PLAIN, net->map, psync_pg_sql_delete_others(net->map));
-	add_join_methods(run, run->mode == PSYNC_PG_SET_REPLACE);
+	add_join_methods(run, false);
 }
 
 /*
@@ -215,27 +215,27 @@ add_rows_direct(PsyncPgSetRun *run, const PsyncPgNet *net)
 	}
 }
 
-/*
- * All rows into the temporary table, then an upsert; in REPLACE mode, those
- * that are there leave first.
- */
+/* Rows of a net into its temporary table. */
+static void
+add_copy_all(PsyncPgSetRun *run, const PsyncPgNet *net)
+{
+	int			n = net->ninserts + net->nupdates;
+	int		   *rows = palloc(Max(n, 1) * sizeof(int));
+
+	memcpy(rows, net->inserts, net->ninserts * sizeof(int));
+	memcpy(rows + net->ninserts, net->updates, net->nupdates * sizeof(int));
+	add_copy(run, net->map, psync_pg_sql_copy_rows(net->map), rows, n, false);
+}
+
+/* All rows into the temporary table, then an upsert. */
 static void
 add_rows_by_temp(PsyncPgSetRun *run, const PsyncPgNet *net)
 {
-	PsyncPgMap *map = net->map;
-	int			n = net->ninserts + net->nupdates;
-	int		   *rows;
-
-	if (n == 0)
+	if (net->ninserts + net->nupdates == 0)
 		return;
-	rows = palloc(n * sizeof(int));
-	memcpy(rows, net->inserts, net->ninserts * sizeof(int));
-	memcpy(rows + net->ninserts, net->updates, net->nupdates * sizeof(int));
-	add_copy(run, map, psync_pg_sql_copy_rows(map), rows, n, false);
-	if (run->mode == PSYNC_PG_SET_REPLACE)
-		add_step(run, STEP_PLAIN, map, psync_pg_sql_replace(map));
-	add_step(run, STEP_PLAIN, map,
-			 psync_pg_sql_upsert(map, run->group->batch));
+	add_copy_all(run, net);
+	add_step(run, STEP_PLAIN, net->map,
+			 psync_pg_sql_upsert(net->map, run->group->batch));
 }
 
 /* Does applying this net involve the temporary tables? */
@@ -281,6 +281,24 @@ add_preparation(PsyncPgSetRun *run, PsyncPgSession *session,
 	add_step(run, STEP_PLAIN, NULL, "SAVEPOINT " PSYNC_PG_SAVEPOINT);
 }
 
+/* All tables at once; see psync_pg_sql_replace(). */
+static void
+add_replacement(PsyncPgSetRun *run, const PsyncPgNet *nets, int n)
+{
+	List	   *maps = NIL;
+
+	/* what joins the temporary tables to each other needs no index */
+	add_join_methods(run, true);
+	for (int i = 0; i < n; i++)
+	{
+		add_copy_all(run, &nets[i]);
+		add_copy(run, nets[i].map, psync_pg_sql_copy_keys(nets[i].map),
+				 nets[i].deletes, nets[i].ndeletes, true);
+		maps = lappend(maps, nets[i].map);
+	}
+	add_step(run, STEP_PLAIN, NULL, psync_pg_sql_replace(maps));
+}
+
 /*
  * Turn the group into a string of commands; the header comment has their
  * order.  What a group comes to for each table is decided by collapse.c.
@@ -295,8 +313,13 @@ plan(PsyncPgSetRun *run, PsyncPgSession *session)
 	qsort(nets, n, sizeof(PsyncPgNet), compare_ranks);
 	add_preparation(run, session, nets, n);
 
-	/* what joins the temporary tables to each other needs no index */
-	add_join_methods(run, run->mode == PSYNC_PG_SET_REPLACE);
+	if (run->mode == PSYNC_PG_SET_REPLACE)
+	{
+		add_replacement(run, nets, n);
+		return;
+	}
+
+	add_join_methods(run, false);
 	for (int i = 0; i < n; i++)
 	{
 		if (!nets[i].map->table->referenced)

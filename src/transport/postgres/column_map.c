@@ -162,6 +162,28 @@ note_shortcuts(PsyncPgMap *map)
 	}
 }
 
+/* Types of which two values are equal if and only if their bytes are. */
+static bool
+equals_by_bytes(Oid type)
+{
+	switch (type)
+	{
+		case BOOLOID:
+		case BYTEAOID:
+		case DATEOID:
+		case INT2OID:
+		case INT4OID:
+		case INT8OID:
+		case OIDOID:
+		case TIMESTAMPOID:
+		case TIMESTAMPTZOID:
+		case UUIDOID:
+			return true;
+		default:
+			return false;		/* text: a collation may see it otherwise */
+	}
+}
+
 /*
  * Find each captured column's place at the target; those that have none are
  * left out of the map, though not of the images.
@@ -196,6 +218,7 @@ map_columns(PsyncPgMap *map)
 			if (map->columns[i].field == shape->keys[k])
 				map->keys[k] = i;
 		Assert(map->columns[map->keys[k]].key);
+		map->key_ambiguous |= !equals_by_bytes(map->columns[map->keys[k]].target->type);
 	}
 }
 

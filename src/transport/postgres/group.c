@@ -51,6 +51,7 @@ psync_pg_group_reset(PsyncPgGroup *group)
 	group->maps = NIL;
 	group->has_truncate = false;
 	group->key_changed = false;
+	group->actions = false;
 	group->batch = false;
 }
 
@@ -73,14 +74,16 @@ psync_pg_group_takes(const PsyncPgGroup *group, const PsyncPgMap *map)
 }
 
 /*
- * Small enough to be sent change by change, in one round trip?  Not rows of a
- * batch: those that are at the target already are to be left alone, which only
- * a set-wise upsert does.
+ * Small enough to be sent change by change, in one round trip?  Not rows of a batch: those that
+ * are at the target already are to be left alone, which only a set-wise upsert
+ * does.  Nor deletes that take other rows along (ON DELETE CASCADE): a row that
+ * is deleted and comes back would come back alone, but set-wise it does not go
+ * in the first place.
  */
 bool
 psync_pg_group_is_small(const PsyncPgGroup *group)
 {
-	if (group->batch && group->nentries > 0)
+	if ((group->batch || group->actions) && group->nentries > 0)
 		return false;
 	return group->nentries <= PSYNC_PG_SMALL_CHANGES_MAX &&
 		group->data.len <= PSYNC_PG_SMALL_BYTES_MAX;
@@ -155,6 +158,7 @@ psync_pg_group_add(PsyncPgGroup *group, const PsyncChange *change,
 	}
 
 	group->key_changed |= entry->key_changed;
+	group->actions |= change->op == PSYNC_DELETE && table->actions;
 	if (map != NULL)
 		psync_pg_group_add_map(group, map);
 	else
@@ -184,6 +188,7 @@ psync_pg_group_merge(PsyncPgGroup *group, const PsyncPgGroup *later)
 		psync_pg_group_add_map(group, lfirst(lc));
 	group->has_truncate |= later->has_truncate;
 	group->key_changed |= later->key_changed;
+	group->actions |= later->actions;
 }
 
 /*

@@ -91,6 +91,8 @@ typedef struct PsyncPgTable
 	List	   *foreign_keys;	/* of PsyncPgForeignKey * */
 	bool		referenced;		/* some foreign key points here */
 	bool		actions;		/* … and deletes or changes rows there */
+	bool		bound;			/* … or does not let rows here go, not even for a
+								 * moment */
 	bool		actions_outside;	/* … in a table that is not the sync's */
 	int			rank;			/* in the group at hand: above all tables that
 								 * it references */
@@ -145,6 +147,8 @@ typedef struct PsyncPgMap
 	bool		verbatim;		/* images can be sent as they stand */
 	bool		direct;			/* … and into the table itself */
 	bool		direct_failed;	/* rows were there already: use a detour */
+	bool		key_ambiguous;	/* keys may be equal though their bytes are
+								 * not (1.0 and 1.00) */
 	uint32		prepared;		/* bit per statement */
 	bool		temp_created;
 	bool		temp_used;		/* in this window */
@@ -193,6 +197,7 @@ typedef struct PsyncPgGroup
 	List	   *maps;			/* of PsyncPgMap *, one per table */
 	bool		has_truncate;
 	bool		key_changed;	/* of any entry */
+	bool		actions;		/* deletes rows that others hang on */
 	bool		batch;			/* rows of a chunk */
 } PsyncPgGroup;
 
@@ -352,7 +357,7 @@ extern char *psync_pg_sql_upsert(const PsyncPgMap *map, bool if_different);
 extern char *psync_pg_sql_insert_missing(const PsyncPgMap *map);
 extern char *psync_pg_sql_delete(const PsyncPgMap *map);
 extern char *psync_pg_sql_delete_others(const PsyncPgMap *map);
-extern char *psync_pg_sql_replace(const PsyncPgMap *map);
+extern char *psync_pg_sql_replace(const List *maps);
 extern char *psync_pg_sql_delete_range(const PsyncPgMap *map, bool after, bool upto);
 
 /* image.c */

@@ -145,7 +145,9 @@ add_assignments(StringInfo sql, const PsyncPgMap *map, SetFrom from,
 	{
 		const PsyncPgMapColumn *column = &map->columns[i];
 
-		if (column->key ? !with_keys : column->target->identity_always)
+		if ((column->key && !with_keys) ||
+			(column->target->identity_always && from != FROM_PARAMS) ||
+			(column->target->identity_always && !column->key))
 			continue;
 		appendStringInfo(sql, "%s%s = ", n++ > 0 ? ", " : "", column->name);
 		if (from == FROM_PARAMS)
@@ -174,7 +176,8 @@ add_insert_head(StringInfo sql, const PsyncPgMap *map)
 /*
  * ON CONFLICT (key) DO UPDATE, or DO NOTHING if there is nothing beside the
  * key: then it returns false.  The conflict's index is the one that
- * column_map.c has found.
+ * column_map.c has found.  A key that is equal but not
+ * the same is written, too.
  */
 static bool
 add_on_conflict_update(StringInfo sql, const PsyncPgMap *map)
@@ -186,7 +189,7 @@ add_on_conflict_update(StringInfo sql, const PsyncPgMap *map)
 	appendStringInfoString(sql, ") DO ");
 	start = sql->len;
 	appendStringInfoString(sql, "UPDATE SET ");
-	if (add_assignments(sql, map, FROM_EXCLUDED, false) > 0)
+	if (add_assignments(sql, map, FROM_EXCLUDED, map->key_ambiguous) > 0)
 		return true;
 
 	/* nothing beside the key */
@@ -421,7 +424,8 @@ add_if_different(StringInfo sql, const PsyncPgMap *map)
 							   " WHERE pg_catalog.record_image_ne(ROW(" : "), ROW(");
 		for (int i = 0; i < map->ncolumns; i++)
 		{
-			if (!map->columns[i].key && !map->columns[i].target->identity_always)
+			if ((!map->columns[i].key || map->key_ambiguous) &&
+				!map->columns[i].target->identity_always)
 				appendStringInfo(sql, "%s%s.%s", n++ > 0 ? ", " : "", aliases[side],
 								 map->columns[i].name);
 		}
@@ -528,32 +532,97 @@ add_extra_columns(StringInfo sql, const PsyncPgMap *map, const char *alias)
 }
 
 /*
- * Take the rows away and put them back with their new values, in one
- * statement: unique indexes then see the old values gone before the new ones
- * come, and foreign keys without action are checked only at the end.  Values
- * of columns that only the target has go with the row.  The subquery on
- * "gone" is there to run the DELETE to its end first.  Rows that are new
- * follow by a plain upsert.
+ * dropped_N: rows that will not come back; gone_N: rows that will, with what
+ * only the target knows of them.  Where other rows would be deleted or changed
+ * along with them, or would not let them go, rows that stay do not go in
+ * between.
+ */
+static void
+add_replace_deletes(StringInfo sql, const PsyncPgMap *map)
+{
+	appendStringInfo(sql, "dropped_%u AS (DELETE FROM %s%s t USING pg_temp.psync_keys_%u k WHERE ",
+					 map->id, only(map), map->table->name, map->id);
+	add_key_equals_temp(sql, map, false);
+	appendStringInfoString(sql, " RETURNING 1), ");
+	if (map->table->bound)
+		return;
+	appendStringInfo(sql, "gone_%u AS (DELETE FROM %s%s t USING pg_temp.psync_rows_%u r WHERE ",
+					 map->id, only(map), map->table->name, map->id);
+	add_key_equals_temp(sql, map, true);
+	appendStringInfoString(sql, " RETURNING r.ctid AS line");
+	(void) add_extra_columns(sql, map, "t.");
+	appendStringInfoString(sql, "), ");
+}
+
+/* back_N: rows that were gone */
+static void
+add_replace_back(StringInfo sql, const PsyncPgMap *map)
+{
+	appendStringInfo(sql, ", back_%u AS (INSERT INTO %s (", map->id, map->table->name);
+	add_column_names(sql, map);
+	(void) add_extra_columns(sql, map, "");
+	appendStringInfoString(sql, ") OVERRIDING SYSTEM VALUE SELECT ");
+	add_temp_columns(sql, map);
+	(void) add_extra_columns(sql, map, "g.");
+	appendStringInfo(sql, " FROM ready, pg_temp.psync_rows_%u r JOIN gone_%u g ON g.line = r.ctid"
+					 " WHERE ready.n >= 0)", map->id, map->id);
+}
+
+/* added_N: the other rows */
+static void
+add_replace_added(StringInfo sql, const PsyncPgMap *map)
+{
+	appendStringInfo(sql, ", added_%u AS (", map->id);
+	add_insert_head(sql, map);
+	appendStringInfoString(sql, "SELECT ");
+	add_temp_columns(sql, map);
+	appendStringInfo(sql, " FROM ready, pg_temp.psync_rows_%u r WHERE ready.n >= 0",
+					 map->id);
+	if (map->table->bound)
+		(void) add_on_conflict_update(sql, map);
+	else
+		appendStringInfo(sql, " AND NOT EXISTS (SELECT FROM gone_%u g WHERE g.line = r.ctid)",
+						 map->id);
+	appendStringInfoChar(sql, ')');
+}
+
+/*
+ * Take all rows of the group away and put those that stay back with their new
+ * values, in one statement for all tables: unique indexes then see the old
+ * values gone before the new ones come, and foreign keys without action are
+ * checked only at the end, so that the order of tables does not matter.
+ *
+ * "ready" is there to run the deletes to their ends before the first row is
+ * inserted.
  */
 char *
-psync_pg_sql_replace(const PsyncPgMap *map)
+psync_pg_sql_replace(const List *maps)
 {
 	StringInfoData sql;
+	ListCell   *lc;
 
+	Assert(maps != NIL);
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "WITH gone AS (DELETE FROM %s%s t USING pg_temp.psync_rows_%u r WHERE ",
-					 only(map), map->table->name, map->id);
-	add_key_equals_temp(&sql, map, true);
-	appendStringInfoString(&sql, " RETURNING r.ctid AS line");
-	(void) add_extra_columns(&sql, map, "t.");
-	appendStringInfo(&sql, ") INSERT INTO %s (", map->table->name);
-	add_column_names(&sql, map);
-	(void) add_extra_columns(&sql, map, "");
-	appendStringInfoString(&sql, ") OVERRIDING SYSTEM VALUE SELECT ");
-	add_temp_columns(&sql, map);
-	(void) add_extra_columns(&sql, map, "gone.");
-	appendStringInfo(&sql, " FROM pg_temp.psync_rows_%u r JOIN gone ON gone.line = r.ctid"
-					 " WHERE (SELECT pg_catalog.count(*) FROM gone) > 0", map->id);
+	appendStringInfoString(&sql, "WITH ");
+	foreach(lc, maps)
+		add_replace_deletes(&sql, lfirst(lc));
+	appendStringInfoString(&sql, "ready AS MATERIALIZED (SELECT 0");
+	foreach(lc, maps)
+	{
+		uint32		id = ((PsyncPgMap *) lfirst(lc))->id;
+
+		appendStringInfo(&sql, " + (SELECT pg_catalog.count(*) FROM dropped_%u)", id);
+		if (!((PsyncPgMap *) lfirst(lc))->table->bound)
+			appendStringInfo(&sql, " + (SELECT pg_catalog.count(*) FROM gone_%u)", id);
+	}
+	appendStringInfoString(&sql, " AS n)");
+	foreach(lc, maps)
+	{
+		if (!((PsyncPgMap *) lfirst(lc))->table->bound)
+			add_replace_back(&sql, lfirst(lc));
+		add_replace_added(&sql, lfirst(lc));
+	}
+	appendStringInfoString(&sql, " SELECT");
 	return sql.data;
 }
 

@@ -189,7 +189,8 @@ read_foreign_keys(PsyncPgSession *session, PsyncPgTable *table, PGresult *result
 		if (key->referenced != table->oid)
 			continue;
 		table->referenced = true;
-		/* cascade, set null, set default */
+		/* restrict, cascade, set null, set default */
+		table->bound |= strchr("rcnd", key->on_delete) != NULL;
 		if (strchr("cnd", key->on_delete) != NULL)
 		{
 			table->actions = true;
