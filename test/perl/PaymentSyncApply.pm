@@ -90,13 +90,14 @@ sub each_window
 {
 	my ($source, $target, $sync, $topic, $prepare, $sql, @queries) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $n = 0;
+	my $query = join ' UNION ALL ',
+	  map { 'SELECT ' . $n++ . " AS query, r::text AS line FROM ($_) r" } @queries;
 	for my $size (\&small_window, \&large_window)
 	{
 		wait_applied($target, $sync, small_window($source, $prepare)) if $prepare;
 		wait_applied($target, $sync, $size->($source, $sql));
-		my $differing = join "\n", grep { $_ ne '' }
-		  map { differing_rows($source, $target, $_) } @queries;
-		is($differing, '', "$topic, " . ($size == \&small_window ? 'small' : 'large') . ' window');
+		is(differing_rows($source, $target, $query), '', "$topic, " . ($size == \&small_window ? 'small' : 'large') . ' window');
 	}
 	return;
 }
