@@ -1,4 +1,4 @@
-# 316_refused.pl
+# 320_refused.pl
 #
 # What a target can refuse: the sync stops at that change with an error that
 # names table, key and cause, and shows no value of another column (P9);
