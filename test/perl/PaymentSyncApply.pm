@@ -33,7 +33,8 @@ sub both
 	return;
 }
 
-# make_sync(SOURCE, TARGET, TABLES, [create => arguments of create_sync])
+# make_sync(SOURCE, TARGET, TABLES, [create => arguments of create_sync],
+# [user => role at the target])
 # Captures the tables, and "ballast", and ties them to the target.
 sub make_sync
 {
@@ -42,7 +43,7 @@ sub make_sync
 	my $list = join ',', @$tables, 'ballast';
 	my $more = $option{create} ? ", $option{create}" : '';
 	both($source, $target, 'CREATE TABLE ballast (id bigint PRIMARY KEY)');
-	connect_target($source, $target);
+	connect_target($source, $target, $option{user} ? (user => $option{user}) : ());
 	$source->safe_psql('postgres', <<SQL);
 SELECT payment_sync.capture_table(t) FROM unnest('{$list}'::regclass[]) t;
 SELECT payment_sync.create_sync('$sync', '{$list}', server => 'target'$more);

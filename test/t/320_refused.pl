@@ -17,7 +17,7 @@ use Test::More;
 
 # Values with this in them are nobody's business.
 my $secret = '4111-11111';
-my $source = start_source('source');
+my $source = start_source('source', conf => "payment_sync.retry_delay_max = '100ms'\n");
 my $target = start_target('target');
 
 both($source, $target, <<'SQL');
@@ -34,12 +34,9 @@ GRANT CREATE ON DATABASE postgres TO feeder;
 GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON pay, ref TO feeder;
 CREATE TABLE target_only (secret text);
 SQL
-make_sync($source, $target, [ 'pay', 'ref' ]);
+make_sync($source, $target, [ 'pay', 'ref' ], user => 'feeder');
 $target->safe_psql('postgres', 'GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ballast TO feeder');
 $source->safe_psql('postgres', <<SQL);
-SELECT payment_sync.drop_sync('pay');
-ALTER USER MAPPING FOR CURRENT_USER SERVER target OPTIONS (SET user 'feeder');
-SELECT payment_sync.create_sync('pay', '{pay,ref,ballast}', server => 'target');
 CREATE SERVER other FOREIGN DATA WRAPPER payment_sync_postgres
 	OPTIONS (host '@{[$target->host]}', port '@{[$target->port]}', dbname 'postgres');
 CREATE USER MAPPING FOR CURRENT_USER SERVER other OPTIONS (user '$superuser');

@@ -303,12 +303,15 @@ psync_pg_error_is_constraint(const PsyncPgError *error)
 
 /*
  * Is the error about some change, so that it is worth finding out which?  Not
- * if the target is shutting down, out of resources, or chose us as the victim
- * of a deadlock: the window will be sent again as it is.
+ * if the target is shutting down, out of resources, let us wait too long for a
+ * lock, or chose us as the victim of a deadlock: the window will be sent again
+ * as it is.
  */
 bool
 psync_pg_error_is_change(const PsyncPgError *error)
 {
+	if (error->sqlstate == ERRCODE_LOCK_NOT_AVAILABLE)
+		return false;
 	switch (ERRCODE_TO_CATEGORY(error->sqlstate))
 	{
 		case ERRCODE_CONNECTION_EXCEPTION:
