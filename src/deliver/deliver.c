@@ -641,6 +641,19 @@ window_delivered(PsyncDelivery *delivery, const PsyncWindowSize *size)
 	psync_reader_done(delivery->reader);
 }
 
+/* The target has answered: failures in a row end here, if there were any. */
+static bool
+note_success(PsyncDelivery *delivery)
+{
+	Assert(delivery->target != NULL);
+
+	if (!delivery->failing)
+		return false;
+	psync_sync_save_success(&delivery->sync->id);
+	delivery->failing = false;
+	return true;
+}
+
 /*
  * The changes, the chunk of a batch if there is one, and the position, in one
  * transaction of the target (P5).
@@ -674,12 +687,7 @@ deliver_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 		psync_batch_delivered(delivery, delivery->batch);
 		commit = true;
 	}
-	if (delivery->failing)
-	{
-		psync_sync_save_success(&delivery->sync->id);
-		delivery->failing = false;
-		commit = true;
-	}
+	commit |= note_success(delivery);
 	if (commit)
 		psync_delivery_next_transaction(delivery);
 }
@@ -756,6 +764,12 @@ step(PsyncDelivery *delivery)
 	}
 	if (!found && delivery->batch == NULL)
 	{
+		/*
+		 * All may have been at the target already, and only its answer was
+		 * lost: then there is no window to tell that it is well again.
+		 */
+		if (delivery->target != NULL && note_success(delivery))
+			psync_delivery_next_transaction(delivery);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(delivery->window_context);
 		return PSYNC_DELIVER_IDLE;
