@@ -13,7 +13,8 @@
 #include "deliver/json.h"
 
 /*
- * Made in the current memory context; the shape must last as long.
+ * What can be written beforehand of a shape's rows.  Made in the current
+ * memory context; the shape must last as long.
  */
 PsyncJsonShape *
 psync_json_shape(const PsyncShape *shape, const PsyncJsonSettings *settings)
@@ -42,7 +43,10 @@ psync_json_shape(const PsyncShape *shape, const PsyncJsonSettings *settings)
 	return plan;
 }
 
-/* Fields of the change; valid as long as it is, and until the next split. */
+/*
+ * Take the change apart.  The fields are valid as long as it is, and until the
+ * next split: one plan serves one change at a time.
+ */
 void
 psync_json_split(PsyncJsonShape *plan, const PsyncChange *change)
 {
@@ -61,6 +65,9 @@ psync_json_split(PsyncJsonShape *plan, const PsyncChange *change)
 		psync_corrupt_image();
 }
 
+/*
+ * A member: the label as it was prepared, then the value.
+ */
 static inline void
 put_field(StringInfo out, const PsyncJsonShape *plan, const PsyncField *field,
 		  bool first)
@@ -73,6 +80,9 @@ put_field(StringInfo out, const PsyncJsonShape *plan, const PsyncField *field,
 	psync_json_value(out, &column->type, field->value, field->size);
 }
 
+/*
+ * An object of the fields; null if there are none.
+ */
 static void
 put_fields(StringInfo out, const PsyncJsonShape *plan, const PsyncField *fields,
 		   int n)
@@ -88,12 +98,18 @@ put_fields(StringInfo out, const PsyncJsonShape *plan, const PsyncField *fields,
 	psync_json_literal(out, "}");
 }
 
+/*
+ * The new row.
+ */
 void
 psync_json_new(StringInfo out, const PsyncJsonShape *plan)
 {
 	put_fields(out, plan, plan->new_fields, plan->nnew);
 }
 
+/*
+ * What is kept of the old row.
+ */
 void
 psync_json_old(StringInfo out, const PsyncJsonShape *plan)
 {

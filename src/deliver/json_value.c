@@ -39,6 +39,9 @@
 
 /* ------------------------------------------------------------- the types */
 
+/*
+ * How values of the type are written; OTHER: as to_jsonb() shows them.
+ */
 static PsyncJsonKind
 kind_of_base(Oid type)
 {
@@ -86,7 +89,11 @@ kind_of_base(Oid type)
 	}
 }
 
-/* Made in the current memory context, in which it must last. */
+/*
+ * How the column's values are to be written, by its type as it is now; a type
+ * that is gone leaves its bytes.  Made in the current memory context, in which
+ * it must last.
+ */
 void
 psync_json_type_init(PsyncJsonType *type, const PsyncColumn *column,
 					 const PsyncJsonSettings *settings)
@@ -129,6 +136,9 @@ psync_json_type_init(PsyncJsonType *type, const PsyncColumn *column,
 
 /* ---------------------------------------------------------- fixed sizes */
 
+/*
+ * A value of another size is none of its type: the log is damaged.
+ */
 static inline void
 check_size(int32 size, int32 expected)
 {
@@ -136,6 +146,9 @@ check_size(int32 size, int32 expected)
 		psync_corrupt_image();
 }
 
+/*
+ * In network order, at any address; likewise the next two.
+ */
 static inline uint16
 get_uint16(const char *value)
 {
@@ -163,6 +176,9 @@ get_uint64(const char *value)
 	return pg_ntoh64(n);
 }
 
+/*
+ * The only one whose bytes are few enough to check them all.
+ */
 static void
 put_bool(StringInfo out, const char *value, int32 size)
 {
@@ -175,6 +191,9 @@ put_bool(StringInfo out, const char *value, int32 size)
 		psync_corrupt_image();
 }
 
+/*
+ * In the usual groups, lower case.
+ */
 static void
 put_uuid(StringInfo out, const char *value, int32 size)
 {
@@ -199,13 +218,18 @@ put_uuid(StringInfo out, const char *value, int32 size)
 
 /* ---------------------------------------------------------------- numbers */
 
+/*
+ * Room for the longest number, sign included.
+ */
 static void
 put_int64(StringInfo out, int64 value)
 {
 	out->len += pg_lltoa(value, psync_json_room(out, MAXINT8LEN + 1));
 }
 
-/* JSON has no words for them. */
+/*
+ * JSON has no words for NaN and the infinities.
+ */
 static void
 put_special(StringInfo out, const char *name)
 {
@@ -214,6 +238,10 @@ put_special(StringInfo out, const char *name)
 	psync_json_literal(out, "\"");
 }
 
+/*
+ * The shortest digits that read back as the same number, whatever
+ * extra_float_digits says.
+ */
 static void
 put_float8(StringInfo out, const char *value, int32 size)
 {
@@ -232,6 +260,9 @@ put_float8(StringInfo out, const char *value, int32 size)
 												   psync_json_room(out, DOUBLE_SHORTEST_DECIMAL_LEN));
 }
 
+/*
+ * Likewise for single precision.
+ */
 static void
 put_float4(StringInfo out, const char *value, int32 size)
 {
@@ -260,6 +291,9 @@ typedef struct PsyncNumeric
 	const char *digits;			/* big-endian int16, base 10000 */
 } PsyncNumeric;
 
+/*
+ * Take numeric's binary form apart, checking all that the digits are read by.
+ */
 static void
 read_numeric(PsyncNumeric *numeric, const char *value, int32 size)
 {
@@ -305,6 +339,11 @@ put_numeric_digit(char *at, const PsyncNumeric *numeric, int power)
 	return at + NUMERIC_BASE_DIGITS;
 }
 
+/*
+ * The digits as they are, with the scale as it is: 1.50 stays 1.50. Numerics
+ * may have a hundred thousand digits; the room is made for what the weight and
+ * scale say.
+ */
 static void
 put_finite_numeric(StringInfo out, const PsyncNumeric *numeric)
 {
@@ -340,6 +379,9 @@ put_finite_numeric(StringInfo out, const PsyncNumeric *numeric)
 	out->len = at - out->data;
 }
 
+/*
+ * With quotes if the receiver would read it into a double.
+ */
 static void
 put_numeric(StringInfo out, const char *value, int32 size, bool quoted)
 {
@@ -367,6 +409,9 @@ put_numeric(StringInfo out, const char *value, int32 size, bool quoted)
 
 /* ------------------------------------------------------- variable sizes */
 
+/*
+ * As JSON's receivers expect bytes.
+ */
 static void
 put_base64(StringInfo out, const char *value, int32 size)
 {
@@ -382,6 +427,9 @@ put_base64(StringInfo out, const char *value, int32 size)
 	out->len = at - out->data;
 }
 
+/*
+ * As PostgreSQL shows them.
+ */
 static void
 put_hex(StringInfo out, const char *value, int32 size)
 {
@@ -415,6 +463,9 @@ typedef struct PsyncArrayCursor
 	int			dims[MAXDIM];
 } PsyncArrayCursor;
 
+/*
+ * The next four bytes.
+ */
 static uint32
 take_uint32(PsyncArrayCursor *cursor)
 {
@@ -427,6 +478,9 @@ take_uint32(PsyncArrayCursor *cursor)
 	return value;
 }
 
+/*
+ * One element, null or not.
+ */
 static void
 put_element(StringInfo out, PsyncJsonType *type, PsyncArrayCursor *cursor)
 {
@@ -438,7 +492,9 @@ put_element(StringInfo out, PsyncJsonType *type, PsyncArrayCursor *cursor)
 	cursor->at += Max(size, 0);
 }
 
-/* At most MAXDIM deep. */
+/*
+ * A dimension of the array as a JSON array.  At most MAXDIM deep.
+ */
 static void
 put_dimension(StringInfo out, PsyncJsonType *type, PsyncArrayCursor *cursor,
 			  int dim)
@@ -457,6 +513,10 @@ put_dimension(StringInfo out, PsyncJsonType *type, PsyncArrayCursor *cursor,
 	psync_json_literal(out, "]");
 }
 
+/*
+ * Arrays of known elements, without building the array.  Lower bounds other
+ * than 1 are not shown: JSON's arrays have none.
+ */
 static void
 put_array(StringInfo out, PsyncJsonType *type, const char *value, int32 size)
 {
@@ -522,6 +582,9 @@ psync_json_number(StringInfo out, PsyncJsonType *type, const char *value,
 	}
 }
 
+/*
+ * All of these are integers in their binary form.
+ */
 static void
 put_temporal(StringInfo out, PsyncJsonKind kind, const char *value, int32 size)
 {
@@ -535,10 +598,15 @@ put_temporal(StringInfo out, PsyncJsonKind kind, const char *value, int32 size)
 							 kind == PSYNC_JSON_TIMESTAMPTZ);
 }
 
+/*
+ * One value, null or not, of any type.
+ */
 void
 psync_json_value(StringInfo out, PsyncJsonType *type, const char *value,
 				 int32 size)
 {
+	Assert(size >= -1);
+
 	if (size < 0)
 	{
 		psync_json_literal(out, "null");

@@ -57,6 +57,10 @@ is_settled(const PsyncMessages *messages, const PsyncChange *change)
 		 change->xid <= messages->skip_xid);
 }
 
+/*
+ * Make the change's event and put it in the line; or, of a truncation, before
+ * the fence.  A transform may leave a change out: then there is none.
+ */
 static void
 add_event(PsyncMessages *messages, const PsyncChange *change)
 {
@@ -96,13 +100,18 @@ pass_fence(PsyncMessages *messages)
 	return false;
 }
 
-/* The next row of the batch's chunk, as an event. */
+/*
+ * The next row of the batch's chunk, as an event.  It bears a position before
+ * any change that the batch did not see (message_event.c).
+ */
 static void
 feed_row(PsyncMessages *messages)
 {
 	PsyncBatch *batch = messages->delivery->batch;
 	PsyncChange change = {0};
 	uint32		size;
+
+	Assert(messages->chunk_open && messages->chunk_at != NULL);
 
 	memcpy(&size, messages->chunk_at, sizeof(size));
 	change.op = PSYNC_READ;
@@ -119,7 +128,10 @@ feed_row(PsyncMessages *messages)
 		messages->chunk_at = NULL;
 }
 
-/* All changes of the window are fed. */
+/*
+ * All changes of the window are fed: mark the place in the line behind which A
+ * may become its B, and let the reader go on.
+ */
 static void
 end_window(PsyncMessages *messages)
 {
@@ -177,7 +189,10 @@ note_positions(PsyncMessages *messages, uint64 insert_position)
 	}
 }
 
-/* Look for a window.  False: the definition has changed. */
+/*
+ * Look for a window, with a chunk of a batch if one is asked for.  False: the
+ * definition has changed, and the delivery is to be closed.
+ */
 static bool
 open_window(PsyncMessages *messages)
 {
@@ -255,10 +270,15 @@ feed(PsyncMessages *messages)
 
 /* ------------------------------------------------------------------- open */
 
+/*
+ * Room for the attempts that may be under way at once.
+ */
 static void
 make_slots(PsyncMessages *messages)
 {
 	int			n = messages->settings.in_flight_max;
+
+	Assert(messages->settings.in_flight_max > 0);
 
 	messages->nslots = n;
 	messages->slots = palloc0(n * sizeof(PsyncSlot));
@@ -345,6 +365,9 @@ psync_messages_open(PsyncDelivery *delivery)
 
 /* ---------------------------------------------------------------- the loop */
 
+/*
+ * DT_NOEND is later than any time.
+ */
 static TimestampTz
 earlier(TimestampTz a, TimestampTz b)
 {

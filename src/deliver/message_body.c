@@ -29,6 +29,9 @@ typedef struct PsyncFrame
 	const char *after;
 } PsyncFrame;
 
+/*
+ * What goes around the events, and what the whole is called.
+ */
 static PsyncFrame
 frame_of(const PsyncMessageSettings *settings)
 {
@@ -72,6 +75,9 @@ make_id(const PsyncEvent *const *events, int n)
 					(unsigned long long) hash);
 }
 
+/*
+ * As an attribute's value.
+ */
 static char *
 position_text(uint64 position)
 {
@@ -83,6 +89,9 @@ position_text(uint64 position)
 	return buf.data;
 }
 
+/*
+ * Likewise, without the quotes that JSON wants.
+ */
 static char *
 time_text(TimestampTz at)
 {
@@ -117,6 +126,10 @@ set_attributes(PsyncMessage *m, const PsyncMessageSettings *settings,
 	m->nattributes = n;
 }
 
+/*
+ * What the message says of itself, or of its first event: enough for a target
+ * that takes one event at a time, a summary for the others.
+ */
 static void
 set_head(PsyncMessage *m, const PsyncMessageSettings *settings,
 		 const PsyncEvent *const *events, int n)
@@ -139,6 +152,9 @@ set_head(PsyncMessage *m, const PsyncMessageSettings *settings,
 		set_attributes(m, settings, first);
 }
 
+/*
+ * Copy, and return where to go on.
+ */
 static char *
 put(char *at, const char *text, Size size)
 {
@@ -174,6 +190,10 @@ set_body(PsyncOutgoing *message, const PsyncFrame *frame,
 	message->m.size = size;
 }
 
+/*
+ * An empty message for n events, in a context of its own, which becomes the
+ * current one.
+ */
 static PsyncOutgoing *
 begin(PsyncMessages *messages, int n)
 {
@@ -181,6 +201,8 @@ begin(PsyncMessages *messages, int n)
 												  "payment_sync message",
 												  ALLOCSET_SMALL_SIZES);
 	PsyncOutgoing *message;
+
+	Assert(n > 0);
 
 	MemoryContextSwitchTo(context);
 	message = palloc0(sizeof(PsyncOutgoing));
@@ -194,7 +216,10 @@ begin(PsyncMessages *messages, int n)
 	return message;
 }
 
-/* One body is the event's text as it is: no copy then. */
+/*
+ * The body.  One event without a frame is the event's text as it is: no copy
+ * then.
+ */
 static void
 finish(PsyncMessages *messages, PsyncOutgoing *message,
 	   const char *const *texts, int n)
@@ -252,6 +277,10 @@ psync_outgoing_split(PsyncMessages *messages, PsyncOutgoing *message, int first,
 	return psync_outgoing_make(messages, message->places + first, n);
 }
 
+/*
+ * The message with all that belongs to it; not while an attempt is under way,
+ * whose transport reads the body.
+ */
 void
 psync_outgoing_free(PsyncOutgoing *message)
 {

@@ -39,6 +39,9 @@ static const PsyncOperation operations[] = {
 	PSYNC_INSERT, PSYNC_UPDATE, PSYNC_DELETE, PSYNC_TRUNCATE, PSYNC_READ
 };
 
+/*
+ * The operations, numbered, for tables of what is written once per operation.
+ */
 int
 psync_op_index(PsyncOperation op)
 {
@@ -51,6 +54,10 @@ psync_op_index(PsyncOperation op)
 
 /* ---------------------------------------------------------- what is shared */
 
+/*
+ * What goes to targets is UTF-8, whatever the database's encoding is.  In the
+ * current memory context.
+ */
 static char *
 utf8(const char *text)
 {
@@ -62,6 +69,9 @@ utf8(const char *text)
 	return buf.data;
 }
 
+/*
+ * The text as a JSON string, quotes included.
+ */
 static char *
 json_of(const char *text_utf8)
 {
@@ -73,6 +83,10 @@ json_of(const char *text_utf8)
 	return buf.data;
 }
 
+/*
+ * What an event says of its table and operation, ready to be copied: the same
+ * for millions of them.
+ */
 static void
 name_operations(PsyncEventTable *table)
 {
@@ -87,6 +101,10 @@ name_operations(PsyncEventTable *table)
 	}
 }
 
+/*
+ * What the events of the change's shape have in common, made when the first
+ * one is met.  Lasts as long as the writer, as the shape does.
+ */
 static PsyncEventTable *
 get_table(PsyncEventWriter *writer, const PsyncChange *change)
 {
@@ -94,6 +112,8 @@ get_table(PsyncEventWriter *writer, const PsyncChange *change)
 	PsyncEventTable *table;
 	MemoryContext old;
 	bool		found;
+
+	Assert(change->table != NULL);
 
 	key.truncate = change->op == PSYNC_TRUNCATE;
 	key.id = key.truncate ? change->table->relid : change->shape->id;
@@ -116,6 +136,9 @@ get_table(PsyncEventWriter *writer, const PsyncChange *change)
 	return table;
 }
 
+/*
+ * By shape, or by table for truncations, which have none.
+ */
 static HTAB *
 make_tables(MemoryContext context)
 {
@@ -162,6 +185,11 @@ psync_event_writer(const PsyncTarget *target, const PsyncMessageSettings *settin
 
 /* ------------------------------------------------------------------ keys */
 
+/*
+ * A hash of the key's bytes and of the table, never 0. Two keys that share one
+ * merely stay in order with each other; ids of a batch's rows are made of two
+ * with different seeds.
+ */
 static uint64
 hash_key(const PsyncJsonShape *json, Oid relid, bool old, uint64 seed)
 {
@@ -223,6 +251,9 @@ find_previous(PsyncEventWriter *writer, const PsyncEventKeys *keys, uint64 posit
 
 /* ----------------------------------------------------------------- members */
 
+/*
+ * Without leading zeros: ids are compared, not sorted.
+ */
 static void
 put_hex(StringInfo out, uint64 value)
 {
@@ -232,6 +263,9 @@ put_hex(StringInfo out, uint64 value)
 									  (unsigned long long) value));
 }
 
+/*
+ * With 20 digits, so that positions sort as text.
+ */
 void
 psync_event_put_position(StringInfo out, uint64 position)
 {
@@ -245,6 +279,9 @@ psync_event_put_position(StringInfo out, uint64 position)
 	out->len += 20;
 }
 
+/*
+ * Faster than a format, of which there would be several per event.
+ */
 static void
 put_decimal(StringInfo out, uint64 value)
 {
@@ -259,12 +296,18 @@ put_decimal(StringInfo out, uint64 value)
 	psync_json_put(out, digits + n, sizeof(digits) - n);
 }
 
+/*
+ * A text that needs no escaping, or has it.
+ */
 static void
 put_text(StringInfo out, const char *text)
 {
 	psync_json_put(out, text, strlen(text));
 }
 
+/*
+ * The event's id (P6); see the header comment.  Into writer->id.
+ */
 static void
 make_id(PsyncEventWriter *writer, const PsyncEventTable *table,
 		const PsyncChange *change, const PsyncEventKeys *keys)
@@ -289,6 +332,9 @@ make_id(PsyncEventWriter *writer, const PsyncEventTable *table,
 	put_hex(id, change->position);
 }
 
+/*
+ * As the first member, behind which others follow.
+ */
 static void
 put_id(PsyncEventWriter *writer, StringInfo out)
 {
@@ -297,6 +343,9 @@ put_id(PsyncEventWriter *writer, StringInfo out)
 	psync_json_literal(out, "\",");
 }
 
+/*
+ * The key as an object; of a truncation there is none.
+ */
 static void
 put_key(StringInfo out, const PsyncEventTable *table)
 {
@@ -309,6 +358,9 @@ put_key(StringInfo out, const PsyncEventTable *table)
 	}
 }
 
+/*
+ * The new row, or what is kept of the old one; null if there is none.
+ */
 static void
 put_row(StringInfo out, const PsyncEventTable *table, bool old)
 {
@@ -320,6 +372,9 @@ put_row(StringInfo out, const PsyncEventTable *table, bool old)
 		psync_json_new(out, table->json);
 }
 
+/*
+ * Both of them.
+ */
 static void
 put_rows(StringInfo out, const PsyncEventTable *table)
 {
@@ -329,6 +384,10 @@ put_rows(StringInfo out, const PsyncEventTable *table)
 	put_row(out, table, true);
 }
 
+/*
+ * Only if it is known: a receiver that gets none must not conclude that there
+ * was none.
+ */
 static void
 put_previous(StringInfo out, const char *name, uint64 previous)
 {
@@ -341,7 +400,10 @@ put_previous(StringInfo out, const char *name, uint64 previous)
 
 /* ----------------------------------------------------------------- formats */
 
-/* Our own envelope. */
+/*
+ * Our own envelope: the most that can be said of a change.  A transform is
+ * given this, whatever the format.
+ */
 static void
 put_envelope(PsyncEventWriter *writer, StringInfo out,
 			 const PsyncEventTable *table, const PsyncChange *change,
@@ -364,6 +426,9 @@ put_envelope(PsyncEventWriter *writer, StringInfo out,
 	psync_json_literal(out, "}");
 }
 
+/*
+ * That something has changed, and where to look.
+ */
 static void
 put_thin(PsyncEventWriter *writer, StringInfo out, const PsyncEventTable *table,
 		 const PsyncChange *change)
@@ -402,6 +467,9 @@ put_data(PsyncEventWriter *writer, StringInfo out, const PsyncEventTable *table,
 	psync_json_literal(out, "}");
 }
 
+/*
+ * CloudEvents 1.0, structured: attributes beside the data.
+ */
 static void
 put_cloudevent(PsyncEventWriter *writer, StringInfo out,
 			   const PsyncEventTable *table, const PsyncChange *change,
@@ -431,7 +499,9 @@ put_cloudevent(PsyncEventWriter *writer, StringInfo out,
 	psync_json_literal(out, "}");
 }
 
-/* Milliseconds since 1970. */
+/*
+ * Milliseconds since 1970.
+ */
 static void
 put_ms(StringInfo out, TimestampTz at)
 {
@@ -441,6 +511,10 @@ put_ms(StringInfo out, TimestampTz at)
 	put_decimal(out, (uint64) Max(ms, 0));
 }
 
+/*
+ * The envelope of Debezium's connector for PostgreSQL, for consumers that read
+ * that.
+ */
 static void
 put_debezium(PsyncEventWriter *writer, StringInfo out,
 			 const PsyncEventTable *table, const PsyncChange *change)

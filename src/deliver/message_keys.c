@@ -24,6 +24,9 @@ psync_keys_init(PsyncKeyTable *table, uint32 capacity)
 	table->values = palloc(capacity * sizeof(uint64));
 }
 
+/*
+ * Empty, with its room kept.
+ */
 void
 psync_keys_clear(PsyncKeyTable *table)
 {
@@ -31,10 +34,16 @@ psync_keys_clear(PsyncKeyTable *table)
 	table->used = 0;
 }
 
+/*
+ * Where the key is, or where it would go.  There is always a free slot, since
+ * at most half of them are used.
+ */
 static inline uint32
 slot_of(const PsyncKeyTable *table, uint64 key)
 {
 	uint32		slot = (uint32) key & table->mask;
+
+	Assert(key != 0);
 
 	while (table->keys[slot] != 0 && table->keys[slot] != key)
 		slot = (slot + 1) & table->mask;
@@ -51,7 +60,9 @@ psync_keys_find(PsyncKeyTable *table, uint64 key)
 	return table->keys[slot] != 0 ? &table->values[slot] : NULL;
 }
 
-/* Twice as large, in the context that it was made in. */
+/*
+ * Twice as large, in the context that it was made in.
+ */
 static void
 grow(PsyncKeyTable *table)
 {
@@ -112,6 +123,7 @@ psync_keys_remove(PsyncKeyTable *table, uint64 key)
 			gap = slot;
 		}
 	}
+	Assert(table->used > 0);
 	table->keys[gap] = 0;
 	table->used--;
 }

@@ -417,6 +417,9 @@ text_utf8(const char *utf8)
 	return CStringGetTextDatum(converted);
 }
 
+/*
+ * A parameter that may be NULL; an empty text is none.
+ */
 static void
 set_text(Datum *value, char *null, const char *string)
 {
@@ -425,7 +428,9 @@ set_text(Datum *value, char *null, const char *string)
 		*value = CStringGetTextDatum(string);
 }
 
-/* status, reason, excerpt, error_state */
+/*
+ * Four parameters: status, reason, excerpt, error_state.
+ */
 static void
 set_answer(Datum *values, char *nulls, const PsyncAnswer *answer)
 {
@@ -437,6 +442,9 @@ set_answer(Datum *values, char *nulls, const PsyncAnswer *answer)
 			 unpack_sql_state(answer->sqlerrcode) : NULL);
 }
 
+/*
+ * Hashes of keys, whose sign means nothing.
+ */
 static Datum
 int8_array(const uint64 *numbers, int n)
 {
@@ -448,6 +456,9 @@ int8_array(const uint64 *numbers, int n)
 										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 }
 
+/*
+ * Tables that the message is about.
+ */
 static Datum
 oid_array(const Oid *oids, int n)
 {
@@ -459,7 +470,9 @@ oid_array(const Oid *oids, int n)
 										   TYPALIGN_INT));
 }
 
-/* names and values in turns */
+/*
+ * Names and values in turns.
+ */
 static Datum
 attribute_array(const PsyncMessage *m)
 {
@@ -474,6 +487,10 @@ attribute_array(const PsyncMessage *m)
 										   false, TYPALIGN_INT));
 }
 
+/*
+ * Eight parameters: all of a message but its id, so that it can be sent again
+ * as it was (P6).
+ */
 static void
 set_message(Datum *values, const PsyncMessage *m)
 {
@@ -491,7 +508,9 @@ set_message(Datum *values, const PsyncMessage *m)
 	values[7] = PointerGetDatum(body);
 }
 
-/* Write a row for a message of the line; returns its id. */
+/*
+ * Write a row for a message of the line; returns its id.
+ */
 static int64
 insert_row(PsyncMessages *messages, PsyncRowChange *change)
 {
@@ -530,6 +549,10 @@ insert_row(PsyncMessages *messages, PsyncRowChange *change)
 	return id;
 }
 
+/*
+ * A row that is there gets another state, and what the last attempt has
+ * brought.
+ */
 static void
 update_row(PsyncRowChange *change, const char *state)
 {
@@ -548,18 +571,26 @@ update_row(PsyncRowChange *change, const char *state)
 	SPI_finish();
 }
 
+/*
+ * It was delivered.
+ */
 static void
 delete_row(int64 id)
 {
 	Oid			types[1] = {INT8OID};
 	Datum		values[1] = {Int64GetDatum(id)};
 
+	Assert(id != 0);
+
 	(void) psync_owner_execute("DELETE FROM payment_sync.unsettled WHERE id = $1",
 							   1, types, values, NULL);
 	SPI_finish();
 }
 
-/* Within the transaction of a save. */
+/*
+ * Within the transaction of a save: rows and position are durable together, or
+ * neither.
+ */
 void
 psync_row_changes_write(PsyncMessages *messages)
 {
@@ -622,6 +653,9 @@ psync_row_changes_done(PsyncMessages *messages)
 
 /* ---------------------------------------------------------------- reading */
 
+/*
+ * As the array has them, in "context".
+ */
 static uint64 *
 read_keys(MemoryContext context, Datum value, int *n)
 {
@@ -634,6 +668,9 @@ read_keys(MemoryContext context, Datum value, int *n)
 	return keys;
 }
 
+/*
+ * Likewise.
+ */
 static Oid *
 read_relids(MemoryContext context, Datum value, int *n)
 {
@@ -646,6 +683,9 @@ read_relids(MemoryContext context, Datum value, int *n)
 	return relids;
 }
 
+/*
+ * What is kept in memory of a parked message: all but its body.  In "context".
+ */
 static PsyncParked *
 parked_from_row(MemoryContext context, HeapTuple row, TupleDesc desc)
 {
@@ -721,6 +761,9 @@ psync_parked_load(PsyncMessages *messages)
 	psync_line_recheck(messages);
 }
 
+/*
+ * A text column as targets want it; empty for a null.
+ */
 static const char *
 column_utf8(HeapTuple row, TupleDesc desc, int n)
 {
@@ -729,6 +772,9 @@ column_utf8(HeapTuple row, TupleDesc desc, int n)
 	return value == NULL ? "" : pg_server_to_any(value, strlen(value), PG_UTF8);
 }
 
+/*
+ * The inverse of attribute_array().
+ */
 static void
 read_attributes(PsyncMessage *m, Datum value)
 {
@@ -753,7 +799,10 @@ read_attributes(PsyncMessage *m, Datum value)
 	m->nattributes = n / 2;
 }
 
-/* In the current context; the result outlives SPI. */
+/*
+ * A message as it was when it was parked, body and all.  In the current
+ * context; the result outlives SPI.
+ */
 static PsyncOutgoing *
 outgoing_from_row(HeapTuple row, TupleDesc desc)
 {
@@ -779,7 +828,9 @@ outgoing_from_row(HeapTuple row, TupleDesc desc)
 	return message;
 }
 
-/* Its body, or NULL if the row is gone. */
+/*
+ * Its body, in a context of its own, or NULL if the row is gone.
+ */
 static PsyncOutgoing *
 read_message(PsyncMessages *messages, PsyncParked *parked)
 {
@@ -838,6 +889,11 @@ find_due(PsyncMessages *messages, TimestampTz now)
 	return result;
 }
 
+/*
+ * A parked message that is to be tried again now, read from its row; NULL if
+ * there is none.  Parked ones get a quarter of the slots, so that what fails
+ * does not keep what is new from being sent (P7).
+ */
 PsyncOutgoing *
 psync_parked_due(PsyncMessages *messages, TimestampTz now)
 {

@@ -51,6 +51,10 @@ psync_retry_delay(const PsyncMessageSettings *settings, int failures,
 	return delay + (int64) (delay * PSYNC_JITTER * psync_random());
 }
 
+/*
+ * An answer that says that the target is alive.  What failed while it was not
+ * is due at once.
+ */
 void
 psync_breaker_success(PsyncMessages *messages, TimestampTz now)
 {
@@ -73,6 +77,10 @@ psync_breaker_success(PsyncMessages *messages, TimestampTz now)
 	messages->breaker = PSYNC_BREAKER_CLOSED;
 }
 
+/*
+ * The target as a whole is held to be down: nothing is sent until the time
+ * that is set here, which grows with each time in a row that this happens.
+ */
 void
 psync_breaker_open(PsyncMessages *messages, TimestampTz now)
 {
@@ -136,7 +144,10 @@ psync_rate_allows(PsyncMessages *messages, TimestampTz now)
 	return true;
 }
 
-/* When the next one may be sent, if not now. */
+/*
+ * When the next one may be sent, if not now.  To be asked only after a
+ * refusal.
+ */
 TimestampTz
 psync_rate_next(const PsyncMessages *messages)
 {

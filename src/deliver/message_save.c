@@ -47,7 +47,7 @@ static const char stats_command[] =
 
 /*
  * Which bucket: four per power of two, so a bucket is at most a quarter wider
- * than it is high.
+ * than it is high.  The last one takes the rest.
  */
 static int
 latency_bucket(int64 us)
@@ -64,6 +64,10 @@ latency_bucket(int64 us)
 	return Min(bucket, PSYNC_LATENCY_BUCKETS - 1);
 }
 
+/*
+ * Count an attempt that has ended.  In memory; a crash loses at most what was
+ * not saved, as it does of the progress.
+ */
 void
 psync_stats_note(PsyncMessages *messages, const PsyncOutgoing *message,
 				 const PsyncAnswer *answer)
@@ -71,6 +75,8 @@ psync_stats_note(PsyncMessages *messages, const PsyncOutgoing *message,
 	PsyncMessageStats *stats = &messages->stats;
 	int			class = answer->status >= 100 && answer->status < 600 ?
 		answer->status / 100 : 0;
+
+	Assert(answer->elapsed_us >= 0);
 
 	stats->changed = true;
 	stats->requests++;
@@ -84,6 +90,9 @@ psync_stats_note(PsyncMessages *messages, const PsyncOutgoing *message,
 		messages->unsaved_since = stats->last_at;
 }
 
+/*
+ * Counters as a bigint[].
+ */
 static Datum
 counter_array(const int64 *counters, int n)
 {
@@ -96,6 +105,9 @@ counter_array(const int64 *counters, int n)
 										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 }
 
+/*
+ * As the view shows it.
+ */
 static const char *
 breaker_name(PsyncBreaker breaker)
 {
@@ -111,6 +123,9 @@ breaker_name(PsyncBreaker breaker)
 	return "unknown";
 }
 
+/*
+ * Add the counters to the row, and replace what was last.
+ */
 static void
 save_stats(PsyncMessages *messages)
 {
@@ -145,6 +160,9 @@ save_stats(PsyncMessages *messages)
 	SPI_finish();
 }
 
+/*
+ * They are in the row now; what was last stays, to be replaced.
+ */
 static void
 reset_stats(PsyncMessageStats *stats)
 {
@@ -179,6 +197,11 @@ set_window(PsyncMessages *messages, PsyncSyncProgress *progress)
 	}
 }
 
+/*
+ * How far all is settled: the last window that is done as a whole, and the
+ * place in the one at hand.  False if the position was set by hand meanwhile,
+ * which the generation tells.
+ */
 static bool
 save_position(PsyncMessages *messages)
 {
@@ -200,6 +223,9 @@ save_position(PsyncMessages *messages)
 	return psync_sync_save_progress(&delivery->sync->id, &progress);
 }
 
+/*
+ * The failure that opened the breaker, for stat_sync.
+ */
 static void
 save_failure(PsyncMessages *messages)
 {
@@ -210,6 +236,9 @@ save_failure(PsyncMessages *messages)
 							failure->reason, NULL, messages->breaker_until);
 }
 
+/*
+ * What was just committed need not be saved again.
+ */
 static void
 forget_saved(PsyncMessages *messages)
 {
@@ -228,7 +257,10 @@ forget_saved(PsyncMessages *messages)
 	reset_stats(&messages->stats);
 }
 
-/* The rows of a batch that were fed are all settled. */
+/*
+ * The rows of a batch that were fed are all settled, and so is the window that
+ * they came with: only then may the batch's cursor move.
+ */
 static bool
 chunk_is_settled(const PsyncMessages *messages)
 {

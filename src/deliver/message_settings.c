@@ -13,12 +13,18 @@
 #include "deliver/message.h"
 #include "transport/registry.h"
 
+/*
+ * Its value, or NULL; the user mapping's goes before the server's.
+ */
 static const char *
 option(const PsyncTarget *target, const char *keyword)
 {
 	return psync_services->option(target, keyword);
 }
 
+/*
+ * Validated when it was set: a number in range.
+ */
 static int64
 int_option(const PsyncTarget *target, const char *keyword, int64 otherwise)
 {
@@ -27,6 +33,9 @@ int_option(const PsyncTarget *target, const char *keyword, int64 otherwise)
 	return value != NULL ? strtoll(value, NULL, 10) : otherwise;
 }
 
+/*
+ * Likewise one of the words for true and false.
+ */
 static bool
 bool_option(const PsyncTarget *target, const char *keyword, bool otherwise)
 {
@@ -38,6 +47,9 @@ bool_option(const PsyncTarget *target, const char *keyword, bool otherwise)
 	return result;
 }
 
+/*
+ * Numbers that do not fit a double are strings, unless their receiver insists.
+ */
 static bool
 is_quoted(const PsyncTarget *target, const char *keyword)
 {
