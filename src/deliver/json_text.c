@@ -25,6 +25,9 @@
 /* UTF-8 for U+FFFD, the replacement character */
 #define REPLACEMENT "\xEF\xBF\xBD"
 
+/*
+ * Most bytes are plain; the test for the rest is kept short.
+ */
 static inline int
 class_of(unsigned char c)
 {
@@ -94,11 +97,17 @@ multibyte_length(const char *text, const char *end)
 	return 0;
 }
 
-/* Escape text[0 .. piece), or a few bytes more to end with a character. */
+/*
+ * Escape text[0 .. piece), or a few bytes more to end with a character;
+ * returns where to go on.  Room is made for a piece at a time, as if all of it
+ * had to be escaped: a large text then takes little more than itself.
+ */
 static const char *
 put_piece(StringInfo out, const char *text, const char *piece, const char *end)
 {
 	char	   *at = psync_json_room(out, (piece - text + MAX_MULTIBYTE_CHAR_LEN) * ESCAPE_MAX);
+
+	Assert(text < piece && piece <= end);
 
 	while (text < piece)
 	{
@@ -149,7 +158,10 @@ psync_json_utf8(StringInfo out, const char *text, int size)
 	psync_json_literal(out, "\"");
 }
 
-/* The text in UTF-8; the same pointer if nothing had to be done. */
+/*
+ * The text in UTF-8; the same pointer if nothing had to be done, else to be
+ * freed.  *size is the result's.
+ */
 static const char *
 convert(const char *text, int *size)
 {
@@ -164,7 +176,9 @@ convert(const char *text, int *size)
 	return converted;
 }
 
-/* Text in the database's encoding, between quotes. */
+/*
+ * Text in the database's encoding, as a JSON string in UTF-8.
+ */
 void
 psync_json_string(StringInfo out, const char *text, int size)
 {

@@ -29,6 +29,11 @@
 /* Bytes of events after which none is added; what is in bodies comes on top. */
 #define PSYNC_LINE_BYTES	(8 * 1024 * 1024)
 
+/*
+ * An empty line, with room for twice what can be under way, so that there is
+ * something to choose from.  Places are numbered from 1 on for as long as the
+ * delivery lives; the number's low bits are the place's index.
+ */
 void
 psync_line_init(PsyncLine *line, MemoryContext context,
 				const PsyncMessageSettings *settings)
@@ -50,7 +55,10 @@ psync_line_init(PsyncLine *line, MemoryContext context,
 	MemoryContextSwitchTo(old);
 }
 
-/* One event is always taken, however large. */
+/*
+ * May another event be added?  One is always taken, however large (P7: bytes
+ * are bounded, but for a single row).
+ */
 bool
 psync_line_has_room(const PsyncLine *line)
 {
@@ -58,18 +66,27 @@ psync_line_has_room(const PsyncLine *line)
 		(line->bytes < PSYNC_LINE_BYTES || psync_line_is_empty(line));
 }
 
+/*
+ * Is there a place that waits for nobody?
+ */
 bool
 psync_line_ready(const PsyncLine *line)
 {
 	return line->ready_head != line->ready_tail;
 }
 
+/*
+ * What an event takes of memory, nearly.
+ */
 static inline Size
 event_bytes(const PsyncEvent *event)
 {
 	return sizeof(PsyncEvent) + event->id_size + event->key_size + event->text_size;
 }
 
+/*
+ * The place waits for nobody any more.
+ */
 static void
 push_ready(PsyncLine *line, uint64 n)
 {
@@ -102,7 +119,9 @@ unblocked(PsyncMessages *messages, uint64 n)
 	push_ready(line, n);
 }
 
-/* A parked event is gone: those behind it may go on. */
+/*
+ * A parked event is gone: those behind it may go on.
+ */
 void
 psync_line_recheck(PsyncMessages *messages)
 {
@@ -159,7 +178,10 @@ psync_line_add(PsyncMessages *messages, PsyncEvent *event,
 	return n;
 }
 
-/* Windows that end here or before are done. */
+/*
+ * Windows that end here or before are done; the last of them is what is saved
+ * as A.
+ */
 static void
 pass_marks(PsyncLine *line)
 {
@@ -184,6 +206,10 @@ pass_marks(PsyncLine *line)
 	memmove(line->marks, line->marks + passed, line->nmarks * sizeof(PsyncMark));
 }
 
+/*
+ * Move head over what is settled, and remember how far that is within the
+ * window at hand.
+ */
 static void
 advance(PsyncLine *line)
 {

@@ -19,7 +19,11 @@
 
 /* ------------------------------------------------------------- what is next */
 
-/* Is what is ready enough for a message, or has it waited long enough? */
+/*
+ * Is what is ready enough for a message, or has it waited long enough?  Nobody
+ * waits for company that cannot come: the line is full, or stands before a
+ * fence.
+ */
 static bool
 may_take(const PsyncMessages *messages, TimestampTz now)
 {
@@ -58,6 +62,9 @@ take(PsyncMessages *messages)
 	return psync_outgoing_make(messages, places, n);
 }
 
+/*
+ * Take a message out of those that wait for their next attempt.
+ */
 static PsyncOutgoing *
 take_failed(PsyncMessages *messages, PsyncOutgoing *message)
 {
@@ -68,6 +75,9 @@ take_failed(PsyncMessages *messages, PsyncOutgoing *message)
 	return message;
 }
 
+/*
+ * The first of them whose time has come.
+ */
 static PsyncOutgoing *
 failed_due(PsyncMessages *messages, TimestampTz now)
 {
@@ -107,7 +117,11 @@ probe(PsyncMessages *messages, TimestampTz now)
 	return NULL;
 }
 
-/* The next message to be sent, or NULL if there is none now. */
+/*
+ * The next message to be sent, or NULL if there is none now.  In this order:
+ * one that the transport had no room for, a probe, one to be tried again, a
+ * new one, a parked one.
+ */
 static PsyncOutgoing *
 next_message(PsyncMessages *messages, TimestampTz now)
 {
@@ -142,13 +156,18 @@ next_message(PsyncMessages *messages, TimestampTz now)
 
 /* ----------------------------------------------------------------- sending */
 
-/* Begin an attempt; false if the transport has no room now. */
+/*
+ * Begin an attempt; false if the transport has no room now.  The handle names
+ * the slot and its generation, so that an answer which comes late is
+ * recognised as nobody's.
+ */
 static bool
 attempt(PsyncMessages *messages, PsyncOutgoing *message, TimestampTz now)
 {
 	int			number = messages->free_slots[messages->nfree - 1];
 	PsyncSlot  *slot = &messages->slots[number];
 
+	Assert(messages->nfree > 0);
 	Assert(slot->message == NULL && message->state == PSYNC_OUT_IDLE);
 	slot->generation++;
 	message->m.handle = ((uint64) slot->generation << 32) | (uint64) number;
@@ -172,7 +191,9 @@ attempt(PsyncMessages *messages, PsyncOutgoing *message, TimestampTz now)
 	return true;
 }
 
-/* Send what may be sent. */
+/*
+ * Send what may be sent.  Does not wait.
+ */
 void
 psync_messages_dispatch(PsyncMessages *messages, TimestampTz now)
 {
@@ -191,9 +212,14 @@ psync_messages_dispatch(PsyncMessages *messages, TimestampTz now)
 
 /* ---------------------------------------------------------------- outcomes */
 
+/*
+ * A text of the target, cut at a character, into a buffer of fixed size.
+ */
 static void
 copy_text(char *to, size_t size, const char *from)
 {
+	Assert(size > 0);
+
 	to[0] = '\0';
 	if (from != NULL)
 	{
@@ -227,6 +253,11 @@ note_answer(PsyncMessages *messages, PsyncSlot *slot, const PsyncOutcome *outcom
 	messages->answered[messages->nanswered++] = slot - messages->slots;
 }
 
+/*
+ * services->settle(): an attempt has ended.  Called by the transport, which
+ * may be anybody's: what it says is taken note of only if it fits an attempt
+ * that is under way.
+ */
 void
 psync_messages_settle(PsyncTarget *target, uint64 handle, const PsyncOutcome *outcome)
 {

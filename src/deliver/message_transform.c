@@ -27,11 +27,12 @@
 #include "compat.h"
 #include "deliver/message.h"
 
+/* Made once per delivery; the plan is SPI's, and lasts until it is freed. */
 struct PsyncTransform
 {
-	char	   *expression;
-	char	   *query;
-	Oid			owner;
+	char	   *expression;		/* as the subscriber wrote it */
+	char	   *query;			/* that evaluates it */
+	Oid			owner;			/* of the sync: whose rights it has */
 	SPIPlanPtr	plan;			/* NULL: not yet prepared */
 	Oid			type;			/* of the result */
 };
@@ -45,9 +46,15 @@ typedef struct PsyncTransformContext
 	bool		pushed;
 } PsyncTransformContext;
 
+/*
+ * Become the owner, with SPI connected.  An error leaves all of it to the
+ * abort.
+ */
 static void
 enter(PsyncTransformContext *save, Oid owner)
 {
+	Assert(OidIsValid(owner));
+
 	save->pushed = !ActiveSnapshotSet();
 	if (save->pushed)
 		PushActiveSnapshot(GetTransactionSnapshot());
@@ -62,6 +69,9 @@ enter(PsyncTransformContext *save, Oid owner)
 		elog(ERROR, "could not connect to SPI");
 }
 
+/*
+ * The inverse, in reverse order.
+ */
 static void
 leave(const PsyncTransformContext *save)
 {
@@ -72,12 +82,19 @@ leave(const PsyncTransformContext *save)
 		PopActiveSnapshot();
 }
 
+/*
+ * Parse and plan the expression.  What it yields is known then; and that it is
+ * one expression, not a way out of the parentheses into a statement of its
+ * own.
+ */
 static void
 prepare(PsyncTransform *transform)
 {
 	Oid			types[1] = {JSONBOID};
 	CachedPlanSource *source;
 	TupleDesc	desc;
+
+	Assert(transform->plan == NULL);
 
 	transform->plan = SPI_prepare(transform->query, 1, types);
 	if (transform->plan == NULL)
@@ -103,7 +120,9 @@ prepare(PsyncTransform *transform)
 		elog(ERROR, "could not keep plan of transform");
 }
 
-/* Made in the current memory context. */
+/*
+ * Made in the current memory context; prepared when it is first run.
+ */
 PsyncTransform *
 psync_transform_create(const char *expression, Oid owner)
 {
@@ -140,6 +159,9 @@ append_result(StringInfo body, Oid type, Datum value)
 	}
 }
 
+/*
+ * The envelope as jsonb, in the database's encoding.
+ */
 static Datum
 parse_event(const char *event, int size)
 {
@@ -149,6 +171,11 @@ parse_event(const char *event, int size)
 	return DirectFunctionCall1(jsonb_in, CStringGetDatum(converted));
 }
 
+/*
+ * Append to "body" what the expression makes of the event; false if it leaves
+ * it out.  Raises whatever the expression raises: the sync stops at the event
+ * then.
+ */
 bool
 psync_transform_run(PsyncTransform *transform, const char *event, int size,
 					StringInfo body, const char **content_type)
@@ -157,6 +184,8 @@ psync_transform_run(PsyncTransform *transform, const char *event, int size,
 	PsyncTransformContext save;
 	Datum		result;
 	bool		isnull;
+
+	Assert(size > 0);
 
 	enter(&save, transform->owner);
 	if (transform->plan == NULL)

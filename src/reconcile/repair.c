@@ -64,11 +64,12 @@ typedef struct PsyncBreak
 	bool		handled;
 } PsyncBreak;
 
+/* One call of repair(). */
 typedef struct PsyncRepair
 {
 	PsyncSync  *sync;
-	bool		dry_run;
-	Tuplestorestate *store;
+	bool		dry_run;		/* say what would be done, lock and log nothing */
+	Tuplestorestate *store;		/* of the result, and its columns */
 	TupleDesc	desc;
 	MemoryContext context;		/* of a batch */
 	/* the table at hand */
@@ -90,6 +91,9 @@ static const char load_command[] =
 	" WHERE d.sync = $1 AND d.relid = $2 AND d.last_run = $3 AND d.state = 'open'"
 	" AND d.id > $5 ORDER BY d.id LIMIT $6";
 
+/*
+ * The key's columns by the names that discrepancies have them under.
+ */
 static Datum
 key_names(const PsyncRepair *repair)
 {
@@ -100,6 +104,9 @@ key_names(const PsyncRepair *repair)
 	return psync_name_array(names);
 }
 
+/*
+ * One row of load_command, copied to the current memory context.
+ */
 static void
 read_break(PsyncRepair *repair, int i)
 {
@@ -109,6 +116,8 @@ read_break(PsyncRepair *repair, int i)
 	bool		isnull;
 	Datum	   *elems;
 	int			n;
+
+	Assert(i >= 0 && i < repair->nbreaks);
 
 	b->id = DatumGetInt64(SPI_getbinval(row, desc, 1, &isnull));
 	b->kind = SPI_getvalue(row, desc, 2);
@@ -122,7 +131,10 @@ read_break(PsyncRepair *repair, int i)
 		b->values[k] = TextDatumGetCString(elems[k]);
 }
 
-/* The next batch of open discrepancies after "after"; false if none is left. */
+/*
+ * The next batch of open discrepancies after "after"; false if none is left.
+ * Batches bound the memory and the length of the queries.
+ */
 static bool
 load_breaks(PsyncRepair *repair, int64 run, int64 after)
 {
@@ -148,9 +160,14 @@ load_breaks(PsyncRepair *repair, int64 run, int64 after)
 
 /* --------------------------------------------------------------- queries */
 
+/*
+ * The k-th column of the key.
+ */
 static const PsyncColumn *
 key_column(const PsyncRepair *repair, int k)
 {
+	Assert(k >= 0 && k < repair->shape->nkeys);
+
 	return &repair->shape->columns[repair->shape->keys[k]];
 }
 
@@ -187,7 +204,11 @@ append_keys(StringInfo buf, const PsyncRepair *repair)
 	return n;
 }
 
-/* Rows of the source, locked unless nothing is to be done. */
+/*
+ * Rows of the source, locked unless nothing is to be done.  The lock is the
+ * one that an UPDATE of other columns takes: it keeps writers of the row out,
+ * not foreign keys to it.
+ */
 static char *
 rows_query(const PsyncRepair *repair)
 {
@@ -209,7 +230,10 @@ rows_query(const PsyncRepair *repair)
 	return buf.data;
 }
 
-/* Rows that hold nothing but the keys. */
+/*
+ * Rows that hold nothing but the keys of what must go; NULL if there are none.
+ * They have the shape's columns, so that the same encoder reads them.
+ */
 static char *
 keys_query(const PsyncRepair *repair)
 {
@@ -237,6 +261,9 @@ keys_query(const PsyncRepair *repair)
 
 /* ----------------------------------------------------------------- results */
 
+/*
+ * A row of the function's result: what is done about the break.
+ */
 static void
 put_result(PsyncRepair *repair, const PsyncBreak *b, const char *operation, Datum row)
 {
@@ -263,6 +290,9 @@ typedef struct PsyncRepairReceiver
 	bool	   *key_columns;
 } PsyncRepairReceiver;
 
+/*
+ * Which break the row is about: its number stands behind the columns.
+ */
 static PsyncBreak *
 slot_break(const PsyncRepair *repair, TupleTableSlot *slot)
 {
@@ -273,6 +303,9 @@ slot_break(const PsyncRepair *repair, TupleTableSlot *slot)
 	return &repair->breaks[i];
 }
 
+/*
+ * Log one change, or say that it would be.
+ */
 static bool
 receive_row(TupleTableSlot *slot, DestReceiver *self)
 {
@@ -312,11 +345,17 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 	return true;
 }
 
+/*
+ * The columns are known from the shape.
+ */
 static void
 receive_startup(DestReceiver *self, int operation, TupleDesc desc)
 {
 }
 
+/*
+ * There is nothing to free.
+ */
 static void
 receive_nothing(DestReceiver *self)
 {
@@ -366,7 +405,10 @@ log_rows(PsyncRepair *repair, const char *sql, bool deletes)
 
 /* ------------------------------------------------------------------ a batch */
 
-/* No writer may come between our look and our change. */
+/*
+ * No writer may come between our look and our change.  Partitions are locked
+ * with their table, lest a row be written to one directly.
+ */
 static void
 lock_out_writers(PsyncRepair *repair)
 {
@@ -375,6 +417,9 @@ lock_out_writers(PsyncRepair *repair)
 	repair->locked = true;
 }
 
+/*
+ * Only those need the lock, see the header comment.
+ */
 static bool
 has_unexpected(const PsyncRepair *repair)
 {
@@ -386,6 +431,10 @@ has_unexpected(const PsyncRepair *repair)
 	return false;
 }
 
+/*
+ * They are open again if the next run sees them once more, and gone if it does
+ * not.
+ */
 static void
 mark_repairing(const PsyncRepair *repair)
 {
@@ -393,6 +442,8 @@ mark_repairing(const PsyncRepair *repair)
 	Datum		values[2];
 	Datum	   *ids = palloc(repair->nbreaks * sizeof(Datum));
 	NameData	user;
+
+	Assert(repair->nbreaks > 0 && !repair->dry_run);
 
 	for (int i = 0; i < repair->nbreaks; i++)
 		ids[i] = Int64GetDatum(repair->breaks[i].id);
@@ -407,6 +458,10 @@ mark_repairing(const PsyncRepair *repair)
 	SPI_finish();
 }
 
+/*
+ * Rows that are there are sent as they are; of what is not there, an
+ * unexpected row is deleted, and of the others nothing is left to say.
+ */
 static void
 repair_batch(PsyncRepair *repair)
 {
@@ -439,6 +494,9 @@ repair_batch(PsyncRepair *repair)
 
 /* ------------------------------------------------------------------ a table */
 
+/*
+ * All open discrepancies that the run has seen in this table.
+ */
 static void
 repair_table(PsyncRepair *repair, const PsyncTable *table, int64 run)
 {
@@ -490,6 +548,9 @@ latest_run(const PsyncSync *sync, Oid relid)
 
 /*
  * repair(name, run, rel, dry_run)
+ *
+ * In the caller's transaction: the changes are delivered when it commits, and
+ * the locks are kept until then.
  */
 Datum
 payment_sync_repair(PG_FUNCTION_ARGS)
@@ -524,6 +585,9 @@ payment_sync_repair(PG_FUNCTION_ARGS)
 
 /*
  * accept_discrepancy(id, reason)
+ *
+ * A difference that somebody has explained.  It is open again as soon as it is
+ * seen with other values.
  */
 Datum
 payment_sync_accept_discrepancy(PG_FUNCTION_ARGS)

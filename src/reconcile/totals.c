@@ -59,6 +59,9 @@ typedef struct PsyncTotals
 	PsyncBothRows both;
 } PsyncTotals;
 
+/*
+ * The column of this name; an error if the sync does not deliver it.
+ */
 static const PsyncPair *
 find_pair(const PsyncReconcile *rec, const char *name)
 {
@@ -94,13 +97,18 @@ split_unit(const char *group, const char **unit, char **column)
 	return false;
 }
 
-/* The expression by which to group, as text, the same on both sides. */
+/*
+ * The expression by which to group, as text, the same on both sides: moments
+ * are cut in UTC, whatever the servers' time zones are.
+ */
 static char *
 group_expression(const PsyncReconcile *rec, int side, const char *group)
 {
 	const char *unit;
 	char	   *column;
 	const PsyncSideColumn *of;
+
+	Assert(side == PSYNC_SOURCE || side == PSYNC_OTHER);
 
 	if (!split_unit(group, &unit, &column))
 		return find_pair(rec, group)->side[side].text;
@@ -116,7 +124,10 @@ group_expression(const PsyncReconcile *rec, int side, const char *group)
 					strcmp(unit, "hour") == 0 ? "YYYY-MM-DD HH24:00" : "YYYY-MM-DD");
 }
 
-/* Position first; then groups as an array's text, count, sums. */
+/*
+ * A row per group, and the position before them, in one statement: both are of
+ * one time.
+ */
 static char *
 totals_query(const PsyncTotals *totals, int side)
 {
@@ -151,6 +162,10 @@ totals_query(const PsyncTotals *totals, int side)
 	return buf.data;
 }
 
+/*
+ * Only numbers can be summed up, at the source; a target's column of another
+ * type is cast.
+ */
 static void
 check_sums(const PsyncTotals *totals)
 {
@@ -176,7 +191,11 @@ check_sums(const PsyncTotals *totals)
 	}
 }
 
-/* Read both sides, at a moment without changes in between if there is one. */
+/*
+ * Read both sides, at a moment without changes in between if there is one.
+ * What remains are the last attempt's totals, and how many changes may explain
+ * a difference.
+ */
 static void
 read_totals(PsyncTotals *totals, int64 max_wait)
 {
@@ -198,6 +217,10 @@ read_totals(PsyncTotals *totals, int64 max_wait)
 
 /* ----------------------------------------------------------------- results */
 
+/*
+ * The column's text in the row of this group; NULL if the side has no such
+ * group.
+ */
 static const char *
 find_total(const PsyncRows *rows, const char *group, int column)
 {
@@ -210,6 +233,9 @@ find_total(const PsyncRows *rows, const char *group, int column)
 	return NULL;
 }
 
+/*
+ * A group that a side does not have counts as zero.
+ */
 static Datum
 to_numeric(const char *text)
 {
@@ -217,6 +243,9 @@ to_numeric(const char *text)
 							   ObjectIdGetDatum(InvalidOid), Int32GetDatum(-1));
 }
 
+/*
+ * A row of the result for the count, and one for each sum.
+ */
 static void
 put_group(const PsyncTotals *totals, const char *group, Tuplestorestate *store,
 		  TupleDesc desc)
@@ -262,6 +291,9 @@ put_totals(const PsyncTotals *totals, Tuplestorestate *store, TupleDesc desc)
 	}
 }
 
+/*
+ * The same, leaving no target open whatever happens.
+ */
 static void
 compute_totals(PsyncTotals *totals, int64 max_wait)
 {
@@ -281,6 +313,9 @@ compute_totals(PsyncTotals *totals, int64 max_wait)
 
 /*
  * control_totals(name, rel, group_by, sum, condition, server, max_wait)
+ *
+ * Needs no run and leaves no trace: figures for people who compare them with
+ * those of another system.
  */
 Datum
 payment_sync_control_totals(PG_FUNCTION_ARGS)
