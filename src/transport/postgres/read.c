@@ -34,6 +34,10 @@ static const char notice_command[] =
 /* client_connection_check_interval came with this version */
 #define PSYNC_PG_VERSION_CHECKS_CLIENT	140000
 
+/*
+ * The settings above, once per session.  Instead of those for delivery, not on
+ * top of them.
+ */
 void
 psync_pg_read_settings(PsyncPgSession *session)
 {
@@ -47,13 +51,20 @@ psync_pg_read_settings(PsyncPgSession *session)
 		(void) psync_pg_try(session, notice_command, &error);
 }
 
+/*
+ * Send a statement: one, by the extended protocol, which takes no more.  It
+ * may hold a condition that a user has given; with the simple protocol that
+ * could end the statement and go on with others, also to leave the read-only
+ * mode.
+ */
 static void
 read_send(PsyncTarget *target, const char *sql)
 {
 	PsyncPgSession *session = target->private_data;
 
 	Assert(target->read_only && !session->reading);
-	if (!PQsendQuery(session->conn, sql) || !PQsetSingleRowMode(session->conn))
+	if (!PQsendQueryParams(session->conn, sql, 0, NULL, NULL, NULL, NULL, 0) ||
+		!PQsetSingleRowMode(session->conn))
 		psync_pg_lost(session);
 	session->reading = true;
 	psync_pg_flush(session);
@@ -72,6 +83,9 @@ read_ended(PsyncPgSession *session)
 		psync_pg_lost(session);
 }
 
+/*
+ * Does not return.
+ */
 static void
 read_failed(PsyncPgSession *session, PGresult *result)
 {
@@ -82,6 +96,11 @@ read_failed(PsyncPgSession *session, PGresult *result)
 	psync_pg_error_raise(session, &error, "could not read at the target");
 }
 
+/*
+ * The next row, valid until the next call; NULL at the end.  The values point
+ * into libpq's result, which is kept with the session so that closing it frees
+ * it.
+ */
 static const char *const *
 read_row(PsyncTarget *target, int *ncolumns)
 {
@@ -121,6 +140,9 @@ read_row(PsyncTarget *target, int *ncolumns)
 	return session->row_values;
 }
 
+/*
+ * As an expression, to be put into a statement of the reader's.
+ */
 static char *
 read_position_query(PsyncTarget *target)
 {
