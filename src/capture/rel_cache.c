@@ -103,6 +103,10 @@ forget_new_shapes(bool keep)
 	any_new_shape = false;
 }
 
+/*
+ * The end of the transaction decides what its shapes' ids are worth.  After
+ * PREPARE that is not known here, so they are not used again.
+ */
 static void
 xact_callback(XactEvent event, void *arg)
 {

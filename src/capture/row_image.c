@@ -68,6 +68,9 @@ put_int16(StringInfo buf, int16 value)
 	buf->len += sizeof(n);
 }
 
+/*
+ * Length and value at once: most columns of payments are such.
+ */
 static inline void
 put_field32(StringInfo buf, uint32 value)
 {
@@ -78,6 +81,9 @@ put_field32(StringInfo buf, uint32 value)
 	buf->len += sizeof(n);
 }
 
+/*
+ * Likewise.
+ */
 static inline void
 put_field64(StringInfo buf, uint64 value)
 {
@@ -90,6 +96,9 @@ put_field64(StringInfo buf, uint64 value)
 	buf->len += sizeof(size) + sizeof(n);
 }
 
+/*
+ * Length and bytes; the caller has made room for both.
+ */
 static inline void
 put_bytes(StringInfo buf, const char *bytes, int32 size)
 {

@@ -134,6 +134,10 @@ key_fields(const PsyncChange *change, int *n)
 	return fields;
 }
 
+/*
+ * The key's fields of the new image, or of the old part: columns and bytes,
+ * for who compares keys.
+ */
 PsyncKeyField *
 psync_change_key_fields(const PsyncChange *change, bool old, int *n)
 {
@@ -294,6 +298,9 @@ field_to_jsonb(const PsyncColumn *column, const PsyncField *field)
 						  psync_value_to_datum(&base, field->value, field->size));
 }
 
+/*
+ * event.h has the contract.
+ */
 Datum
 psync_value_to_jsonb(const PsyncColumn *column, const char *value, int32 size)
 {
@@ -336,6 +343,9 @@ fields_to_jsonb(const PsyncShape *shape, const PsyncField *fields, int n)
 	return JsonbPGetDatum(JsonbValueToJsonb(pushJsonbValue(&state, WJB_END_OBJECT, NULL)));
 }
 
+/*
+ * (Datum) 0 without an image, as of a delete.
+ */
 Datum
 psync_image_to_jsonb(const PsyncShape *shape, const char *image, uint32 size)
 {
@@ -348,6 +358,9 @@ psync_image_to_jsonb(const PsyncShape *shape, const char *image, uint32 size)
 	return fields_to_jsonb(shape, fields, n);
 }
 
+/*
+ * Of the columns that it holds, and no others.
+ */
 Datum
 psync_old_to_jsonb(const PsyncShape *shape, const char *part, uint32 size)
 {
@@ -360,6 +373,9 @@ psync_old_to_jsonb(const PsyncShape *shape, const char *part, uint32 size)
 	return fields_to_jsonb(shape, fields, n);
 }
 
+/*
+ * The key that the change is about; of a truncation there is none.
+ */
 Datum
 psync_key_to_jsonb(const PsyncChange *change)
 {
@@ -372,6 +388,9 @@ psync_key_to_jsonb(const PsyncChange *change)
 	return fields_to_jsonb(change->shape, fields, n);
 }
 
+/*
+ * As the view, events and messages show it.
+ */
 const char *
 psync_operation_name(PsyncOperation op)
 {

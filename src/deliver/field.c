@@ -52,6 +52,12 @@ take_uint32(const char **at, const char *end)
 	return pg_ntoh32(value);
 }
 
+/*
+ * Split an image, or an old part ("sparse"), into its fields, and return their
+ * number; fields[] has room for one per column.  They point into "data". All
+ * that the caller relies on is checked here: indexes ascend and are the
+ * shape's, sizes end where the image ends.
+ */
 int
 psync_fields_split(const PsyncShape *shape, const char *data, uint32 size,
 				   bool sparse, PsyncField *fields)

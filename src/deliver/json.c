@@ -144,6 +144,9 @@ required_key_field(const PsyncJsonShape *plan, int n)
 	return field;
 }
 
+/*
+ * The key as an object; of a row whose key has changed, the new one.
+ */
 void
 psync_json_key(StringInfo out, const PsyncJsonShape *plan)
 {

@@ -21,6 +21,9 @@
 #define DAY_FIRST	(-730119)
 #define DAY_END		2921940
 
+/*
+ * With leading zeros; the value has no more digits than that.
+ */
 static char *
 put_digits(char *at, int value, int digits)
 {
@@ -33,6 +36,9 @@ put_digits(char *at, int value, int digits)
 	return at + digits;
 }
 
+/*
+ * YYYY-MM-DD, of a day within the years that have four digits.
+ */
 static char *
 put_date(char *at, int32 days)
 {
@@ -78,6 +84,10 @@ put_unusual(StringInfo out, Datum value, Oid type)
 	psync_json_literal(out, "\"");
 }
 
+/*
+ * RFC 3339, in UTC if "offset", else without a zone.  Times of other eras are
+ * shown as PostgreSQL shows them.
+ */
 void
 psync_json_timestamp(StringInfo out, int64 timestamp, bool offset)
 {
@@ -112,6 +122,9 @@ psync_json_timestamp(StringInfo out, int64 timestamp, bool offset)
 	out->len = at - out->data;
 }
 
+/*
+ * Likewise for a date.
+ */
 void
 psync_json_date(StringInfo out, int32 date)
 {
@@ -131,6 +144,9 @@ psync_json_date(StringInfo out, int32 date)
 	out->len = at - out->data;
 }
 
+/*
+ * Of day, without a zone; 24:00:00 is a time to PostgreSQL.
+ */
 void
 psync_json_time(StringInfo out, int64 time)
 {

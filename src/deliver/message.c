@@ -438,6 +438,9 @@ wait_time(const PsyncMessages *messages, TimestampTz now)
 	return next <= now ? 0 : TimestampDifferenceMilliseconds(now, next);
 }
 
+/*
+ * Has enough come together, or waited long enough, to be worth a transaction?
+ */
 static bool
 save_is_due(const PsyncMessages *messages, TimestampTz now)
 {
@@ -502,6 +505,10 @@ disable(PsyncMessages *messages, const char *reason)
 	return PSYNC_DELIVER_GONE;
 }
 
+/*
+ * The target is down: save what there is and let the worker go; or disable the
+ * sync, if it has been down for as long as its owner will wait.
+ */
 static PsyncDeliverResult
 give_up(PsyncMessages *messages, TimestampTz now)
 {
@@ -518,6 +525,10 @@ give_up(PsyncMessages *messages, TimestampTz now)
 	return PSYNC_DELIVER_WAIT;
 }
 
+/*
+ * Nothing is left to do: what is worth saving at once is saved now, the rest
+ * by the worker's timer.
+ */
 static PsyncDeliverResult
 finish(PsyncMessages *messages, bool worked)
 {
@@ -552,6 +563,10 @@ look_around(PsyncMessages *messages)
 	return true;
 }
 
+/*
+ * Deliver for a while; the header comment says how it ends.  Never holds a
+ * snapshot while it waits, and never waits for more than one thing at a time.
+ */
 PsyncDeliverResult
 psync_messages_step(PsyncDelivery *delivery)
 {

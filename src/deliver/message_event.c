@@ -611,6 +611,9 @@ make_text(PsyncEventWriter *writer, const PsyncEventTable *table,
 
 /* -------------------------------------------------------------- the event */
 
+/*
+ * A buffer that has held a huge event is not kept.
+ */
 static void
 shrink(StringInfo buf)
 {
@@ -620,6 +623,10 @@ shrink(StringInfo buf)
 	initStringInfo(buf);
 }
 
+/*
+ * The event in one piece of memory: one allocation per event, freed when it is
+ * settled.
+ */
 static PsyncEvent *
 pack(PsyncEventWriter *writer, const PsyncEventTable *table,
 	 const PsyncChange *change)

@@ -58,6 +58,7 @@ psync_parked_blocks(const PsyncMessages *messages, int nkeys, const uint64 *keys
 		 psync_keys_find(table, table_key(relid, PSYNC_KEY_ROW)) != NULL);
 }
 
+/* A key that nobody is parked with is not in the table. */
 static void
 count_key(PsyncKeyTable *table, uint64 key, int delta)
 {
@@ -69,6 +70,10 @@ count_key(PsyncKeyTable *table, uint64 key, int delta)
 		psync_keys_remove(table, key);
 }
 
+/*
+ * Likewise for all keys and tables of a parked message.  Rows and truncations
+ * of a table are counted apart: rows do not hold up each other.
+ */
 static void
 count_keys(PsyncKeyTable *table, const PsyncParked *parked, int delta)
 {
@@ -100,6 +105,7 @@ waits_for(PsyncKeyTable *earlier, const PsyncParked *parked)
 
 /* ---------------------------------------------------------- in and out */
 
+/* At the end: they are in the order of their rows' ids. */
 static void
 parked_enter(PsyncMessages *messages, PsyncParked *parked)
 {
@@ -109,9 +115,12 @@ parked_enter(PsyncMessages *messages, PsyncParked *parked)
 	messages->parked_next = 0;
 }
 
+/* Gone from memory; its row, if it has one, is the caller's affair. */
 static void
 parked_remove(PsyncMessages *messages, PsyncParked *parked)
 {
+	Assert(parked->nevents > 0);
+
 	dlist_delete(&parked->node);
 	messages->nparked -= parked->nevents;
 	count_keys(&messages->parked_keys, parked, -1);
@@ -122,6 +131,7 @@ parked_remove(PsyncMessages *messages, PsyncParked *parked)
 	pfree(parked);
 }
 
+/* Something to be written with the next save, in this order. */
 static PsyncRowChange *
 add_change(PsyncMessages *messages, PsyncRowOp op, PsyncParked *parked)
 {
@@ -229,6 +239,10 @@ psync_park_place(PsyncMessages *messages, uint64 n)
 	return psync_park(messages, psync_outgoing_make(messages, &n, 1));
 }
 
+/*
+ * Has the message been tried long or often enough, while the target took
+ * others?  Only then is it the message's fault.
+ */
 static bool
 is_overdue(const PsyncMessages *messages, const PsyncOutgoing *message,
 		   TimestampTz now)
@@ -300,6 +314,7 @@ settle_places(PsyncMessages *messages, PsyncOutgoing *message)
 	}
 }
 
+/* A parked message has arrived after all: those behind it may go on. */
 void
 psync_parked_delivered(PsyncMessages *messages, PsyncOutgoing *message)
 {
@@ -328,6 +343,7 @@ forget_body(PsyncParked *parked)
 	parked->message = NULL;
 }
 
+/* It waits longer each time; its body is read again when it is due. */
 void
 psync_parked_failed(PsyncMessages *messages, PsyncOutgoing *message,
 					const PsyncAnswer *answer)
@@ -417,9 +433,6 @@ text_utf8(const char *utf8)
 	return CStringGetTextDatum(converted);
 }
 
-/*
- * A parameter that may be NULL; an empty text is none.
- */
 static void
 set_text(Datum *value, char *null, const char *string)
 {
@@ -428,9 +441,7 @@ set_text(Datum *value, char *null, const char *string)
 		*value = CStringGetTextDatum(string);
 }
 
-/*
- * Four parameters: status, reason, excerpt, error_state.
- */
+/* Four parameters: status, reason, excerpt, error_state. */
 static void
 set_answer(Datum *values, char *nulls, const PsyncAnswer *answer)
 {
@@ -442,9 +453,6 @@ set_answer(Datum *values, char *nulls, const PsyncAnswer *answer)
 			 unpack_sql_state(answer->sqlerrcode) : NULL);
 }
 
-/*
- * Hashes of keys, whose sign means nothing.
- */
 static Datum
 int8_array(const uint64 *numbers, int n)
 {
@@ -456,9 +464,6 @@ int8_array(const uint64 *numbers, int n)
 										   FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 }
 
-/*
- * Tables that the message is about.
- */
 static Datum
 oid_array(const Oid *oids, int n)
 {
@@ -470,9 +475,6 @@ oid_array(const Oid *oids, int n)
 										   TYPALIGN_INT));
 }
 
-/*
- * Names and values in turns.
- */
 static Datum
 attribute_array(const PsyncMessage *m)
 {
@@ -508,9 +510,7 @@ set_message(Datum *values, const PsyncMessage *m)
 	values[7] = PointerGetDatum(body);
 }
 
-/*
- * Write a row for a message of the line; returns its id.
- */
+/* Write a row for a message of the line; returns its id. */
 static int64
 insert_row(PsyncMessages *messages, PsyncRowChange *change)
 {
@@ -549,10 +549,6 @@ insert_row(PsyncMessages *messages, PsyncRowChange *change)
 	return id;
 }
 
-/*
- * A row that is there gets another state, and what the last attempt has
- * brought.
- */
 static void
 update_row(PsyncRowChange *change, const char *state)
 {
@@ -571,16 +567,11 @@ update_row(PsyncRowChange *change, const char *state)
 	SPI_finish();
 }
 
-/*
- * It was delivered.
- */
 static void
 delete_row(int64 id)
 {
 	Oid			types[1] = {INT8OID};
 	Datum		values[1] = {Int64GetDatum(id)};
-
-	Assert(id != 0);
 
 	(void) psync_owner_execute("DELETE FROM payment_sync.unsettled WHERE id = $1",
 							   1, types, values, NULL);
@@ -653,9 +644,6 @@ psync_row_changes_done(PsyncMessages *messages)
 
 /* ---------------------------------------------------------------- reading */
 
-/*
- * As the array has them, in "context".
- */
 static uint64 *
 read_keys(MemoryContext context, Datum value, int *n)
 {
@@ -668,9 +656,6 @@ read_keys(MemoryContext context, Datum value, int *n)
 	return keys;
 }
 
-/*
- * Likewise.
- */
 static Oid *
 read_relids(MemoryContext context, Datum value, int *n)
 {
@@ -683,9 +668,7 @@ read_relids(MemoryContext context, Datum value, int *n)
 	return relids;
 }
 
-/*
- * What is kept in memory of a parked message: all but its body.  In "context".
- */
+/* What is kept in memory of it: all but its body.  In "context". */
 static PsyncParked *
 parked_from_row(MemoryContext context, HeapTuple row, TupleDesc desc)
 {
@@ -761,9 +744,6 @@ psync_parked_load(PsyncMessages *messages)
 	psync_line_recheck(messages);
 }
 
-/*
- * A text column as targets want it; empty for a null.
- */
 static const char *
 column_utf8(HeapTuple row, TupleDesc desc, int n)
 {
@@ -772,9 +752,7 @@ column_utf8(HeapTuple row, TupleDesc desc, int n)
 	return value == NULL ? "" : pg_server_to_any(value, strlen(value), PG_UTF8);
 }
 
-/*
- * The inverse of attribute_array().
- */
+/* The inverse of attribute_array(). */
 static void
 read_attributes(PsyncMessage *m, Datum value)
 {
@@ -828,9 +806,7 @@ outgoing_from_row(HeapTuple row, TupleDesc desc)
 	return message;
 }
 
-/*
- * Its body, in a context of its own, or NULL if the row is gone.
- */
+/* Its body, in a context of its own, or NULL if the row is gone. */
 static PsyncOutgoing *
 read_message(PsyncMessages *messages, PsyncParked *parked)
 {

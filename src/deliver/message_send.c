@@ -370,6 +370,10 @@ delivered(PsyncMessages *messages, PsyncOutgoing *message, PsyncSlot *slot,
 	psync_outgoing_free(message);
 }
 
+/*
+ * An attempt has failed for a reason that may pass.  Each message has its own
+ * delay; the breaker counts all of them together.
+ */
 static void
 failed(PsyncMessages *messages, PsyncOutgoing *message,
 	   const PsyncAnswer *answer, TimestampTz now)
@@ -407,6 +411,10 @@ send_again(PsyncMessages *messages, PsyncOutgoing *message, TimestampTz now)
 		psync_message_requeue(messages, message, now);
 }
 
+/*
+ * The failure is about the target, not the message: its own count stays as it
+ * is.
+ */
 static void
 target_failed(PsyncMessages *messages, PsyncOutgoing *message,
 			  const PsyncAnswer *answer, TimestampTz now)

@@ -58,6 +58,9 @@ is_quoted(const PsyncTarget *target, const char *keyword)
 	return value == NULL || strcmp(value, "number") != 0;
 }
 
+/*
+ * The validator knows the same words.
+ */
 static PsyncFormat
 format_option(const PsyncTarget *target)
 {
@@ -78,6 +81,9 @@ format_option(const PsyncTarget *target)
 	return PSYNC_FORMAT_JSON;
 }
 
+/*
+ * Likewise.
+ */
 static PsyncOrdering
 ordering_option(const PsyncTarget *target)
 {
@@ -90,6 +96,9 @@ ordering_option(const PsyncTarget *target)
 	return PSYNC_ORDER_KEY;
 }
 
+/*
+ * Does not return.
+ */
 static void
 refuse(const char *detail, const char *hint)
 {
@@ -100,6 +109,10 @@ refuse(const char *detail, const char *hint)
 			 errhint("%s", hint)));
 }
 
+/*
+ * What only makes sense together: what a format can hold, and delays that are
+ * in order.
+ */
 static void
 check_together(const PsyncMessageSettings *settings, const char *transform)
 {

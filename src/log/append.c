@@ -117,6 +117,9 @@ static int	current_old = 0;	/* offset of its old part's size, 0: none yet */
 
 static LWLockPadded *append_locks = NULL;	/* NULL: not preloaded */
 
+/*
+ * Big-endian, at any address.
+ */
 static void
 put_uint32(char *at, uint32 value)
 {
@@ -124,6 +127,9 @@ put_uint32(char *at, uint32 value)
 	memcpy(at, &value, sizeof(value));
 }
 
+/*
+ * The inverse.
+ */
 static uint32
 get_uint32(const char *at)
 {
@@ -421,6 +427,10 @@ next_position(PsyncOperation op)
 	return Max(last_position + 1, wal);
 }
 
+/*
+ * Has this transaction logged anything?  For those who would compare what is
+ * committed.
+ */
 bool
 psync_log_has_changes(void)
 {

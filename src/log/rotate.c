@@ -231,6 +231,9 @@ table_blocks(int n)
 	return blocks;
 }
 
+/*
+ * Of all log tables, in bytes; three file-size lookups.
+ */
 int64
 psync_log_size(void)
 {

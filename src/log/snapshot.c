@@ -91,6 +91,9 @@ psync_snapshot_current(void)
 	return add_own_transaction(result);
 }
 
+/*
+ * Does not return.  No more of the text is shown than helps.
+ */
 static void
 bad_snapshot(const char *text)
 {

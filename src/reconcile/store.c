@@ -35,12 +35,18 @@ static const char load_command[] =
 	" source_rows, target_rows, missing, unexpected, different, rows_moved"
 	" FROM payment_sync.reconciliation WHERE run = $1 AND relid = $2";
 
+/*
+ * A column of load_command's only row, as the next six.
+ */
 static Datum
 run_datum(int column, bool *isnull)
 {
 	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, isnull);
 }
 
+/*
+ * 0 for a null.
+ */
 static int64
 run_int(int column)
 {
@@ -50,6 +56,9 @@ run_int(int column)
 	return isnull ? 0 : DatumGetInt64(value);
 }
 
+/*
+ * Never null.
+ */
 static bool
 run_bool(int column)
 {
@@ -58,12 +67,18 @@ run_bool(int column)
 	return DatumGetBool(run_datum(column, &isnull));
 }
 
+/*
+ * Copied to the current memory context; NULL for a null.
+ */
 static char *
 run_text(int column)
 {
 	return SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column);
 }
 
+/*
+ * NIL for a null.
+ */
 static List *
 run_names(int column)
 {
@@ -73,6 +88,9 @@ run_names(int column)
 	return isnull ? NIL : psync_name_list(DatumGetArrayTypeP(value));
 }
 
+/*
+ * The elements, none of them null, in the current memory context.
+ */
 static char **
 text_array(Datum value, int *n)
 {
@@ -87,6 +105,9 @@ text_array(Datum value, int *n)
 	return result;
 }
 
+/*
+ * NULL for a null, with *n = 0.
+ */
 static char **
 run_array(int column, int *n)
 {
@@ -97,6 +118,9 @@ run_array(int column, int *n)
 	return isnull ? NULL : text_array(value, n);
 }
 
+/*
+ * Likewise all of it.  The columns' numbers are those of load_command.
+ */
 static PsyncRun *
 run_from_row(PsyncCounts *counts)
 {

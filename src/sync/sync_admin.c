@@ -98,6 +98,9 @@ table_list(ArrayType *array)
 	return result;
 }
 
+/*
+ * Does not return.
+ */
 static void
 refuse_uncaptured(Oid relid)
 {
@@ -155,6 +158,9 @@ check_new_name(const char *name)
 				 errhint("Choose another name, or change that sync with payment_sync.alter_sync().")));
 }
 
+/*
+ * Does not return: a batch is sent, and there is nowhere to send it.
+ */
 static void
 refuse_batch(void)
 {

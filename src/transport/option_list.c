@@ -34,6 +34,9 @@ static const char *const type_names[] = {
 	[PSYNC_OPT_ENUM] = "enum",
 };
 
+/*
+ * As a text[], in the words of the commands.
+ */
 static Datum
 places_of(const PsyncOption *option)
 {
@@ -70,6 +73,9 @@ valid_values(const PsyncOption *option)
 	return NULL;
 }
 
+/*
+ * A row of the view.
+ */
 static HeapTuple
 form_option(TupleDesc desc, const PsyncOptionCursor *at)
 {

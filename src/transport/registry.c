@@ -31,6 +31,9 @@ const PsyncWrapper psync_wrappers[] = {
 
 /* ---------------------------------------------------------------- library */
 
+/*
+ * The wrapper's own word on it, or NULL.
+ */
 static char *
 library_from_options(List *options)
 {
@@ -46,11 +49,17 @@ library_from_options(List *options)
 	return NULL;
 }
 
+/*
+ * The library of a wrapper's servers; an error if it is no transport's
+ * wrapper.  In the current memory context.
+ */
 char *
 psync_wrapper_library(Oid fdwid)
 {
 	ForeignDataWrapper *fdw = GetForeignDataWrapper(fdwid);
 	char	   *library = library_from_options(fdw->options);
+
+	Assert(OidIsValid(fdwid));
 
 	if (library != NULL)
 		return library;
@@ -113,6 +122,10 @@ missing_callback(const PsyncTransport *transport)
 	return NULL;
 }
 
+/*
+ * Before anything is called: a library of another version, or one that is
+ * incomplete, is refused by name.
+ */
 static void
 check_transport(const PsyncTransport *transport, const char *library)
 {
@@ -136,6 +149,10 @@ check_transport(const PsyncTransport *transport, const char *library)
 						library, missing)));
 }
 
+/*
+ * Load the library, which the server keeps for the rest of the process, and
+ * get its callbacks.  "wrapper" is for the message.
+ */
 const PsyncTransport *
 psync_transport_load(const char *library, const char *wrapper)
 {

@@ -34,6 +34,9 @@ check_hosts(char **value, void **extra, GucSource source)
 	return true;
 }
 
+/*
+ * From _PG_init.
+ */
 void
 psync_transport_settings_init(void)
 {

@@ -47,6 +47,9 @@ place_of_catalog(Oid catalog)
 	}
 }
 
+/*
+ * For messages.
+ */
 static const char *
 name_of_place(int where)
 {
@@ -55,6 +58,9 @@ name_of_place(int where)
 	return (where & PSYNC_ON_USER) ? "a user mapping" : "a foreign-data wrapper";
 }
 
+/*
+ * By its keyword, which is case-sensitive, as everywhere in options.
+ */
 static const PsyncOption *
 find_option(const PsyncOption *table, const char *keyword)
 {
@@ -81,6 +87,9 @@ closest_keyword(const PsyncOption *table, int place, const char *keyword)
 	return closest.name;
 }
 
+/*
+ * Does not return; a mistyped keyword is answered with the one that was meant.
+ */
 static void
 refuse_unknown(const PsyncOption *table, int place, const char *keyword)
 {
@@ -93,9 +102,14 @@ refuse_unknown(const PsyncOption *table, int place, const char *keyword)
 			 errhint("View payment_sync.transport_options lists the valid options.")));
 }
 
+/*
+ * Allowed on such an object, and to this user?
+ */
 static void
 check_place(const PsyncOption *option, int place)
 {
+	Assert(option->where != 0);
+
 	if ((option->where & place) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
@@ -125,6 +139,9 @@ refuse_value(const PsyncOption *option, const char *value, const char *expected)
 			 errdetail("%s", expected)));
 }
 
+/*
+ * All of the value is a number, and within the range.
+ */
 static void
 check_int(const PsyncOption *option, const char *value)
 {
@@ -158,6 +175,10 @@ is_one_of(const char *value, const char *values)
 	return false;
 }
 
+/*
+ * The value by itself; what only makes sense with others, the transport looks
+ * at.
+ */
 static void
 check_value(const PsyncOption *option, const char *value)
 {
@@ -184,11 +205,16 @@ check_value(const PsyncOption *option, const char *value)
 	}
 }
 
+/*
+ * Check all options of one object; "catalog" says of which kind it is.
+ */
 void
 psync_options_validate(List *options, Oid catalog, const PsyncOption *table)
 {
 	int			place = place_of_catalog(catalog);
 	ListCell   *lc;
+
+	Assert(table != NULL);
 
 	if (place == 0 && options != NIL)
 		ereport(ERROR,
@@ -209,6 +235,9 @@ psync_options_validate(List *options, Oid catalog, const PsyncOption *table)
 	}
 }
 
+/*
+ * Called by PostgreSQL, for wrappers, servers and user mappings.
+ */
 Datum
 payment_sync_postgres_validator(PG_FUNCTION_ARGS)
 {
@@ -218,6 +247,9 @@ payment_sync_postgres_validator(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/*
+ * Likewise; some options of http are checked further.
+ */
 Datum
 payment_sync_http_validator(PG_FUNCTION_ARGS)
 {

@@ -35,6 +35,9 @@ PsyncServeState psync_serve;
 
 static MemoryContext serve_context = NULL;
 
+/*
+ * Once in a worker's life.
+ */
 void
 psync_serve_init(PsyncSharedWorker *slot)
 {
@@ -189,6 +192,9 @@ psync_serve_reload(void)
 	return present;
 }
 
+/*
+ * Whether or not they are ours.
+ */
 bool
 psync_serve_has_syncs(void)
 {
@@ -365,6 +371,9 @@ psync_serve_next_time(void)
 	return next;
 }
 
+/*
+ * In a transaction of its own.
+ */
 static void
 psync_serve_release_work(void *arg)
 {

@@ -28,6 +28,9 @@ typedef struct PsyncStarting
 static PsyncStarting *starting = NULL;	/* by slot */
 static bool warned_processes = false;
 
+/*
+ * Once in a launcher's life.
+ */
 void
 psync_start_init(void)
 {

@@ -256,6 +256,9 @@ psync_turn_close(void *arg)
 		psync_delivery_close(delivery);
 }
 
+/*
+ * In a transaction of its own, since that of the turn has failed.
+ */
 static void
 psync_turn_record_failure(void *arg)
 {
@@ -357,6 +360,9 @@ psync_turn_publish(const PsyncServed *served)
 	LWLockRelease(psync_control_lock);
 }
 
+/*
+ * One turn of one sync, with all that may come of it; does not raise.
+ */
 void
 psync_turn(PsyncServed *served)
 {

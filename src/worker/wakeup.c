@@ -129,6 +129,9 @@ psync_wakeup_changes(void)
 	psync_wakeup_launcher(PSYNC_LAUNCHER_WORK);
 }
 
+/*
+ * A session wants a sync: who serves it should look, and give it back.
+ */
 void
 psync_wakeup_yield(void)
 {
@@ -165,6 +168,10 @@ psync_wakeup_send_config(void)
 
 /* -------------------------------------------------------------- at commit */
 
+/*
+ * Definitions are changed by this transaction: tell the workers when it
+ * commits.
+ */
 void
 psync_wakeup_config(void)
 {
@@ -226,6 +233,9 @@ psync_wakeup_init(void)
 
 /* ---------------------------------------------------------------- watching */
 
+/*
+ * The process that serves the sync at this moment; 0: none.
+ */
 int
 psync_worker_pid(const char *sync_id)
 {

@@ -224,6 +224,9 @@ psync_worker_decide(bool present, bool asked)
 	return leave;
 }
 
+/*
+ * Does not return.  What is in memory is saved and closed first.
+ */
 static void
 psync_worker_leave(PsyncLeave leave)
 {
@@ -270,6 +273,9 @@ psync_worker_tidy(void)
 	return false;
 }
 
+/*
+ * And see when to do it again.
+ */
 static void
 psync_worker_tidy_if_due(void)
 {
@@ -294,6 +300,9 @@ psync_worker_tidy_alone(void)
 	}
 }
 
+/*
+ * In a transaction of its own: it may disable a sync.
+ */
 static void
 psync_worker_check_limit_work(void *arg)
 {
@@ -452,6 +461,10 @@ psync_worker_loop(void)
 
 PGDLLEXPORT void psync_worker_main(Datum arg);
 
+/*
+ * The entry of a delivery worker.  The slot comes first: whoever waits for the
+ * process looks there.
+ */
 void
 psync_worker_main(Datum arg)
 {

@@ -103,18 +103,28 @@ pg_change(PsyncTarget *target, const PsyncChange *change)
 	psync_pg_apply_change(get_session(target), change);
 }
 
+/*
+ * A chunk comes behind the window's changes, in the same transaction.
+ */
 static void
 pg_begin_chunk(PsyncTarget *target, const PsyncChunk *chunk)
 {
 	psync_pg_chunk_begin(get_session(target), chunk);
 }
 
+/*
+ * The image is copied.
+ */
 static void
 pg_chunk_row(PsyncTarget *target, const char *image, uint32 size)
 {
 	psync_pg_chunk_row(get_session(target), image, size);
 }
 
+/*
+ * Rows that are to go are gone when this returns; those that came may still be
+ * on their way.
+ */
 static void
 pg_end_chunk(PsyncTarget *target, const PsyncChunk *chunk)
 {
@@ -146,6 +156,9 @@ pg_abort_window(PsyncTarget *target)
 	return false;
 }
 
+/*
+ * Closes the connection, whatever is under way there: the target rolls back.
+ */
 static void
 pg_close(PsyncTarget *target)
 {
@@ -176,6 +189,9 @@ static const PsyncTransport transport = {
 	.reading = &psync_pg_reading,
 };
 
+/*
+ * The entry of the library; the core's services outlive it.
+ */
 const PsyncTransport *
 payment_sync_transport_init(const PsyncServices *services)
 {
