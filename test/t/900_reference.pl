@@ -205,4 +205,18 @@ for my $file (qw(README.md CONTRIBUTING.md doc/reference/sql.md doc/reference/po
 	is("@broken", '', "$file: links lead somewhere");
 }
 
+# commands that CONTRIBUTING names exist
+{
+	my $page = slurp_file("$root/CONTRIBUTING.md");
+	my @missing = grep { !-x "$root/$_" } $page =~ m{^sudo (\w+/\w+)}mg;
+	for my $test ($page =~ m{^sudo test/run ([\w./]+)}mg)
+	{
+		my $file = $test =~ m{^sql/} ? "$test.sql"
+		  : $test =~ m{^isolation/(.*)} ? "test/isolation/specs/$1.spec"
+		  : "test/$test";
+		push @missing, $test if !-e "$root/$file";
+	}
+	is("@missing", '', 'the commands of CONTRIBUTING.md exist');
+}
+
 done_testing();
