@@ -107,6 +107,7 @@ CREATE TABLE payment_sync.sync (
 	exclude_origins text[] NOT NULL DEFAULT '{}',
 	max_log_size bigint CHECK (max_log_size > 0),
 	on_log_full text NOT NULL DEFAULT 'warn' CHECK (on_log_full IN ('warn', 'disable')),
+	reconcile_every interval CHECK (reconcile_every >= interval '1 s'),
 	transform text,
 	created timestamptz NOT NULL DEFAULT pg_catalog.now()
 );
@@ -268,6 +269,7 @@ CREATE TABLE payment_sync.reconciliation (
 	seeds bigint[] NOT NULL DEFAULT ARRAY[
 		pg_catalog.hashtextextended(pg_catalog.gen_random_uuid()::text, 1),
 		pg_catalog.hashtextextended(pg_catalog.gen_random_uuid()::text, 2)],
+	scheduled boolean NOT NULL DEFAULT false,
 	state text NOT NULL DEFAULT 'pending'
 		CHECK (state IN ('pending', 'running', 'done', 'cancelled', 'failed')),
 	division text,
@@ -611,9 +613,20 @@ CREATE VIEW payment_sync.stat_sync WITH (security_barrier = true) AS
 		w.pid AS worker_pid,
 		h.held AS log_held,
 		h.held > h.size_limit AS log_full,
-		st.disabled_reason
+		st.disabled_reason,
+		v.finished AS reconciled, v.agrees, clock_timestamp() - v.finished AS agrees_age
 	FROM payment_sync.sync s
 	LEFT JOIN payment_sync.sync_state st ON st.sync = s.id
+	LEFT JOIN LATERAL (SELECT max(r.finished) AS finished,
+							  sum(r.missing + r.unexpected + r.different) = 0 AS agrees
+					   FROM payment_sync.reconciliation r
+					   WHERE r.sync = s.id
+					   GROUP BY r.run
+					   HAVING bool_and(r.state = 'done' AND r.condition IS NULL AND NOT r.recent
+									   AND r.key_after IS NULL AND r.key_upto IS NULL)
+						   AND count(*) >= (SELECT count(*) FROM payment_sync.sync_table t
+											WHERE t.sync = s.id)
+					   ORDER BY r.run DESC LIMIT 1) v ON true
 	CROSS JOIN (SELECT d.datname = current_database() AS here
 				FROM payment_sync.log_rotation r
 				JOIN pg_database d ON d.oid = r.database
@@ -652,6 +665,9 @@ COMMENT ON COLUMN payment_sync.stat_sync.worker_pid IS 'process that delivers at
 COMMENT ON COLUMN payment_sync.stat_sync.log_held IS 'bytes of the change log that cannot be truncated because of this sync, at most';
 COMMENT ON COLUMN payment_sync.stat_sync.log_full IS 'is that beyond the limit?  See max_log_size and on_log_full';
 COMMENT ON COLUMN payment_sync.stat_sync.disabled_reason IS 'why it was disabled, if disable_sync() or the system said so';
+COMMENT ON COLUMN payment_sync.stat_sync.reconciled IS 'when the last reconciliation of all its tables was done';
+COMMENT ON COLUMN payment_sync.stat_sync.agrees IS 'did that find no discrepancy?';
+COMMENT ON COLUMN payment_sync.stat_sync.agrees_age IS 'how old that verdict is';
 
 CREATE VIEW payment_sync.progress_batch WITH (security_barrier = true) AS
 	SELECT s.name AS sync, b.relid::regclass AS "table", b.state, b.mirror,
@@ -935,6 +951,12 @@ CREATE FUNCTION payment_sync.cancel_reconciliation(run bigint) RETURNS boolean
 COMMENT ON FUNCTION payment_sync.cancel_reconciliation(bigint) IS
 	'ends a run after the step at hand; true if there was something left to do';
 
+CREATE FUNCTION payment_sync.reconcile_every(name name, every interval) RETURNS void
+	AS 'MODULE_PATHNAME', 'payment_sync_reconcile_every'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.reconcile_every(name, interval) IS
+	'lets workers reconcile a sync that often, in quiet moments; null: never';
+
 CREATE FUNCTION payment_sync.repair(
 	name name,
 	run bigint DEFAULT NULL,
@@ -946,6 +968,14 @@ CREATE FUNCTION payment_sync.repair(
 	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 COMMENT ON FUNCTION payment_sync.repair(name, bigint, regclass, boolean) IS
 	'sends what the source has for each open discrepancy of a run; with dry_run, only says what it would send';
+
+CREATE FUNCTION payment_sync.reconciliation_report(
+	run bigint,
+	breaks integer DEFAULT 100) RETURNS text
+	AS 'MODULE_PATHNAME', 'payment_sync_reconciliation_report'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.reconciliation_report(bigint, integer) IS
+	'a run as a page of HTML, with the first of its discrepancies';
 
 CREATE FUNCTION payment_sync.accept_discrepancy(id bigint, reason text) RETURNS void
 	AS 'MODULE_PATHNAME', 'payment_sync_accept_discrepancy'

@@ -23,6 +23,7 @@
  *	query.c		their SQL				recheck.c	what is on its way; verdicts
  *	store.c		our tables				request.c	the SQL functions that run
  *	repair.c	mending, accepting		totals.c	control totals
+ *	report.c	HTML					background.c	processes, schedule
  */
 #include "postgres.h"
 
@@ -318,6 +319,19 @@ run_lock_tag(LOCKTAG *tag, int64 number)
 						 PSYNC_LOCK_RECONCILE);
 }
 
+/* Is no process working on the run? */
+bool
+psync_run_is_free(int64 run)
+{
+	LOCKTAG		tag;
+
+	run_lock_tag(&tag, run);
+	if (LockAcquire(&tag, ExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
+		return false;
+	LockRelease(&tag, ExclusiveLock, true);
+	return true;
+}
+
 /* The tables of a run that are not done, in a fixed order. */
 static List *
 pending_tables(int64 number)
@@ -364,10 +378,11 @@ run_tables(int64 number, PsyncReconcileNext next, MemoryContext context)
 
 /*
  * Run what is left of a run.  "next" ends the transaction after each step;
- * without it, all happens in the caller's.
+ * without it, all happens in the caller's.  If another process is at it, wait
+ * for it to end, or let it be.
  */
 void
-psync_reconcile_run(int64 number, PsyncReconcileNext next)
+psync_reconcile_run(int64 number, PsyncReconcileNext next, bool wait)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
 												  "payment_sync run",
@@ -376,13 +391,10 @@ psync_reconcile_run(int64 number, PsyncReconcileNext next)
 
 	Assert(number > 0);
 	run_lock_tag(&tag, number);
-	if (LockAcquire(&tag, ExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
+	if (LockAcquire(&tag, ExclusiveLock, true, !wait) == LOCKACQUIRE_NOT_AVAIL)
 	{
 		MemoryContextDelete(context);
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("run %lld is being worked on by another process",
-						(long long) number)));
+		return;
 	}
 	PG_TRY();
 	{

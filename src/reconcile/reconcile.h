@@ -69,7 +69,9 @@ typedef struct PsyncSideColumn
 	Oid			base;			/* type, or what a domain is over */
 	int32		typmod;
 	bool		bytewise;		/* no collation, or one that sorts bytes */
+	bool		not_null;
 	char	   *canonical;		/* expression for checksums, over alias t */
+	char	   *hashed;			/* … as arguments of concat_ws() */
 	char	   *text;			/* expression for reading */
 } PsyncSideColumn;
 
@@ -265,7 +267,8 @@ extern PsyncRun *psync_run_load(int64 number, Oid relid, PsyncCounts *counts);
 extern void psync_run_begin(PsyncReconcile *rec);
 extern bool psync_run_save(PsyncReconcile *rec, char **cursor);
 extern void psync_run_finish(PsyncReconcile *rec);
-extern void psync_run_failed(int64 run, Oid relid, const char *message);
+extern void psync_run_failed(int64 run, const char *message);
+extern int64 psync_run_request_due(const char *due_command);
 extern void psync_store_differences(PsyncReconcile *rec,
 									PsyncDifference *differences, int n);
 extern void psync_store_suspects(PsyncReconcile *rec,
@@ -279,7 +282,8 @@ extern int64 psync_store_count_suspects(PsyncReconcile *rec);
 /* A reconciliation that only looks, for others of this folder. */
 extern PsyncReconcile *psync_look_open(PsyncSync *sync, Oid relid, PsyncRun *run);
 extern void psync_look_close(PsyncReconcile *rec);
-extern void psync_reconcile_run(int64 run, PsyncReconcileNext next);
+extern bool psync_run_is_free(int64 run);
+extern void psync_reconcile_run(int64 number, PsyncReconcileNext next, bool wait);
 extern void psync_reconcile_pause(PsyncReconcile *rec);
 
 
@@ -288,6 +292,7 @@ extern PsyncSync *psync_reconcile_sync(const char *name);
 extern void psync_check_reconcile_transaction(const char *function);
 extern Tuplestorestate *psync_result_begin(FunctionCallInfo fcinfo, TupleDesc *desc);
 extern void psync_result_put_spi(Tuplestorestate *store, TupleDesc desc);
+extern int64 psync_run_argument(FunctionCallInfo fcinfo);
 extern int64 psync_interval_ms(const Interval *interval);
 
 #endif							/* PSYNC_RECONCILE_H */

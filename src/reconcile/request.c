@@ -376,7 +376,7 @@ payment_sync_reconcile(PG_FUNCTION_ARGS)
 
 	psync_check_reconcile_transaction("reconcile");
 	run = request_run(fcinfo);
-	psync_reconcile_run(run, NULL);
+	psync_reconcile_run(run, NULL, false);
 	return_run(store, desc, run);
 	return (Datum) 0;
 }
@@ -397,7 +397,7 @@ payment_sync_reconcile_with(PG_FUNCTION_ARGS)
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("arguments \"rel\" and \"other\" must not be null")));
 	run = request_with(fcinfo);
-	psync_reconcile_run(run, NULL);
+	psync_reconcile_run(run, NULL, false);
 	return_run(store, desc, run);
 	return (Datum) 0;
 }
@@ -444,8 +444,8 @@ check_run_owner(int64 run)
 /*
  * The run that a function is called for; it exists, and is the caller's.
  */
-static int64
-run_argument(FunctionCallInfo fcinfo)
+int64
+psync_run_argument(FunctionCallInfo fcinfo)
 {
 	if (PG_ARGISNULL(0))
 		ereport(ERROR,
@@ -475,14 +475,14 @@ payment_sync_run_reconciliation(PG_FUNCTION_ARGS)
 				 errhint("Call it by itself, in autocommit mode.")));
 	SPI_connect_ext(SPI_OPT_NONATOMIC);
 	psync_check_reconcile_transaction("run_reconciliation");
-	run = run_argument(fcinfo);
+	run = psync_run_argument(fcinfo);
 	values[0] = Int64GetDatum(run);
 	(void) psync_owner_execute("UPDATE payment_sync.reconciliation SET state = 'pending'"
 							   " WHERE run = $1 AND state IN ('failed', 'cancelled')",
 							   1, types, values, NULL);
 	SPI_finish();
 	SPI_commit();
-	psync_reconcile_run(run, psync_spi_next_transaction);
+	psync_reconcile_run(run, psync_spi_next_transaction, true);
 	SPI_finish();
 	PG_RETURN_VOID();
 }
@@ -491,7 +491,7 @@ payment_sync_run_reconciliation(PG_FUNCTION_ARGS)
 Datum
 payment_sync_cancel_reconciliation(PG_FUNCTION_ARGS)
 {
-	int64		run = run_argument(fcinfo);
+	int64		run = psync_run_argument(fcinfo);
 	Oid			types[1] = {INT8OID};
 	Datum		values[1];
 	uint64		cancelled;

@@ -299,24 +299,51 @@ psync_run_finish(PsyncReconcile *rec)
 }
 
 /*
- * In a transaction of its own, after the one that failed.
+ * What is left of the run is given up.  In a transaction of its own, after the
+ * one that failed.
  */
 void
-psync_run_failed(int64 run, Oid relid, const char *message)
+psync_run_failed(int64 run, const char *message)
 {
-	Oid			types[3] = {INT8OID, OIDOID, TEXTOID};
-	Datum		values[3];
+	Oid			types[2] = {INT8OID, TEXTOID};
+	Datum		values[2];
 
 	Assert(message != NULL);
 
 	values[0] = Int64GetDatum(run);
-	values[1] = ObjectIdGetDatum(relid);
-	values[2] = CStringGetTextDatum(message);
+	values[1] = CStringGetTextDatum(message);
 	(void) psync_owner_execute("UPDATE payment_sync.reconciliation SET state = 'failed',"
-							   " error = $3, finished = clock_timestamp()"
-							   " WHERE run = $1 AND relid = $2 AND state IN ('pending', 'running')",
-							   3, types, values, NULL);
+							   " error = $2, finished = clock_timestamp()"
+							   " WHERE run = $1 AND state IN ('pending', 'running')",
+							   2, types, values, NULL);
 	SPI_finish();
+}
+
+/*
+ * Make the rows of a run of the sync that the command finds to be due; the
+ * run's number.
+ */
+int64
+psync_run_request_due(const char *due_command)
+{
+	StringInfoData command;
+	bool		isnull;
+	int64		run = 0;
+
+	initStringInfo(&command);
+	appendStringInfo(&command, "INSERT INTO payment_sync.reconciliation (run, relid, sync,"
+					 " sync_name, owner, scheduled)"
+					 " SELECT n.run, c.oid, s.id, s.name, s.owner, true"
+					 " FROM (%s) due JOIN payment_sync.sync s ON s.name = due.name"
+					 " JOIN payment_sync.sync_table t ON t.sync = s.id"
+					 " JOIN pg_class c ON c.oid = t.relid,"
+					 " (SELECT nextval('payment_sync.reconciliation_run') AS run) n"
+					 " RETURNING run", due_command);
+	if (psync_owner_execute(command.data, 0, NULL, NULL, NULL) > 0)
+		run = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
+										  1, &isnull));
+	SPI_finish();
+	return run;
 }
 
 /* ------------------------------------------------------------------ as jsonb */

@@ -11,12 +11,14 @@
  * their text forms.  If the types of a column differ between the sides, the
  * text forms are compared, of numbers without trailing zeros.
  *
- * Two forms of a column, made by the same expression on both sides:
+ * Forms of a column, made by the same expression on both sides:
  *
  *	canonical	goes into checksums.  Equal canonical forms imply equal values.
  *				The reverse holds nearly always; where it does not (jsonb,
  *				intervals, arrays of numeric), rows look different to a
  *				checksum that are not, which costs time but yields no verdict.
+ *	hashed		the same, such that the forms of a row's columns can be put
+ *				together into one text; see set_hashed_form()
  *	text		is read from rows that have been found to differ, compared, and
  *				shown.
  *
@@ -77,8 +79,8 @@ static const char columns_query[] =
 	" WHERE l.oid = a.attcollation AND (l.collname IN ('C', 'POSIX') OR"
 	" l.collname = 'default' AND EXISTS (SELECT FROM pg_catalog.pg_database d"
 	" WHERE d.datname = pg_catalog.current_database() AND d.datcollate IN ('C', 'POSIX')"
-	" AND COALESCE(pg_catalog.to_jsonb(d) ->> 'datlocprovider', 'c') = 'c')))"
-	" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+	" AND COALESCE(pg_catalog.to_jsonb(d) ->> 'datlocprovider', 'c') = 'c'))),"
+	" a.attnotnull FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
 	" JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid"
 	" JOIN pg_catalog.pg_type t ON t.oid = a.atttypid"
 	" WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped";
@@ -206,6 +208,85 @@ set_forms(PsyncSideColumn *column, const PsyncSideColumn *peer)
 	column->canonical = pstrdup(name);
 }
 
+typedef enum PsyncShapeOfText
+{
+	PSYNC_TEXT_BARE,			/* never a bar, never empty */
+	PSYNC_TEXT_STRING,
+	PSYNC_TEXT_QUOTED
+} PsyncShapeOfText;
+
+static PsyncShapeOfText
+shape_of_text(Oid base)
+{
+	switch (base)
+	{
+		case TEXTOID:
+		case VARCHAROID:
+		case BPCHAROID:
+			return PSYNC_TEXT_STRING;
+		case BOOLOID:
+		case INT2OID:
+		case INT4OID:
+		case INT8OID:
+		case NUMERICOID:
+		case FLOAT4OID:
+		case FLOAT8OID:
+		case DATEOID:
+		case UUIDOID:
+		case TIMESTAMPOID:
+		case TIMESTAMPTZOID:
+			return PSYNC_TEXT_BARE;
+		default:
+			return PSYNC_TEXT_QUOTED;
+	}
+}
+
+/*
+ * A column's part of the text that is hashed, as arguments of concat_ws('|',
+ * …).  From the whole, each value can be told: those of types that never print
+ * a bar or nothing at all stand as they are, strings bear their length, what
+ * else there is is quoted as in a row.  A null prints nothing, and a string's
+ * has length -1.
+ */
+static void
+set_hashed_form(PsyncSideColumn *column, PsyncShapeOfText shape)
+{
+	const char *form = column->canonical;
+
+	switch (shape)
+	{
+		case PSYNC_TEXT_STRING:
+			column->hashed = psprintf(column->not_null ? "pg_catalog.octet_length(%s), %s" :
+									  "COALESCE(pg_catalog.octet_length(%s), -1), %s",
+									  form, form);
+			break;
+		case PSYNC_TEXT_BARE:
+			column->hashed = column->not_null ? column->canonical :
+				psprintf("COALESCE(%s%s, '')", form,
+						 strstr(form, "_send(") != NULL ? "" : "::text");
+			break;
+		case PSYNC_TEXT_QUOTED:
+			column->hashed = psprintf("ROW(%s)::text", form);
+			break;
+	}
+}
+
+/* Both sides write a column in the same way. */
+static void
+set_hashed_forms(PsyncPair *pair)
+{
+	PsyncShapeOfText shape = shape_of_text(pair->side[0].base);
+
+	if (shape != shape_of_text(pair->side[1].base))
+		shape = PSYNC_TEXT_QUOTED;
+	else if (shape == PSYNC_TEXT_STRING && pair->side[0].base == BPCHAROID &&
+			 pair->side[1].base == BPCHAROID && pair->side[0].typmod > 0 &&
+			 pair->side[0].typmod == pair->side[1].typmod)
+		shape = PSYNC_TEXT_BARE;	/* always of the same length */
+	set_hashed_form(&pair->side[0], shape);
+	set_hashed_form(&pair->side[1], shape);
+}
+
 /*
  * The type whose "=" decides where texts differ: only built-in types that are
  * the same on both sides, so that reading the other side's text cannot fail.
@@ -301,6 +382,7 @@ describe_column(PsyncReconcile *rec, int at, const PsyncRows *columns,
 		column->base = (Oid) strtoul(psync_rows_get(columns, i, 2), NULL, 10);
 		column->typmod = atoi(psync_rows_get(columns, i, 3));
 		column->bytewise = psync_rows_get(columns, i, 4)[0] == 't';
+		column->not_null = psync_rows_get(columns, i, 5)[0] == 't';
 		return;
 	}
 	ereport(ERROR,
@@ -340,6 +422,7 @@ describe_columns(PsyncReconcile *rec, List *names, List *other_names, List *key)
 						list_nth(other_names, rec->npairs));
 		set_forms(&pair->side[0], &pair->side[1]);
 		set_forms(&pair->side[1], &pair->side[0]);
+		set_hashed_forms(pair);
 		pair->decide_type = decide_type(pair);
 		rec->npairs++;
 	}

@@ -29,6 +29,9 @@ extern bool psync_process_should_stop(void);
 extern void psync_process_wait(TimestampTz until, uint32 wait_event);
 extern ErrorData *psync_process_try(PsyncWork work, void *arg);
 
+/* worker.c */
+extern void psync_worker_settings(void);
+
 /* plan.c: the launcher's decisions */
 typedef struct PsyncPlan
 {

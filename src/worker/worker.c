@@ -27,6 +27,7 @@
 
 #include "compat.h"
 #include "log/log.h"
+#include "reconcile/background.h"
 #include "stats/stats.h"
 #include "sync/sync.h"
 #include "worker/serve.h"
@@ -44,10 +45,16 @@
 #define PSYNC_LIMIT_CHECK_MS	5000
 #define PSYNC_TIDY_ALONE_MS		60000
 
+/* Without a delivery for so long, there is time for a reconciliation. */
+#define PSYNC_QUIET_MS			1000
+
 static PsyncSharedWorker *my_slot = NULL;
 
 /* When to tidy. */
 static TimestampTz tidy_at = PSYNC_NEVER;
+
+/* When to look for reconciliations. */
+static TimestampTz reconcile_at = PSYNC_NEVER;
 
 /* Has the launcher been told what is left to do?  See psync_worker_decide. */
 static bool left_in_order = false;
@@ -110,7 +117,7 @@ psync_worker_attach(int n, const PsyncWorkerStart *start)
  * not change what a worker does.  An empty origin: what we write ourselves is
  * our own.
  */
-static void
+void
 psync_worker_settings(void)
 {
 	static const char *const settings[][2] = {
@@ -335,6 +342,14 @@ psync_worker_check_limit(void)
 
 /* ---------------------------------------------------------------------- loop */
 
+/* Has nothing been delivered for a moment? */
+static bool
+psync_worker_quiet(void)
+{
+	return TimestampDifferenceExceeds(psync_serve.last_work, GetCurrentTimestamp(),
+									  PSYNC_QUIET_MS);
+}
+
 /*
  * Say that we are about to sleep.  False if there is a reason not to: syncs
  * that another worker has left, while nobody was idle.
@@ -373,7 +388,7 @@ psync_worker_leave_idle(void)
 static void
 psync_worker_sleep(void)
 {
-	TimestampTz until = Min(psync_serve_next_time(), tidy_at);
+	TimestampTz until = Min(Min(psync_serve_next_time(), tidy_at), reconcile_at);
 	bool		additional;
 
 	LWLockAcquire(psync_control_lock, LW_SHARED);
@@ -446,6 +461,9 @@ psync_worker_loop(void)
 		psync_worker_tidy_if_due();
 		if (present)
 			psync_worker_check_limit();
+		if (present)
+			reconcile_at = psync_reconcile_check(!more && psync_worker_quiet(),
+												 (messages & PSYNC_WAKE_CONFIG) != 0);
 
 		leave = psync_worker_decide(present, asked);
 		if (leave != PSYNC_LEAVE_NOT)

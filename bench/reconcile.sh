@@ -1,0 +1,163 @@
+# reconcile: comparing a table on two servers, against what one would do by
+# hand: a full outer join over postgres_fdw that compares all columns, and
+# checksum aggregates by range of the key, run on both servers at once.
+
+RECONCILE_ROWS=${RECONCILE_ROWS:-2000000}
+
+# A tenth of a percent of the rows per group, as ranges of the key would be.
+reconcile_sums()
+{
+	cat <<-END
+		SELECT id / 10000, count(*), sum(hashtextextended(p::text, 1)::numeric),
+			sum(hashtextextended(p::text, 2)::numeric)
+		FROM payments p GROUP BY 1
+	END
+}
+
+reconcile_sha()
+{
+	cat <<-END
+		SELECT id / 10000, count(*),
+			sha256(convert_to(string_agg(p::text, E'\\n' ORDER BY id), 'UTF8'))
+		FROM payments p GROUP BY 1
+	END
+}
+
+# The same statement on both servers at once; seconds until both are done.
+reconcile_both()
+{
+	local started
+
+	started=$(date +%s%N)
+	sql ours_source -o "$WORK/sums_source" -c "$1" &
+	sql ours_target -o "$WORK/sums_target" -c "$1"
+	wait $!
+	calc "($(date +%s%N) - $started) / 1e9"
+}
+
+reconcile_join()
+{
+	local started
+
+	started=$(date +%s%N)
+	sql ours_source -o /dev/null -c "SELECT count(*) FROM payments s
+		FULL JOIN payments_there t USING (id)
+		WHERE (s.merchant_id, s.amount, s.currency, s.status, s.reference, s.note,
+			s.created_at, s.updated_at) IS DISTINCT FROM
+			(t.merchant_id, t.amount, t.currency, t.status, t.reference, t.note,
+			t.created_at, t.updated_at)"
+	calc "($(date +%s%N) - $started) / 1e9"
+}
+
+# reconcile_ours SYNC EXPECTED [ARGUMENTS]: seconds; fails unless it finds that many
+reconcile_ours()
+{
+	local sync=$1 expected=$2 started found
+
+	started=$(date +%s%N)
+	found=$(sql ours_source -c "SELECT missing + unexpected + different
+		FROM payment_sync.reconcile('$sync', 'payments'${3:-})")
+	calc "($(date +%s%N) - $started) / 1e9"
+	[ "$found" = "$expected" ] || { note "found $found, not $expected"; return 1; }
+}
+
+# reconcile_moved SYNC: rows that its last run has fetched
+reconcile_moved()
+{
+	sql ours_source -c "SELECT rows_moved FROM payment_sync.reconciliations
+		WHERE sync = '$1' ORDER BY run DESC LIMIT 1"
+}
+
+# Peak of the anonymous memory of the two sessions together, in MB, while the
+# table with 1 % differences is reconciled.
+reconcile_memory()
+{
+	local session most=0 now pid
+
+	sql ours_source -o /dev/null -c "SELECT payment_sync.reconcile('percent')" &
+	session=$!
+	while kill -0 $session 2> /dev/null
+	do
+		now=0
+		for pid in $(sql ours_source -c "SELECT pid FROM pg_stat_activity
+				WHERE query LIKE '%reconcile(%' AND pid <> pg_backend_pid()") \
+			$(sql ours_target -c "SELECT pid FROM pg_stat_activity WHERE application_name = 'payment_sync'
+				AND query LIKE '%digest%' OR query LIKE '%hashtextextended%' AND pid <> pg_backend_pid()")
+		do
+			now=$((now + $(awk '/^RssAnon/ { print $2 }' "/proc/$pid/status" 2> /dev/null || echo 0)))
+		done
+		[ $now -le $most ] || most=$now
+	done
+	wait $session
+	calc "$most / 1024"
+}
+
+reconcile_set_up()
+{
+	ours_pair
+	sql ours_source -o /dev/null -c "SELECT payment_sync.release_table('payments')" \
+		-c "CALL fill(1, $RECONCILE_ROWS)" -c "SELECT payment_sync.capture_table('payments')"
+	sql ours_source -c 'COPY payments TO STDOUT (FORMAT binary)' |
+		sql ours_target -c 'COPY payments FROM STDIN (FORMAT binary)'
+	sql ours_source <<-END
+		CREATE EXTENSION IF NOT EXISTS postgres_fdw;
+		DROP SERVER IF EXISTS there CASCADE;
+		CREATE SERVER there FOREIGN DATA WRAPPER postgres_fdw
+			OPTIONS (host '127.0.0.1', port '$(port ours_target)', dbname 'postgres', fetch_size '10000');
+		CREATE USER MAPPING FOR CURRENT_USER SERVER there OPTIONS (user 'postgres');
+		CREATE FOREIGN TABLE payments_there (id bigint, merchant_id integer, amount numeric(14,2),
+			currency char(3), status text, reference text, note text, created_at timestamptz,
+			updated_at timestamptz) SERVER there OPTIONS (table_name 'payments');
+	END
+	# the same table twice more at the target, with differences
+	sql ours_target <<-END
+		CREATE TABLE payments_ten (LIKE payments INCLUDING ALL);
+		INSERT INTO payments_ten SELECT * FROM payments;
+		UPDATE payments_ten SET amount = amount + 1 WHERE id % ($RECONCILE_ROWS / 10) = 7;
+		CREATE TABLE payments_percent (LIKE payments INCLUDING ALL);
+		INSERT INTO payments_percent SELECT * FROM payments;
+		UPDATE payments_percent SET amount = amount + 1 WHERE hashint8(id) % 100 = 0;
+		VACUUM FULL ANALYZE payments_ten, payments_percent;
+	END
+	ours_sync
+	sql ours_source -o /dev/null <<-END
+		SELECT payment_sync.create_sync('ten', '{payments}', server => 'target',
+			targets => '{payments_ten}');
+		SELECT payment_sync.create_sync('percent', '{payments}', server => 'target',
+			targets => '{payments_percent}');
+	END
+	rest ours_source ours_target
+}
+
+bench_reconcile()
+{
+	local round percent
+
+	reconcile_set_up
+	percent=$(sql ours_source -c "SELECT count(*) FROM payments WHERE hashint8(id) % 100 = 0")
+	for ((round = 1; round <= ${ROUNDS:-3}; round++))
+	do
+		sample reconcile_join "$(reconcile_join)"
+		sample reconcile_identical "$(reconcile_ours bench 0)"
+		sample reconcile_sums "$(reconcile_both "$(reconcile_sums)")"
+		sample reconcile_ten "$(reconcile_ours ten 10)"
+		sample reconcile_again "$(reconcile_ours bench 0)"
+		sample reconcile_percent "$(reconcile_ours percent "$percent")"
+		sample reconcile_sha_ours "$(reconcile_ours bench 0 ", digest => 'sha256'")"
+		sample reconcile_sha "$(reconcile_both "$(reconcile_sha)")"
+	done
+	compare "reconcile $RECONCILE_ROWS identical rows" "full outer join over postgres_fdw" s \
+		reconcile_identical reconcile_join "≤ 0.3 ×"
+	compare "reconcile $RECONCILE_ROWS identical rows" "checksum aggregate by hand on both" s \
+		reconcile_identical reconcile_sums "≤ 1.2 ×"
+	compare "the same with sha256" "sha256 aggregate by hand on both" s \
+		reconcile_sha_ours reconcile_sha "≤ 1.2 ×"
+	compare "the same, 10 planted differences" "identical tables" s \
+		reconcile_ten reconcile_again "≤ 1.2 ×"
+	compare "the same, 1 % of the rows differ" "identical tables" s \
+		reconcile_percent reconcile_again "≤ 3 ×"
+	result "rows moved for 10 differences" "—" "$(reconcile_moved ten)" "—" "—" "≤ 1000"
+	result "rows moved for $percent differences" "—" "$(reconcile_moved percent)" "—" "—" \
+		"≤ $((percent * 100))"
+	result "memory of both sessions meanwhile" "—" "$(reconcile_memory) MB" "—" "—" "—"
+}

@@ -1,0 +1,341 @@
+/*
+ * background.c
+ *		Reconciliation in a process of its own, asked for or by schedule.
+ *
+ * A delivery worker has no time for it: while a checksum is computed, changes
+ * would wait.  So it only looks, now and then, whether there is a run to work
+ * on, and starts a reconciler, one per database.  The reconciler takes up runs
+ * that nobody holds, oldest first, also those whose process was killed, and
+ * then syncs whose reconcile_every has passed; when nothing is left, it ends.
+ *
+ * A sync that is due waits for a quiet moment, but not for longer than a tenth
+ * of its interval.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "storage/ipc.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
+#include "tcop/tcopprot.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+
+#include "compat.h"
+#include "deliver/deliver.h"
+#include "reconcile/background.h"
+#include "reconcile/reconcile.h"
+#include "sync/admin.h"
+#include "worker/process.h"
+#include "worker/worker.h"
+
+PG_FUNCTION_INFO_V1(payment_sync_reconcile_every);
+
+#define PSYNC_RECONCILER_TYPE	"payment_sync reconciler"
+
+/* Runs have kind 5 (reconcile.c). */
+#define PSYNC_LOCK_RECONCILER	6
+
+/* How often to look, and how soon to start another process, ms. */
+#define PSYNC_RECONCILE_LOOK_MS	1000
+#define PSYNC_RECONCILE_START_MS	5000
+
+/* Somebody works on a run: see whether he is still there, ms. */
+#define PSYNC_RECONCILE_IDLE_MS	60000
+
+PGDLLEXPORT void psync_reconciler_main(Datum arg);
+
+static void
+reconciler_lock_tag(LOCKTAG *tag)
+{
+	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, 0, 0, PSYNC_LOCK_RECONCILER);
+}
+
+/* --------------------------------------------------------------- what is due */
+
+/*
+ * Syncs whose interval has passed since their last complete run began.  Their
+ * runs cover all of their tables and nothing less.
+ */
+static const char due_command[] =
+	"SELECT s.name, s.owner::oid, l.last + s.reconcile_every AS due,"
+	" l.last + s.reconcile_every * 1.1 AS overdue"
+	" FROM payment_sync.sync s"
+	" JOIN payment_sync.sync_state st ON st.sync = s.id AND NOT st.released"
+	" CROSS JOIN LATERAL (SELECT COALESCE(max(r.requested), s.created) AS last"
+	"  FROM payment_sync.reconciliation r WHERE r.sync = s.id AND r.scheduled) l"
+	" WHERE s.reconcile_every IS NOT NULL AND s.enabled AND s.server IS NOT NULL"
+	" ORDER BY 3 LIMIT 1";
+
+/* A run that has been asked for, or was left by a process that was killed. */
+static const char open_command[] =
+	"SELECT run FROM payment_sync.reconciliation"
+	" WHERE state IN ('pending', 'running') GROUP BY run ORDER BY run";
+
+typedef struct PsyncDue
+{
+	bool		quiet;			/* in: nothing is being delivered */
+	bool		open;			/* out: there are open runs, free or not */
+	int64		run;			/* out: to be worked on; 0: none */
+	bool		scheduled;		/* out: a sync is due now */
+	TimestampTz next;			/* out: when one will be; DT_NOEND: never */
+} PsyncDue;
+
+/* Open runs that no process holds; the first of them, or 0. */
+static int64
+first_free_run(bool *open)
+{
+	int64		result = 0;
+	uint64		n = psync_owner_execute(open_command, 0, NULL, NULL, NULL);
+
+	*open = n > 0;
+	for (uint64 i = 0; i < n && result == 0; i++)
+	{
+		bool		isnull;
+		int64		run = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i],
+													  SPI_tuptable->tupdesc, 1, &isnull));
+
+		if (psync_run_is_free(run))
+			result = run;
+	}
+	SPI_finish();
+	return result;
+}
+
+static void
+look(void *arg)
+{
+	PsyncDue   *due = arg;
+
+	due->run = 0;
+	due->scheduled = false;
+	due->next = DT_NOEND;
+	if (!psync_extension_present())
+		return;
+	due->run = first_free_run(&due->open);
+	if (psync_owner_execute(due_command, 0, NULL, NULL, NULL) > 0)
+	{
+		bool		isnull;
+		TimestampTz at = DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[0],
+														   SPI_tuptable->tupdesc, 3, &isnull));
+		TimestampTz late = DatumGetTimestampTz(SPI_getbinval(SPI_tuptable->vals[0],
+															 SPI_tuptable->tupdesc, 4, &isnull));
+		TimestampTz now = GetCurrentTimestamp();
+
+		due->scheduled = late <= now || (at <= now && due->quiet);
+		due->next = at > now ? at : late;
+	}
+	SPI_finish();
+}
+
+/* ------------------------------------------------------------ in the worker */
+
+static bool
+reconciler_is_running(void)
+{
+	LOCKTAG		tag;
+
+	reconciler_lock_tag(&tag);
+	if (LockAcquire(&tag, ExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
+		return true;
+	LockRelease(&tag, ExclusiveLock, true);
+	return false;
+}
+
+static void
+check_running(void *arg)
+{
+	*(bool *) arg = reconciler_is_running();
+}
+
+static void
+start_reconciler(void)
+{
+	BackgroundWorker worker = {0};
+
+	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	worker.bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(worker.bgw_library_name, "payment_sync", BGW_MAXLEN);
+	strlcpy(worker.bgw_function_name, "psync_reconciler_main", BGW_MAXLEN);
+	strlcpy(worker.bgw_name, PSYNC_RECONCILER_TYPE, BGW_MAXLEN);
+	strlcpy(worker.bgw_type, PSYNC_RECONCILER_TYPE, BGW_MAXLEN);
+	worker.bgw_main_arg = ObjectIdGetDatum(MyDatabaseId);
+	if (!RegisterDynamicBackgroundWorker(&worker, NULL))
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("could not start a process for reconciliation"),
+				 errhint("You may need to increase max_worker_processes.")));
+}
+
+/*
+ * For a delivery worker's loop, between turns: start a reconciler if there is
+ * something for it.  Returns when to look again.
+ */
+TimestampTz
+psync_reconcile_check(bool quiet, bool asked)
+{
+	static TimestampTz look_at = 0;
+	static TimestampTz start_after = 0;
+	PsyncDue	due = {.quiet = quiet};
+	bool		running = false;
+	TimestampTz now = GetCurrentTimestamp();
+	ErrorData  *error;
+
+	if (!asked && now < look_at)
+		return look_at;
+	error = psync_process_try(look, &due);
+	if (error == NULL && (due.run != 0 || due.scheduled))
+		error = psync_process_try(check_running, &running);
+	if (error != NULL)
+	{
+		ereport(WARNING,
+				(errcode(error->sqlerrcode),
+				 errmsg("could not look for reconciliations: %s", error->message)));
+		FreeErrorData(error);
+		look_at = TimestampTzPlusMilliseconds(now, PSYNC_RECONCILE_IDLE_MS);
+		return look_at;
+	}
+	if ((due.run != 0 || due.scheduled) && !running && now >= start_after)
+	{
+		start_reconciler();
+		start_after = TimestampTzPlusMilliseconds(now, PSYNC_RECONCILE_START_MS);
+	}
+	if (due.run != 0 || due.scheduled || due.next <= now)
+		look_at = TimestampTzPlusMilliseconds(now, PSYNC_RECONCILE_LOOK_MS);
+	else if (due.open)
+		look_at = Min(due.next, TimestampTzPlusMilliseconds(now, PSYNC_RECONCILE_IDLE_MS));
+	else
+		look_at = due.next;
+	return look_at;
+}
+
+/* -------------------------------------------------------- in the reconciler */
+
+static void
+work_on_run(void *arg)
+{
+	psync_reconcile_run(*(int64 *) arg, psync_worker_next_transaction, false);
+}
+
+/* An error and the run it is about. */
+typedef struct PsyncRunFailure
+{
+	int64		run;
+	const char *message;
+} PsyncRunFailure;
+
+static void
+note_failure(void *arg)
+{
+	PsyncRunFailure *failure = arg;
+
+	psync_run_failed(failure->run, failure->message);
+}
+
+static void
+request_due(void *arg)
+{
+	PsyncDue   *due = arg;
+
+	due->run = psync_run_request_due(due_command);
+}
+
+/* One run, whatever becomes of it. */
+static void
+do_run(int64 run)
+{
+	char		activity[64];
+	ErrorData  *error;
+	PsyncRunFailure failure = {run, NULL};
+
+	snprintf(activity, sizeof(activity), "reconciliation %lld", (long long) run);
+	pgstat_report_activity(STATE_RUNNING, activity);
+	error = psync_process_try(work_on_run, &run);
+	pgstat_report_activity(STATE_IDLE, NULL);
+	if (error == NULL)
+		return;
+	ereport(WARNING,
+			(errcode(error->sqlerrcode),
+			 errmsg("reconciliation %lld failed: %s", (long long) run, error->message),
+			 error->detail ? errdetail_internal("%s", error->detail) : 0));
+	failure.message = error->message;
+	(void) psync_process_try(note_failure, &failure);
+	FreeErrorData(error);
+}
+
+static void
+take_reconciler_lock(void *arg)
+{
+	LOCKTAG		tag;
+
+	reconciler_lock_tag(&tag);
+	*(bool *) arg = LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
+}
+
+void
+psync_reconciler_main(Datum arg)
+{
+	PsyncDue	due = {.quiet = true};
+	bool		alone = false;
+
+	psync_process_signals();
+	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
+	psync_worker_settings();
+	MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext,
+												"payment_sync reconciler",
+												ALLOCSET_DEFAULT_SIZES));
+	if (psync_process_try(take_reconciler_lock, &alone) != NULL || !alone)
+		proc_exit(0);
+	for (;;)
+	{
+		if (psync_process_should_stop() ||
+			psync_process_try(look, &due) != NULL)
+			break;
+		if (due.run == 0 && due.scheduled &&
+			psync_process_try(request_due, &due) != NULL)
+			break;
+		if (due.run == 0)
+			break;
+		do_run(due.run);
+		MemoryContextReset(CurrentMemoryContext);
+	}
+	proc_exit(0);
+}
+
+/* ------------------------------------------------------------------ schedule */
+
+/*
+ * reconcile_every(name, every): NULL ends the schedule.
+ */
+Datum
+payment_sync_reconcile_every(PG_FUNCTION_ARGS)
+{
+	PsyncSync  *sync;
+	Oid			types[2] = {UUIDOID, INTERVALOID};
+	Datum		values[2];
+	char		nulls[3] = "  ";
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("argument \"name\" must not be null")));
+	sync = psync_reconcile_sync(NameStr(*PG_GETARG_NAME(0)));
+	if (!PG_ARGISNULL(1) && psync_interval_ms(PG_GETARG_INTERVAL_P(1)) < 1000)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("interval of reconciliation must be at least one second")));
+	values[0] = UUIDPGetDatum(&sync->id);
+	values[1] = PG_GETARG_DATUM(1);
+	nulls[1] = PG_ARGISNULL(1) ? 'n' : ' ';
+	(void) psync_owner_execute("UPDATE payment_sync.sync SET reconcile_every = $2 WHERE id = $1",
+							   2, types, values, nulls);
+	SPI_finish();
+	psync_wakeup_config();
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,103 @@
+# Reconciliation in the background: asked for, by schedule, cancelled, slowed
+# down, and gone on with after its process was killed.
+
+use strict;
+use warnings;
+use FindBin;
+use lib "$FindBin::RealBin/../perl";
+use PaymentSyncTest;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $rows = 200000;
+my $source = start_source('source', conf => "restart_after_crash = on\n");
+my $target = start_target('target');
+for my $node ($source, $target)
+{
+	$node->safe_psql('postgres', <<SQL);
+CREATE TABLE pay (id bigint PRIMARY KEY, amount numeric(12,2));
+INSERT INTO pay SELECT i, i FROM generate_series(1, $rows) i;
+ANALYZE pay;
+SQL
+}
+connect_target($source, $target);
+$source->safe_psql('postgres', <<'SQL');
+SELECT payment_sync.capture_table('pay');
+SELECT payment_sync.create_sync('pay', '{pay}', server => 'target');
+SQL
+$target->safe_psql('postgres', 'DELETE FROM pay WHERE id IN (5, 100000, 199999)');
+
+sub run_is
+{
+	my ($run, $condition) = @_;
+	return $source->poll_query_until('postgres',
+		"SELECT $condition FROM payment_sync.reconciliations WHERE run = $run");
+}
+
+my $run = $source->safe_psql('postgres', "SELECT payment_sync.start_reconciliation('pay')");
+ok(run_is($run, "state = 'done'"), 'a run that was asked for is done');
+is($source->safe_psql('postgres',
+	"SELECT source_rows, target_rows, missing, percent FROM payment_sync.reconciliations WHERE run = $run"),
+	"$rows|@{[$rows - 3]}|3|100.0", 'with its result');
+
+# slow enough to be watched
+my $slow = $source->safe_psql('postgres',
+	"SELECT payment_sync.start_reconciliation('pay', rows_per_second => 40000)");
+ok(run_is($slow, "state = 'running' AND percent BETWEEN 1 AND 99"), 'progress is shown');
+like($source->safe_psql('postgres',
+	"SELECT query FROM pg_stat_activity WHERE backend_type = 'payment_sync reconciler'"),
+	qr/reconciliation $slow/, 'and in pg_stat_activity');
+is($source->safe_psql('postgres', "SELECT payment_sync.cancel_reconciliation($slow)"), 't', 'cancelled');
+$source->poll_query_until('postgres',
+	"SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'payment_sync reconciler'");
+is($source->safe_psql('postgres',
+	"SELECT state, source_rows < $rows FROM payment_sync.reconciliations WHERE run = $slow"),
+	'cancelled|t', 'it ends early');
+$source->safe_psql('postgres', "CALL payment_sync.run_reconciliation($slow)");
+is($source->safe_psql('postgres',
+	"SELECT state, source_rows, missing FROM payment_sync.reconciliations WHERE run = $slow"),
+	"done|$rows|3", 'and is gone on with, without counting anything twice');
+
+# kill -9 in the middle
+my $killed = $source->safe_psql('postgres',
+	"SELECT payment_sync.start_reconciliation('pay', rows_per_second => 40000)");
+ok(run_is($killed, "state = 'running' AND source_rows > 0"), 'running');
+my $pid = $source->safe_psql('postgres',
+	"SELECT pid FROM pg_stat_activity WHERE backend_type = 'payment_sync reconciler'");
+my $log = -s $source->logfile;
+kill 'KILL', $pid;
+$source->wait_for_log(qr/all server processes terminated; reinitializing/, $log);
+$source->poll_query_until('postgres', 'SELECT true');
+my $before = $source->safe_psql('postgres',
+	"SELECT source_rows FROM payment_sync.reconciliations WHERE run = $killed");
+cmp_ok($before, '>', 0, 'what was done before the crash is kept');
+ok(run_is($killed, "state = 'done'"), 'and the rest is done after it, by itself');
+is($source->safe_psql('postgres',
+	"SELECT source_rows, target_rows, missing FROM payment_sync.reconciliations WHERE run = $killed"),
+	"$rows|@{[$rows - 3]}|3", 'nothing is counted twice');
+
+# a target that is down
+$target->stop;
+my $failed = $source->safe_psql('postgres', "SELECT payment_sync.start_reconciliation('pay')");
+ok(run_is($failed, "state = 'failed' AND error LIKE '%connect%'"), 'a failure is told');
+$target->start;
+$source->safe_psql('postgres', "CALL payment_sync.run_reconciliation($failed)");
+is($source->safe_psql('postgres',
+	"SELECT state, missing FROM payment_sync.reconciliations WHERE run = $failed"), 'done|3',
+	'and the run can be gone on with');
+
+# by schedule
+is($source->safe_psql('postgres',
+	"SELECT agrees FROM payment_sync.stat_sync WHERE name = 'pay'"), 'f', 'the last verdict');
+$source->safe_psql('postgres', "SELECT payment_sync.repair('pay')");
+wait_delivered($source, 'pay');
+$source->safe_psql('postgres', "SELECT payment_sync.reconcile_every('pay', '1 s')");
+ok($source->poll_query_until('postgres',
+	"SELECT agrees AND agrees_age < interval '1 min' FROM payment_sync.stat_sync WHERE name = 'pay'"),
+	'workers reconcile as often as the sync says');
+my $last = $source->safe_psql('postgres', 'SELECT max(run) FROM payment_sync.reconciliations');
+ok($source->poll_query_until('postgres',
+	"SELECT max(run) > $last + 1 FROM payment_sync.reconciliations WHERE state = 'done'"), 'again and again');
+$source->safe_psql('postgres', "SELECT payment_sync.reconcile_every('pay', NULL)");
+
+done_testing();
