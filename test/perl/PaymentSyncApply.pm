@@ -77,7 +77,7 @@ sub wait_applied
 {
 	my ($target, $sync, $xid) = @_;
 	$target->poll_query_until('postgres', <<SQL)
-SELECT pg_visible_in_snapshot('$xid', split_part(position, '@', 1)::pg_snapshot)
+SELECT pg_visible_in_snapshot('$xid', split_part(position, '\@', 1)::pg_snapshot)
 FROM payment_sync_target.position WHERE sync_name = '$sync'
 SQL
 	  or die "transaction $xid does not arrive";
