@@ -205,6 +205,24 @@ for my $file (qw(README.md CONTRIBUTING.md doc/reference/sql.md doc/reference/po
 	is("@broken", '', "$file: links lead somewhere");
 }
 
+# the messages that doc/operating explains are those of the source
+{
+	my $source_text = join '', map { slurp_file($_) } glob("$root/src/*/*.c $root/src/*/*/*.c");
+	$source_text =~ s/\\"%s\\"|%s|%ld/\x{1}/g;
+	my @strange;
+	for my $row (table_rows(slurp_file("$root/doc/operating/README.md"), 'error'))
+	{
+		for my $message (split /, (?=permission)/, $row->[0] =~ s/^in the log: //r)
+		{
+			next if $message =~ /^user mapping not found/;    # the server's own
+			my ($ours) = $message =~ /^([^:]*)/;
+			my $pattern = join "\x{1}", map { quotemeta } split /"…"|…/, $ours, -1;
+			push @strange, $message if $source_text !~ /$pattern/;
+		}
+	}
+	is("@strange", '', 'doc/operating explains messages that exist');
+}
+
 # commands that CONTRIBUTING names exist
 {
 	my $page = slurp_file("$root/CONTRIBUTING.md");
