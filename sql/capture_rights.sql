@@ -129,6 +129,38 @@ ALTER TABLE pay RENAME v TO w;
 INSERT INTO pay VALUES (10, 'x');
 SELECT new FROM payment_sync.changes WHERE "table" = 'pay'::regclass;
 
+-- Who looks at the log runs nothing of a table's owner's with rights of their
+-- own: neither a domain's check within a composite type, nor a cast to json.
+SET ROLE regress_evil;
+SET search_path = evil;
+CREATE TABLE caught (who name, what text);
+CREATE FUNCTION catch(what text) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN
+	INSERT INTO evil.caught VALUES (current_user, what);
+	PERFORM set_config('application_name', 'changed', false);
+	RETURN true;
+END $$;
+CREATE DOMAIN bait AS int CHECK (evil.catch('check'));
+CREATE TYPE trap AS (x bait);
+CREATE TYPE span AS RANGE (subtype = int);
+CREATE FUNCTION to_json(span) RETURNS json LANGUAGE sql AS
+	$$ SELECT '"cast"'::json WHERE evil.catch('cast') $$;
+CREATE CAST (span AS json) WITH FUNCTION to_json(span);
+CREATE TABLE traps (k bait PRIMARY KEY, t trap, ts trap[], s span);
+SELECT payment_sync.capture_table('traps');
+INSERT INTO traps VALUES (1, ROW(2), ARRAY[ROW(3)::trap], '[1,2]');
+DELETE FROM caught;
+RESET application_name;
+RESET ROLE;
+SET search_path = shop;
+SELECT key, new FROM payment_sync.changes WHERE "table" = 'evil.traps'::regclass;
+SELECT DISTINCT who, what FROM evil.caught ORDER BY what;
+SELECT current_setting('application_name') = 'changed' AS changed, current_user = session_user AS same_user;
+-- with the table gone, so is who could run it
+DROP TABLE evil.traps;
+DELETE FROM evil.caught;
+SELECT key, new FROM payment_sync.changes WHERE new ? 'ts';
+TABLE evil.caught;
+
 SET client_min_messages = warning;
 DROP EXTENSION payment_sync CASCADE;
 DROP SCHEMA shop, evil CASCADE;

@@ -159,6 +159,7 @@ psync_shape_build(Relation rel, int nattnums, const AttrNumber *attnums,
 		PsyncColumn *column = &shape->columns[i];
 
 		Assert(!att->attisdropped);
+		column->relid = RelationGetRelid(rel);
 		column->attnum = attnums[i];
 		column->type = att->atttypid;
 		column->typmod = att->atttypmod;
@@ -261,6 +262,7 @@ shape_from_tuple(HeapTuple tuple, TupleDesc desc)
 		PsyncColumn *column = &shape->columns[i];
 		NameData   *name = (NameData *) (ARR_DATA_PTR(names) + i * NAMEDATALEN);
 
+		column->relid = shape->relid;
 		column->attnum = ((int16 *) ARR_DATA_PTR(attnums))[i];
 		column->name = pstrdup(NameStr(*name));
 		column->type = ((Oid *) ARR_DATA_PTR(types))[i];

@@ -556,7 +556,7 @@ psync_batch_read(void *arg)
 	SPI_connect();
 	run_query(batch, &receiver.pub);
 	SPI_finish();
-	AtEOXact_GUC(true, guc_level);
+	AtEOXact_GUC(false, guc_level);
 	SetUserIdAndSecContext(userid, sec_context);
 }
 

@@ -106,4 +106,21 @@ extern bool psync_position_adopt(PsyncDelivery *delivery, const char *remote);
 extern Datum psync_value_to_datum(const PsyncColumn *column, const char *value,
 								  int32 size);
 
+/*
+ * Decode values of types that users have made in the name of the table's
+ * owner.  False if there is none any more; then nothing is to be decoded.  An
+ * error leaves it to the (sub)transaction's abort to return.
+ */
+typedef struct PsyncDecodingContext
+{
+	Oid			userid;
+	int			sec_context;
+	int			guc_level;
+} PsyncDecodingContext;
+
+extern bool psync_value_runs_user_code(const PsyncColumn *column);
+extern bool psync_decoding_enter(const PsyncColumn *column,
+								 PsyncDecodingContext *save);
+extern void psync_decoding_leave(const PsyncDecodingContext *save);
+
 #endif							/* PSYNC_DELIVERY_H */

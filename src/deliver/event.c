@@ -92,24 +92,39 @@ image_is_text(const PsyncColumn *column)
 }
 
 /*
- * event.h has the contract.  May raise what the type's functions raise: a
- * domain's check, for one, which has become stricter since.
+ * event.h has the contract.  A domain's value is read as its base type's: it
+ * was valid when it was written, whatever the domain demands by now.  May
+ * raise what the functions of other types raise.
  */
 char *
 psync_value_to_text(const PsyncColumn *column, const char *value, int32 size)
 {
+	PsyncColumn base = *column;
+	PsyncDecodingContext save;
+	bool		guarded;
 	Oid			output;
 	bool		is_varlena;
+	char	   *result;
 
 	if (size < 0)
 		return NULL;
-	if (column->textual || image_is_text(column))
+	if (column->textual)
 		return pnstrdup(value, size);
 	if (!type_exists(column->type))
 		return bytes_to_hex(value, size);
 
-	getTypeOutputInfo(column->type, &output, &is_varlena);
-	return OidOutputFunctionCall(output, psync_value_to_datum(column, value, size));
+	base.type = getBaseTypeAndTypmod(column->type, &base.typmod);
+	if (image_is_text(&base))
+		return pnstrdup(value, size);
+	guarded = psync_value_runs_user_code(&base);
+	if (guarded && !psync_decoding_enter(&base, &save))
+		return bytes_to_hex(value, size);
+
+	getTypeOutputInfo(base.type, &output, &is_varlena);
+	result = OidOutputFunctionCall(output, psync_value_to_datum(&base, value, size));
+	if (guarded)
+		psync_decoding_leave(&save);
+	return result;
 }
 
 /*
@@ -251,8 +266,11 @@ try_field_to_jsonb(const PsyncColumn *column, const PsyncField *field)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
+	PsyncDecodingContext save;
 	Datum		result;
 
+	if (!psync_decoding_enter(column, &save))
+		return raw_to_jsonb(column, field);
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
 	PG_TRY();
@@ -274,6 +292,7 @@ try_field_to_jsonb(const PsyncColumn *column, const PsyncField *field)
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
+	psync_decoding_leave(&save);
 	return result != (Datum) 0 ? result : raw_to_jsonb(column, field);
 }
 
@@ -292,7 +311,7 @@ field_to_jsonb(const PsyncColumn *column, const PsyncField *field)
 	base.type = getBaseTypeAndTypmod(column->type, &base.typmod);
 	if (image_is_text(&base))
 		return raw_to_jsonb(&base, field);
-	if (base.textual || base.type >= FirstNormalObjectId)
+	if (base.textual || psync_value_runs_user_code(&base))
 		return try_field_to_jsonb(&base, field);
 	return value_to_jsonb(base.type,
 						  psync_value_to_datum(&base, field->value, field->size));

@@ -76,7 +76,7 @@ static void
 leave(const PsyncTransformContext *save)
 {
 	SPI_finish();
-	AtEOXact_GUC(true, save->guc_level);
+	AtEOXact_GUC(false, save->guc_level);
 	SetUserIdAndSecContext(save->userid, save->sec_context);
 	if (save->pushed)
 		PopActiveSnapshot();

@@ -1,13 +1,25 @@
 /*
  * value.c
  *		Values of row images, decoded by their types' own functions.
+ *
+ * To decode a value may run what a user has written: the check of a domain,
+ * within a composite type, say, or a cast to json.  Whoever looks at the log,
+ * or delivers it, a superuser perhaps, must not run that with rights of their
+ * own.  It is run as the owner of the table that the value is from, as VACUUM
+ * and REINDEX run functions of indexes, and settings that it makes are undone.
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
+#include "access/transam.h"
+#include "catalog/pg_class.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/syscache.h"
 
 #include "compat.h"
 #include "deliver/delivery.h"
@@ -69,4 +81,42 @@ psync_value_to_datum(const PsyncColumn *column, const char *value, int32 size)
 	}
 	PG_END_TRY();
 	return result;
+}
+
+/*
+ * Of types that PostgreSQL comes with, nothing does.  Of those made since, all
+ * may: it does not pay to look what is inside.
+ */
+bool
+psync_value_runs_user_code(const PsyncColumn *column)
+{
+	return column->type >= FirstNormalObjectId;
+}
+
+bool
+psync_decoding_enter(const PsyncColumn *column, PsyncDecodingContext *save)
+{
+	HeapTuple	tuple;
+	Oid			owner;
+
+	Assert(OidIsValid(column->relid));
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(column->relid));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+
+	GetUserIdAndSecContext(&save->userid, &save->sec_context);
+	save->guc_level = NewGUCNestLevel();
+	SetUserIdAndSecContext(owner, save->sec_context |
+						   SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION);
+	return true;
+}
+
+void
+psync_decoding_leave(const PsyncDecodingContext *save)
+{
+	AtEOXact_GUC(false, save->guc_level);
+	SetUserIdAndSecContext(save->userid, save->sec_context);
 }

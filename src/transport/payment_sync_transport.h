@@ -37,7 +37,7 @@
  * Changed whenever a struct in this file changes, so that a stale library is
  * refused instead of crashing: "PS", then a counter.
  */
-#define PSYNC_TRANSPORT_MAGIC	0x50530005
+#define PSYNC_TRANSPORT_MAGIC	0x50530006
 
 #define PSYNC_TRANSPORT_INIT	"payment_sync_transport_init"
 
@@ -61,6 +61,7 @@ typedef struct PsyncColumn
 	const char *type_name;		/* schema-qualified where not built in, with
 								 * typmod, as format_type gives it; NULL if
 								 * the type is gone */
+	Oid			relid;			/* the captured table */
 } PsyncColumn;
 
 /*
