@@ -38,6 +38,7 @@
 
 #include "compat.h"
 #include "stats/stats.h"
+#include "sync/sync.h"
 #include "worker/shmem.h"
 #include "worker/worker.h"
 
@@ -323,6 +324,13 @@ psync_hold_release(void)
 
 /* ------------------------------------------------------------------- hooks */
 
+static bool
+psync_hold_commits_prepared(Node *stmt)
+{
+	return IsA(stmt, TransactionStmt) &&
+		((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED;
+}
+
 static void
 psync_hold_process_utility(PlannedStmt *pstmt, const char *queryString,
 						   bool readOnlyTree, ProcessUtilityContext context,
@@ -331,8 +339,8 @@ psync_hold_process_utility(PlannedStmt *pstmt, const char *queryString,
 {
 	Node	   *stmt = pstmt->utilityStmt;
 	Oid			dboid = psync_hold_target(stmt);
-	bool		commits_prepared = IsA(stmt, TransactionStmt) &&
-		((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED;
+	bool		commits_prepared = psync_hold_commits_prepared(stmt);
+	bool		present = commits_prepared && psync_extension_present();
 
 	if (OidIsValid(dboid))
 		psync_hold_database(dboid);
@@ -348,9 +356,10 @@ psync_hold_process_utility(PlannedStmt *pstmt, const char *queryString,
 
 	/*
 	 * The statement may be freed by now.  What the prepared transaction did
-	 * is visible, but nobody here knows what it was.
+	 * is visible, but nobody here knows what it was; where the extension is
+	 * not, and was not before, it is nothing that concerns us.
 	 */
-	if (commits_prepared)
+	if (commits_prepared && (present || psync_extension_present()))
 	{
 		psync_wakeup_changes();
 		psync_wakeup_config();

@@ -174,4 +174,35 @@ make_database('fresh');
 delivers('fresh', 'the extension came with template1');
 $source->safe_psql('template1', 'DROP EXTENSION payment_sync');
 
+# ------------------------------------- prepared transactions, where nobody cares
+
+# No process may be started in a database without the extension for these.
+$source->append_conf('postgresql.conf', "log_min_messages = debug1\n");
+$source->reload;
+$source->safe_psql('postgres', 'SELECT 1');
+my $offset = -s $source->logfile;
+$source->safe_psql('postgres', "BEGIN; CREATE TABLE t$_ (); PREPARE TRANSACTION 't'; COMMIT PREPARED 't'") for 1 .. 5;
+$source->safe_psql('one', "BEGIN; INSERT INTO pay VALUES (-10); PREPARE TRANSACTION 't'; COMMIT PREPARED 't'");
+ok($target->poll_query_until('one', 'SELECT count(*) = 1 FROM pay WHERE id = -10'), 'COMMIT PREPARED wakes workers');
+unlike(PostgreSQL::Test::Utils::slurp_file($source->logfile, $offset),
+	qr/starting background worker process "payment_sync worker for database postgres"/,
+	'but starts none where the extension is not');
+
+# One that creates the extension is noticed.
+$target->safe_psql('postgres', 'CREATE DATABASE prep');
+$source->safe_psql('postgres', 'CREATE DATABASE prep');
+$_->safe_psql('prep', 'CREATE TABLE pay (id int PRIMARY KEY, v text)') for $source, $target;
+my ($host, $port, $user) = ($target->host, $target->port, $target->safe_psql('postgres', 'SELECT current_user'));
+$source->safe_psql('prep', <<SQL);
+BEGIN;
+CREATE EXTENSION payment_sync;
+CREATE SERVER target FOREIGN DATA WRAPPER payment_sync_postgres OPTIONS (host '$host', port '$port', dbname 'prep');
+CREATE USER MAPPING FOR CURRENT_USER SERVER target OPTIONS (user '$user');
+SELECT payment_sync.capture_table('pay');
+SELECT payment_sync.create_sync('pay', '{pay}', server => 'target');
+PREPARE TRANSACTION 'p';
+COMMIT PREPARED 'p';
+SQL
+delivers('prep', 'an extension that a prepared transaction has created');
+
 done_testing();
