@@ -360,6 +360,23 @@ widest_shape(const PsyncPgGroup *group)
 }
 
 /*
+ * Where a slice ends: after so many changes, but not between TRUNCATEs, which
+ * go as one.
+ */
+static int
+end_of_slice(const PsyncPgGroup *group, const int *order, int from)
+{
+	int			end = from + PSYNC_PG_SLICE_CHANGES;
+
+	Assert(end < group->nentries);
+	while (end < group->nentries &&
+		   group->entries[order ? order[end - 1] : end - 1].op == PSYNC_TRUNCATE &&
+		   group->entries[order ? order[end] : end].op == PSYNC_TRUNCATE)
+		end++;
+	return end;
+}
+
+/*
  * All of the group, a slice at a time, so that neither side's queue of unread
  * answers grows without limit: a target that cannot send its answers stops
  * reading.
@@ -375,10 +392,12 @@ run_slices(PipelineRun *run, const int *order, int flags, const char *position,
 		send_command(run, "BEGIN", false);
 	while (nentries - from > PSYNC_PG_SLICE_CHANGES)
 	{
-		send_slice(run, order, from, from + PSYNC_PG_SLICE_CHANGES);
+		int			end = end_of_slice(run->group, order, from);
+
+		send_slice(run, order, from, end);
 		if (!synchronize(run, failure))
 			return false;
-		from += PSYNC_PG_SLICE_CHANGES;
+		from = end;
 	}
 	send_slice(run, order, from, nentries);
 	if (flags & PSYNC_PG_COMMIT)
