@@ -12,6 +12,11 @@
 #error "payment_sync supports PostgreSQL 14 to 18"
 #endif
 
+/* What never returns is marked in front since 18, behind before. */
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn pg_attribute_noreturn()
+#endif
+
 /* ------------------------------------------------- background processes */
 
 #include "storage/proc.h"

@@ -8,6 +8,7 @@
 #ifndef PSYNC_FIELD_H
 #define PSYNC_FIELD_H
 
+#include "compat.h"
 #include "transport/payment_sync_transport.h"
 
 /* A field of an image or old part: which column, and its bytes. */
@@ -25,6 +26,6 @@ typedef struct PsyncField
 extern int	psync_fields_split(const PsyncShape *shape, const char *data,
 							   uint32 size, bool sparse, PsyncField *fields);
 
-extern void psync_corrupt_image(void) pg_attribute_noreturn();
+pg_noreturn extern void psync_corrupt_image(void);
 
 #endif							/* PSYNC_FIELD_H */

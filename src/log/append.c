@@ -71,7 +71,7 @@
  * chunk would be cut in two.
  */
 #define PSYNC_CHUNK_OVERHEAD \
-	(MAXALIGN(SizeofHeapTupleHeader + BITMAPLEN(PSYNC_LOG_NATTS)) + \
+	(MAXALIGN(SizeofHeapTupleHeader + (PSYNC_LOG_NATTS + 7) / 8) + \
 	 3 * sizeof(int64) + sizeof(int32) + NAMEDATALEN + sizeof(int32) + VARHDRSZ)
 
 StaticAssertDecl(PSYNC_CHUNK_OVERHEAD + PSYNC_CHUNK_BYTES_MAX <= MaxHeapTupleSize,

@@ -13,6 +13,7 @@
 #include "fmgr.h"
 #include "utils/uuid.h"
 
+#include "compat.h"
 #include "log/log.h"
 
 /* The definition and state of one sync, as read at one time. */
@@ -129,8 +130,7 @@ extern void psync_require_argument(FunctionCallInfo fcinfo, int n,
 /* What "relid" is called in messages, also if it does not exist. */
 extern const char *psync_table_name(Oid relid);
 extern bool psync_sync_has_table(const PsyncSync *sync, Oid relid);
-extern void psync_refuse_table_of_sync(const PsyncSync *sync, Oid relid)
-			pg_attribute_noreturn();
+pg_noreturn extern void psync_refuse_table_of_sync(const PsyncSync *sync, Oid relid);
 
 /* The sync of that name, which the caller must own; else an error. */
 extern PsyncSync *psync_sync_get_own(const char *name);

@@ -20,6 +20,7 @@
 #include "lib/stringinfo.h"
 #include "libpq-fe.h"
 
+#include "compat.h"
 #include "transport/payment_sync_transport.h"
 
 /* Handed over when the library is loaded. */
@@ -305,14 +306,14 @@ extern bool psync_pg_try(PsyncPgSession *session, const char *sql,
 extern void psync_pg_execute(PsyncPgSession *session, const char *sql);
 
 /* error.c */
-extern void psync_pg_lost(PsyncPgSession *session) pg_attribute_noreturn();
+pg_noreturn extern void psync_pg_lost(PsyncPgSession *session);
 extern void psync_pg_error_take(PsyncPgError *error, PGresult *result);
-extern void psync_pg_error_raise(PsyncPgSession *session,
+pg_noreturn extern void psync_pg_error_raise(PsyncPgSession *session,
 								 const PsyncPgError *error,
-								 const char *what) pg_attribute_noreturn();
-extern void psync_pg_failure_raise(PsyncPgSession *session,
+								 const char *what);
+pg_noreturn extern void psync_pg_failure_raise(PsyncPgSession *session,
 								   const PsyncPgGroup *group,
-								   const PsyncPgFailure *failure) pg_attribute_noreturn();
+								   const PsyncPgFailure *failure);
 extern bool psync_pg_error_is_constraint(const PsyncPgError *error);
 extern bool psync_pg_error_is_change(const PsyncPgError *error);
 
@@ -322,8 +323,8 @@ extern int	psync_pg_position_send(PsyncPgSession *session, const char *position)
 extern void psync_pg_position_flush(PsyncPgSession *session);
 extern void psync_pg_position_recorded(PsyncPgSession *session,
 									   const char *position);
-extern void psync_pg_position_refused(PsyncPgSession *session,
-									  const PsyncPgError *error) pg_attribute_noreturn();
+pg_noreturn extern void psync_pg_position_refused(PsyncPgSession *session,
+									  const PsyncPgError *error);
 extern char *psync_pg_position_query(PsyncPgSession *session);
 
 /* read.c */
