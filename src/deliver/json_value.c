@@ -328,6 +328,8 @@ put_numeric_digit(char *at, const PsyncNumeric *numeric, int power)
 	int			index = numeric->weight - power;
 	int			digit = 0;
 
+	Assert(power <= Max(numeric->weight, 0));
+
 	if (index >= 0 && index < numeric->ndigits)
 		digit = get_uint16(numeric->digits + index * sizeof(uint16));
 	if (digit >= NUMERIC_BASE)
@@ -419,6 +421,8 @@ put_base64(StringInfo out, const char *value, int32 size)
 	char	   *at = psync_json_room(out, room + 2);
 	int			written;
 
+	Assert(size >= 0);
+
 	*at++ = '"';
 	written = pg_b64_encode((const void *) value, size, at, room);
 	Assert(written >= 0);
@@ -434,6 +438,8 @@ static void
 put_hex(StringInfo out, const char *value, int32 size)
 {
 	char	   *at = psync_json_room(out, 5 + 2 * size);
+
+	Assert(size >= 0);
 
 	memcpy(at, "\"\\\\x", 4);
 	at += 4;

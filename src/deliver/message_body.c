@@ -66,6 +66,8 @@ make_id(const PsyncEvent *const *events, int n)
 {
 	uint64		hash = 0;
 
+	Assert(n >= 1);
+
 	if (n == 1)
 		return pstrdup(PSYNC_EVENT_ID(events[0]));
 	for (int i = 0; i < n; i++)
@@ -171,6 +173,8 @@ set_body(PsyncOutgoing *message, const PsyncFrame *frame,
 	Size		size = strlen(frame->before) + strlen(frame->after) + between * (n - 1);
 	char	   *body;
 	char	   *at;
+
+	Assert(n >= 1);
 
 	for (int i = 0; i < n; i++)
 		size += message->sizes[i];

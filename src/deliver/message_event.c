@@ -237,6 +237,8 @@ find_previous(PsyncEventWriter *writer, const PsyncEventKeys *keys, uint64 posit
 {
 	uint64		previous = 0;
 
+	Assert(keys->n <= 2);
+
 	for (int i = 0; i < keys->n; i++)
 	{
 		uint32		slot = (uint32) keys->keys[i] & (PSYNC_PREVIOUS_SIZE - 1);
@@ -313,6 +315,8 @@ make_id(PsyncEventWriter *writer, const PsyncEventTable *table,
 		const PsyncChange *change, const PsyncEventKeys *keys)
 {
 	StringInfo	id = &writer->id;
+
+	Assert(change->op != PSYNC_READ || keys->n > 0);
 
 	resetStringInfo(id);
 	put_text(id, writer->log_id);

@@ -90,6 +90,8 @@ event_bytes(const PsyncEvent *event)
 static void
 push_ready(PsyncLine *line, uint64 n)
 {
+	Assert(n >= line->head && n < line->tail);
+
 	PSYNC_PLACE(line, n)->state = PSYNC_PLACE_READY;
 	line->ready[line->ready_tail++ & line->mask] = n;
 	Assert(line->ready_tail - line->ready_head <= line->mask + 1);
@@ -275,6 +277,8 @@ psync_line_mark(PsyncLine *line, const char *upto, const PsyncReadHint *hint,
 				uint64 bytes)
 {
 	PsyncMark  *last = line->nmarks > 0 ? &line->marks[line->nmarks - 1] : NULL;
+
+	Assert(upto != NULL && hint != NULL);
 
 	/* windows without events take no mark of their own */
 	if (last == NULL || last->end != line->tail)

@@ -132,6 +132,8 @@ psync_rate_allows(PsyncMessages *messages, TimestampTz now)
 {
 	double		elapsed;
 
+	Assert(messages->settings.rate_limit >= 0);
+
 	if (messages->settings.rate_limit == 0)
 		return true;
 	elapsed = Max(now - messages->tokens_at, 0) / (double) USECS_PER_SEC;

@@ -55,6 +55,8 @@ typedef struct PsyncSum
 static void
 read_sums(const PsyncRows *rows, PsyncSum *sums, int ncells)
 {
+	Assert(ncells > 0);
+
 	for (int i = 0; i < rows->nrows; i++)
 	{
 		int			cell = atoi(psync_rows_get(rows, i, 0));
@@ -243,6 +245,8 @@ read_leaves(PsyncReconcile *rec, PsyncLeaves *leaves)
 static void
 add_leaf(PsyncReconcile *rec, PsyncLeaves *leaves, PsyncCell *cell)
 {
+	Assert(cell != NULL && cell->rows >= 0);
+
 	leaves->cells = lappend(leaves->cells, cell);
 	leaves->rows += cell->rows;
 	if (leaves->rows >= (rec->hashed ? PSYNC_HASH_READ_ROWS : PSYNC_READ_ROWS))
@@ -334,6 +338,8 @@ descend_hashed(PsyncReconcile *rec, PsyncLeaves *leaves, List *cells)
 	List	   *rest = take_leaves(rec, leaves, cells);
 	int			bits;
 	int			at_once;
+
+	Assert(rec->hash_bits <= PSYNC_HASH_BITS_MAX);
 
 	check_stack_depth();
 	read_leaves(rec, leaves);
@@ -442,6 +448,8 @@ step_ranges(PsyncReconcile *rec)
 	List	   *cells = NIL;
 	bool		last = false;
 	char	  **after = rec->after;
+
+	Assert(rec->next_bound <= rec->nbounds);
 
 	while (!last && list_length(cells) < PSYNC_STEP_CELLS)
 	{

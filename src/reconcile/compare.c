@@ -66,6 +66,8 @@ psync_key_name(const PsyncReconcile *rec, char **key)
 {
 	StringInfoData buf;
 
+	Assert(rec->nkeys > 0);
+
 	initStringInfo(&buf);
 	for (int k = 0; k < rec->nkeys; k++)
 	{
@@ -241,6 +243,8 @@ psync_rows_compare(PsyncReconcile *rec, const PsyncRows *source,
 	PsyncDifference *result = palloc0(Max(1, ns + no) * sizeof(PsyncDifference));
 	int			i = 0;
 	int			j = 0;
+
+	Assert(source != NULL && other != NULL && n != NULL);
 
 	*n = 0;
 	while (i < ns || j < no)

@@ -236,6 +236,8 @@ static void
 append_open_cell(StringInfo buf, const PsyncReconcile *rec, int side,
 				 const PsyncCell *cell, int number, const char *list)
 {
+	Assert(number >= 0);
+
 	appendStringInfo(buf, "SELECT %d AS i, %s FROM %s t WHERE true", number, list,
 					 rec->side[side].from);
 	append_limits(buf, rec, side, cell->after, cell->upto);
@@ -248,6 +250,8 @@ append_bounds(StringInfo buf, const PsyncReconcile *rec, int side,
 			  PsyncCell **cells, int n, bool upper)
 {
 	char	  **values = palloc(n * sizeof(char *));
+
+	Assert(n > 0);
 
 	for (int k = 0; k < rec->nkeys; k++)
 	{
@@ -277,6 +281,8 @@ static void
 append_closed_cells(StringInfo buf, const PsyncReconcile *rec, int side,
 					PsyncCell **cells, const int *numbers, int n, const char *list)
 {
+	Assert(n > 0);
+
 	appendStringInfo(buf, "SELECT r._psync_i, %s FROM unnest(", list);
 	append_numbers(buf, numbers, n);
 	append_bounds(buf, rec, side, cells, n, false);
@@ -312,6 +318,8 @@ append_ranges(StringInfo buf, const PsyncReconcile *rec, int side, List *cells,
 	bool		first = true;
 	ListCell   *lc;
 
+	Assert(!rec->hashed);
+
 	foreach(lc, cells)
 	{
 		PsyncCell  *cell = lfirst(lc);
@@ -345,6 +353,8 @@ append_hashed(StringInfo buf, const PsyncReconcile *rec, int side, List *cells,
 {
 	int			n = 0;
 	ListCell   *lc;
+
+	Assert(rec->hashed);
 
 	appendStringInfo(buf, "SELECT r._psync_i, %s FROM %s t"
 					 " JOIN unnest('{", list, rec->side[side].from);
@@ -457,6 +467,8 @@ psync_query_sample(const PsyncReconcile *rec, double percent, int64 stride)
 	StringInfoData buf;
 	StringInfoData order;
 
+	Assert(percent > 0 && percent <= 100 && stride > 0);
+
 	initStringInfo(&order);
 	for (int k = 0; k < rec->nkeys; k++)
 		appendStringInfo(&order, "%st.%s", k > 0 ? ", " : "",
@@ -498,6 +510,8 @@ text_list(const PsyncReconcile *rec, int side)
 static void
 append_position(StringInfo buf, const PsyncReconcile *rec, int side)
 {
+	Assert(side == PSYNC_SOURCE || side == PSYNC_OTHER);
+
 	if (side == PSYNC_OTHER && rec->position_query != NULL)
 		appendStringInfo(buf, "SELECT -1 AS i, (%s)", rec->position_query);
 	else

@@ -113,6 +113,8 @@ run_local(PsyncSide *side)
 	int			guc_level;
 	int			ret;
 
+	Assert(!side->remote && ActiveSnapshotSet());
+
 	GetUserIdAndSecContext(&userid, &sec_context);
 	guc_level = psync_text_settings();
 	SetUserIdAndSecContext(side->userid,
@@ -270,6 +272,7 @@ psync_side_open(PsyncReconcile *rec, const char *server)
 	PsyncSide  *side = &rec->side[PSYNC_OTHER];
 	PsyncSync	through = *rec->sync;
 
+	Assert(rec->sync != NULL);
 	Assert(side->target == NULL);
 	if (server != NULL)
 		through.server = pstrdup(server);

@@ -168,6 +168,8 @@ psync_run_load(int64 number, Oid relid, PsyncCounts *counts)
 	Datum		values[2];
 	PsyncRun   *run = NULL;
 
+	Assert(number > 0 && OidIsValid(relid));
+
 	values[0] = Int64GetDatum(number);
 	values[1] = ObjectIdGetDatum(relid);
 	if (psync_owner_execute(load_command, 2, types, values, NULL) > 0)
@@ -481,6 +483,8 @@ column_array(const PsyncTextColumn *column, int n)
 	int			dims[1] = {n};
 	int			lbs[1] = {1};
 
+	Assert(n > 0);
+
 	return PointerGetDatum(construct_md_array(column->values, column->nulls, 1, dims,
 											  lbs, TEXTOID, -1, false, TYPALIGN_INT));
 }
@@ -512,6 +516,8 @@ psync_store_differences(PsyncReconcile *rec, PsyncDifference *differences, int n
 	TEXTARRAYOID, TEXTARRAYOID};
 	Datum		values[6];
 	int			count = 0;
+
+	Assert(n >= 0);
 
 	for (int c = 0; c < 6; c++)
 		column_init(&columns[c], n);
@@ -646,6 +652,8 @@ psync_store_take_suspects(PsyncReconcile *rec, int64 upto, int *n)
 	Oid			types[4] = {INT8OID, OIDOID, INT8OID, INT8OID};
 	Datum		values[4];
 	char	 ***keys;
+
+	Assert(n != NULL);
 
 	values[0] = Int64GetDatum(rec->run->run);
 	values[1] = ObjectIdGetDatum(rec->run->relid);

@@ -171,6 +171,8 @@ set_forms(PsyncSideColumn *column, const PsyncSideColumn *peer)
 	PsyncClass	peer_class = class_of(peer->base);
 	bool		same = column->base == peer->base;
 
+	Assert(OidIsValid(column->base) && OidIsValid(peer->base));
+
 	column->text = psprintf("%s::text", name);
 	switch (class)
 	{
@@ -411,6 +413,8 @@ describe_columns(PsyncReconcile *rec, List *names, List *other_names, List *key)
 	PsyncRows  *other = query_columns(&rec->side[PSYNC_OTHER]);
 	ListCell   *lc;
 
+	Assert(list_length(names) == list_length(other_names));
+
 	rec->pairs = palloc0(list_length(names) * sizeof(PsyncPair));
 	foreach(lc, names)
 	{
@@ -459,6 +463,8 @@ is_integer(Oid base)
 static bool
 keys_sort_alike(const PsyncReconcile *rec)
 {
+	Assert(rec->nkeys > 0);
+
 	if (!rec->side[0].ordered || !rec->side[1].ordered)
 		return false;
 	for (int k = 0; k < rec->nkeys; k++)

@@ -135,6 +135,8 @@ totals_query(const PsyncTotals *totals, int side)
 	StringInfoData buf;
 	ListCell   *lc;
 
+	Assert(side == PSYNC_SOURCE || side == PSYNC_OTHER);
+
 	initStringInfo(&buf);
 	if (side == PSYNC_OTHER)
 		appendStringInfo(&buf, "SELECT -1 AS i, (%s)", rec->position_query);
@@ -224,6 +226,8 @@ read_totals(PsyncTotals *totals, int64 max_wait)
 static const char *
 find_total(const PsyncRows *rows, const char *group, int column)
 {
+	Assert(column >= 0 && column < rows->ncolumns);
+
 	for (int i = 0; i < rows->nrows; i++)
 	{
 		if (strcmp(psync_rows_get(rows, i, 0), "0") == 0 &&
