@@ -54,6 +54,13 @@ INSERT INTO rewrite_payment SELECT i, repeat('x', 500) FROM generate_series(5001
 ROLLBACK;
 SELECT key FROM payment_sync.fetch_changes('rewrite', 5000);
 
+-- what is frozen is read as before: whose a chunk is, its own column says
+INSERT INTO rewrite_payment VALUES (1005, 'six');
+VACUUM FREEZE payment_sync.log_0, payment_sync.log_1, payment_sync.log_2;
+SELECT payment_sync.ack_changes('rewrite', max(position))
+FROM payment_sync.fetch_changes('rewrite', 5000);
+SELECT key FROM payment_sync.fetch_changes('rewrite', 5000);
+
 SELECT payment_sync.drop_sync('rewrite');
 SELECT payment_sync.release_table('rewrite_payment');
 DROP TABLE rewrite_payment;
