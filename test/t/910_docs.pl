@@ -17,8 +17,9 @@
 #	<!-- test: needs EXTENSION -->       run the next block if that is installed
 #	<!-- test: not run, REASON -->       do not run the next block
 #
-# All that is put in place of what a page says is where the target listens:
-# its host gets an address, a port and a certificate authority.
+# All that is put in place of what a page says is where the targets listen:
+# the ledger's host gets an address, a port and a certificate authority, and
+# https://shop.example.com is a receiver that verifies signatures.
 
 use strict;
 use warnings;
@@ -26,6 +27,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::Bin/../perl";
 use File::Temp qw(tempdir);
+use PaymentSyncHttp;
 use PaymentSyncTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -44,6 +46,7 @@ sub is_installed { return -e "$sharedir/extension/$_[0].control" }
 my $preload = is_installed('pg_cron') ? 'payment_sync, pg_cron' : 'payment_sync';
 my $source = start_source('source', preload => 0, conf => <<CONF);
 shared_preload_libraries = '$preload'
+payment_sync.http_allowed_hosts = 'localhost'
 cron.database_name = 'shop'
 cron.use_background_workers = on
 max_worker_processes = 32
@@ -63,6 +66,8 @@ append_to_file($target->data_dir . '/pg_hba.conf',
 	"hostssl ledger payment_sync 127.0.0.1/32 scram-sha-256\n$hba");
 $target->start;
 $target->safe_psql('postgres', "CREATE ROLE payment_sync LOGIN PASSWORD 'secret'");
+
+my $receiver = start_receiver(secret => 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw');
 
 # A certificate authority in $scratch, and a server certificate of it.
 sub certify
@@ -138,6 +143,7 @@ sub located
 	my ($text) = @_;
 	my $port = $target->port;
 	$text =~ s/host 'ledger\.example\.com'/host 'ledger.example.com', hostaddr '127.0.0.1', port '$port', sslrootcert '$scratch\/ca.crt'/g;
+	$text =~ s/https:\/\/shop\.example\.com/$receiver->{base}/g;
 	return $text;
 }
 
@@ -220,5 +226,7 @@ for my $page (@pages)
 	  for 'DROP DATABASE shop WITH (FORCE)', 'ALTER SYSTEM RESET ALL', 'SELECT pg_reload_conf()';
 	$target->safe_psql('postgres', 'DROP DATABASE ledger WITH (FORCE)');
 }
+
+judged_well($receiver, 'webhooks');
 
 done_testing();
