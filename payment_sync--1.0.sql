@@ -1078,12 +1078,23 @@ CREATE FUNCTION payment_sync.on_sql_drop() RETURNS event_trigger
 	LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION payment_sync.on_sql_drop() IS 'forgets dropped tables, and keeps what captured tables need';
 
+CREATE FUNCTION payment_sync.on_ddl_command_start() RETURNS event_trigger
+	AS 'MODULE_PATHNAME', 'payment_sync_on_ddl_command_start'
+	LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.on_ddl_command_start() IS 'keeps the keys of captured tables from DROP INDEX CONCURRENTLY';
+
 -- ALWAYS, like the capture triggers: a table may also be altered or dropped
 -- under session_replication_role = replica.
 CREATE EVENT TRIGGER payment_sync_ddl_command_end ON ddl_command_end
 	EXECUTE FUNCTION payment_sync.on_ddl_command_end();
 ALTER EVENT TRIGGER payment_sync_ddl_command_end ENABLE ALWAYS;
 COMMENT ON EVENT TRIGGER payment_sync_ddl_command_end IS 'follows renames and partitions of captured tables';
+
+CREATE EVENT TRIGGER payment_sync_ddl_command_start ON ddl_command_start
+	WHEN TAG IN ('DROP INDEX')
+	EXECUTE FUNCTION payment_sync.on_ddl_command_start();
+ALTER EVENT TRIGGER payment_sync_ddl_command_start ENABLE ALWAYS;
+COMMENT ON EVENT TRIGGER payment_sync_ddl_command_start IS 'keeps the keys of captured tables from DROP INDEX CONCURRENTLY';
 
 CREATE EVENT TRIGGER payment_sync_sql_drop ON sql_drop
 	EXECUTE FUNCTION payment_sync.on_sql_drop();

@@ -103,6 +103,11 @@ ALTER TABLE payment ALTER value SET NOT NULL;
 SELECT payment_sync.capture_table('payment', key => '{value}');
 ALTER TABLE payment DROP CONSTRAINT pay_pkey;
 DROP INDEX by_value;
+DROP INDEX CONCURRENTLY by_value;
+SELECT indisvalid, indisready FROM pg_index WHERE indexrelid = 'by_value'::regclass;
+CREATE UNIQUE INDEX by_value_too ON payment (value);
+DROP INDEX CONCURRENTLY by_value_too;
+DROP INDEX CONCURRENTLY IF EXISTS no_such_index;
 ALTER TABLE payment ALTER value DROP NOT NULL;
 ALTER TABLE payment DROP pay_id;
 

@@ -38,7 +38,7 @@ extern char *psync_name_list_text(List *names);
 extern bool psync_name_list_has(List *names, const char *name);
 
 /* capture_admin.c */
-extern List *psync_find_key(Relation rel, List *names);
+extern List *psync_find_key(Relation rel, List *names, Oid without);
 
 /* capture_trigger.c */
 extern char *psync_qualified_name(Oid relid);
@@ -58,7 +58,7 @@ extern void psync_partition_warn(const char *name, const char *what);
 
 /* ddl.c */
 extern bool psync_ddl_concerns_us(FunctionCallInfo fcinfo);
-extern void psync_definition_check(Oid relid);
+extern void psync_definition_check(Oid relid, Oid without);
 
 /* sync_admin.c: deliveries and workers must look at the definitions again */
 extern void psync_definition_changed(void);

@@ -208,10 +208,11 @@ same_names(List *columns, List *names)
 /*
  * The columns of an index that can be the key: the one with exactly the
  * columns named, or the primary key.  In the index's order, so that batches
- * can be read by it.  NIL if there is none.
+ * can be read by it.  NIL if there is none.  "without" is an index that does not
+ * count, or InvalidOid.
  */
 List *
-psync_find_key(Relation rel, List *names)
+psync_find_key(Relation rel, List *names, Oid without)
 {
 	List	   *indexes = RelationGetIndexList(rel);
 	ListCell   *lc;
@@ -221,7 +222,7 @@ psync_find_key(Relation rel, List *names)
 	{
 		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
 
-		if (result == NIL && is_key_index(rel, index) &&
+		if (result == NIL && lfirst_oid(lc) != without && is_key_index(rel, index) &&
 			(names != NIL || index->rd_index->indisprimary))
 		{
 			List	   *columns = index_columns(rel, index->rd_index);
@@ -243,7 +244,7 @@ psync_find_key(Relation rel, List *names)
 static List *
 require_key(Relation rel, List *names)
 {
-	List	   *key = psync_find_key(rel, names);
+	List	   *key = psync_find_key(rel, names, InvalidOid);
 
 	if (key == NIL && names == NIL)
 		ereport(ERROR,

@@ -69,10 +69,11 @@ statement_relation(const RangeVar *name)
 
 /*
  * A captured table, or a partition of one, must not become unlogged, and the
- * table's key must remain one.
+ * table's key must remain one.  "without" is an index that is about to be
+ * dropped, or InvalidOid.
  */
 void
-psync_definition_check(Oid relid)
+psync_definition_check(Oid relid, Oid without)
 {
 	Relation	rel = try_relation_open(relid, AccessShareLock);
 	List	   *columns;
@@ -90,7 +91,7 @@ psync_definition_check(Oid relid)
 				 errdetail("Its rows would vanish in a crash without a change being made."),
 				 errhint("Run payment_sync.release_table() first.")));
 	psync_captured_read(relid, &columns, &key);
-	if (key != NIL && psync_find_key(rel, key) == NIL)
+	if (key != NIL && psync_find_key(rel, key, without) == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
 				 errmsg("cannot take away the key of captured table \"%s\"",
@@ -114,7 +115,7 @@ check_definitions(Oid relid)
 	foreach(lc, members)
 	{
 		if (OidIsValid(psync_captured_root(lfirst_oid(lc))))
-			psync_definition_check(lfirst_oid(lc));
+			psync_definition_check(lfirst_oid(lc), InvalidOid);
 	}
 }
 

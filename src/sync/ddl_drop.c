@@ -1,6 +1,7 @@
 /*
  * ddl_drop.c
- *		The event trigger on sql_drop: definitions after something is gone.
+ *		The event trigger on sql_drop: definitions after something is gone; and one
+ *		before DROP INDEX CONCURRENTLY, after which it would be too late.
  *
  * Dropped tables leave their syncs; dropped columns are no longer captured;
  * syncs of a dropped server are disabled.  But a captured table must not lose
@@ -10,12 +11,14 @@
  */
 #include "postgres.h"
 
+#include "catalog/index.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_constraint.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
+#include "commands/event_trigger.h"
 #include "executor/executor.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -31,6 +34,7 @@
 #include "compat.h"
 #include "sync/admin.h"
 
+PG_FUNCTION_INFO_V1(payment_sync_on_ddl_command_start);
 PG_FUNCTION_INFO_V1(payment_sync_on_sql_drop);
 
 /* Columns of pg_event_trigger_dropped_objects(). */
@@ -267,7 +271,7 @@ check_altered(Oid relid)
 		return;
 	if (root == relid)
 	{
-		psync_definition_check(relid);
+		psync_definition_check(relid, InvalidOid);
 		forget_columns(relid);
 	}
 	require_triggers(relid, root);
@@ -284,7 +288,7 @@ check_all(void)
 	ListCell   *lc;
 
 	foreach(lc, relids)
-		psync_definition_check(lfirst_oid(lc));
+		psync_definition_check(lfirst_oid(lc), InvalidOid);
 }
 
 /*
@@ -350,5 +354,36 @@ payment_sync_on_sql_drop(PG_FUNCTION_ARGS)
 	/* with the whole table gone, its partitions are no news */
 	foreach(lc, captured ? NIL : dropped.partitions)
 		psync_partition_warn(lfirst(lc), "dropped");
+	PG_RETURN_VOID();
+}
+
+/*
+ * Event trigger ON ddl_command_start, of DROP INDEX
+ *
+ * DROP INDEX CONCURRENTLY commits on its way: when it can be seen that a
+ * captured table has lost its key, the index enforces nothing any more, and
+ * refusing to drop it would not bring it back.  So this is refused at once.
+ */
+Datum
+payment_sync_on_ddl_command_start(PG_FUNCTION_ARGS)
+{
+	Node	   *stmt;
+	ListCell   *lc;
+
+	if (!psync_ddl_concerns_us(fcinfo))
+		PG_RETURN_VOID();
+	stmt = ((EventTriggerData *) fcinfo->context)->parsetree;
+	if (!IsA(stmt, DropStmt) || !((DropStmt *) stmt)->concurrent)
+		PG_RETURN_VOID();
+
+	foreach(lc, ((DropStmt *) stmt)->objects)
+	{
+		RangeVar   *name = makeRangeVarFromNameList(lfirst_node(List, lc));
+		Oid			index = RangeVarGetRelid(name, NoLock, true);
+		Oid			table = OidIsValid(index) ? IndexGetRelation(index, true) : InvalidOid;
+
+		if (OidIsValid(table) && psync_is_captured(table))
+			psync_definition_check(table, index);
+	}
 	PG_RETURN_VOID();
 }
