@@ -158,6 +158,8 @@ start_reconciler(void)
 {
 	BackgroundWorker worker = {0};
 
+	Assert(OidIsValid(MyDatabaseId));
+
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
@@ -186,6 +188,8 @@ psync_reconcile_check(bool quiet, bool asked)
 	bool		running = false;
 	TimestampTz now = GetCurrentTimestamp();
 	ErrorData  *error;
+
+	Assert(!IsTransactionState());
 
 	if (!asked && now < look_at)
 		return look_at;
@@ -254,6 +258,8 @@ do_run(int64 run)
 	ErrorData  *error;
 	PsyncRunFailure failure = {run, NULL};
 
+	Assert(run > 0 && !IsTransactionState());
+
 	snprintf(activity, sizeof(activity), "reconciliation %lld", (long long) run);
 	pgstat_report_activity(STATE_RUNNING, activity);
 	error = psync_process_try(work_on_run, &run);
@@ -283,6 +289,8 @@ psync_reconciler_main(Datum arg)
 {
 	PsyncDue	due = {.quiet = true};
 	bool		alone = false;
+
+	Assert(OidIsValid(DatumGetObjectId(arg)));
 
 	psync_process_signals();
 	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);

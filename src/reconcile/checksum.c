@@ -96,6 +96,8 @@ differing_cells(PsyncReconcile *rec, List *cells, PsyncCounts *total)
 	PsyncRows  *rows;
 	List	   *result = NIL;
 
+	Assert(!rec->hashed || (rec->hash_bits > 0 && rec->hash_bits < 64));
+
 	CHECK_FOR_INTERRUPTS();
 	if (cells == NIL)
 		return NIL;
@@ -182,6 +184,8 @@ split_range(PsyncReconcile *rec, PsyncCell *cell)
 	List	   *parts = NIL;
 	char	  **after = cell->after;
 
+	Assert(!rec->hashed && cell->rows > PSYNC_LEAF_ROWS);
+
 	if (side == PSYNC_OTHER)
 		rec->counts.rows_moved += keys->nrows;
 	for (int i = 0; i < keys->nrows; i++)
@@ -202,6 +206,8 @@ split_hashed(PsyncReconcile *rec, List *cells, int bits)
 	ListCell   *lc;
 
 	Assert(bits > 0 && bits < 32);
+
+	Assert(rec->hashed && bits > 0 && rec->hash_bits <= PSYNC_HASH_BITS_MAX);
 
 	foreach(lc, cells)
 	{
@@ -455,6 +461,7 @@ step_ranges(PsyncReconcile *rec)
 	{
 		char	  **upto;
 
+		Assert(rec->next_bound <= rec->nbounds);
 		last = rec->next_bound == rec->nbounds;
 		upto = last ? rec->run->upto : rec->bounds[rec->next_bound++];
 		cells = lappend(cells, make_range(after, upto));

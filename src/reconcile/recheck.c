@@ -280,6 +280,8 @@ psync_read_begin(PsyncReconcile *rec, const char *source, const char *other,
 	PsyncSourceRead read = {rec, source, NULL};
 	PsyncSync  *sync;
 
+	Assert(rec->sync != NULL && rec->side[PSYNC_OTHER].remote);
+
 	lock_log(true);
 	sync = psync_sync_load(&rec->run->sync);
 	if (sync == NULL)
@@ -327,6 +329,7 @@ examine_with_log(PsyncReconcile *rec, const char *source, const char *other, int
 	}
 	psync_read_end(rec, &both);
 
+	Assert(both.undecidable || both.position != NULL);
 	if (both.undecidable)
 		touch_all(differences, *n);
 	else
@@ -364,6 +367,8 @@ static PsyncDifference *
 examine_at_once(PsyncReconcile *rec, const char *source, const char *other, int *n)
 {
 	PsyncRows  *rows[2];
+
+	Assert(rec->sync == NULL && !rec->side[PSYNC_OTHER].remote);
 
 	PushActiveSnapshot(GetTransactionSnapshot());
 	psync_side_send(&rec->side[PSYNC_SOURCE], source);

@@ -272,6 +272,8 @@ psync_look_open(PsyncSync *sync, Oid relid, PsyncRun *run)
 	MemoryContext old = MemoryContextSwitchTo(context);
 	PsyncReconcile *rec = palloc0(sizeof(PsyncReconcile));
 
+	Assert(sync->server != NULL && OidIsValid(relid));
+
 	rec->context = context;
 	rec->run = run;
 	rec->sync = sync;

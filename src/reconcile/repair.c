@@ -412,6 +412,8 @@ log_rows(PsyncRepair *repair, const char *sql, bool deletes)
 static void
 lock_out_writers(PsyncRepair *repair)
 {
+	Assert(!repair->dry_run);
+
 	if (!repair->locked)
 		(void) find_all_inheritors(repair->relid, ShareRowExclusiveLock, NULL);
 	repair->locked = true;
@@ -466,6 +468,8 @@ static void
 repair_batch(PsyncRepair *repair)
 {
 	char	   *sql;
+
+	Assert(repair->nbreaks > 0 && repair->nbreaks <= PSYNC_REPAIR_BATCH);
 
 	if (has_unexpected(repair) && !repair->dry_run)
 		lock_out_writers(repair);

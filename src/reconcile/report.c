@@ -115,8 +115,10 @@ append_escaped(StringInfo buf, const char *text)
 static const char *
 field(uint64 row, int column)
 {
-	const char *value = SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
-									 column);
+	const char *value;
+
+	Assert(row < SPI_processed && column <= SPI_tuptable->tupdesc->natts);
+	value = SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
 
 	return value != NULL ? value : "";
 }
@@ -213,6 +215,7 @@ append_chart(StringInfo buf, const char *title, const char *command, int64 run)
 		int			width = (int) (value * PSYNC_BAR_WIDTH / most);
 		int			y = (int) i * PSYNC_BAR_HEIGHT;
 
+		Assert(width >= 0 && width <= PSYNC_BAR_WIDTH);
 		appendStringInfo(buf, "<text x=\"150\" y=\"%d\" text-anchor=\"end\">", y + 15);
 		append_escaped(buf, field(i, 1));
 		appendStringInfo(buf, "</text><rect x=\"160\" y=\"%d\" width=\"%d\" height=\"%d\"/>"

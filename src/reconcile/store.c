@@ -247,6 +247,8 @@ psync_run_save(PsyncReconcile *rec, char **cursor)
 	Datum		values[9];
 	char		nulls[10] = "         ";
 
+	Assert(counts->missing >= 0 && counts->in_flight >= 0);
+
 	values[0] = Int64GetDatum(counts->source_rows);
 	values[1] = Int64GetDatum(counts->target_rows);
 	values[2] = Int64GetDatum(counts->missing);
@@ -276,6 +278,23 @@ psync_run_save(PsyncReconcile *rec, char **cursor)
 }
 
 /*
+ * A schedule would fill the table with runs that found nothing.  The latest
+ * hundred are kept, and all that did find something.
+ */
+static void
+forget_old_runs(const PsyncReconcile *rec)
+{
+	(void) execute_run(rec, "DELETE FROM payment_sync.reconciliation o"
+					   " USING payment_sync.reconciliation r"
+					   " WHERE r.run = $1 AND r.relid = $2 AND r.scheduled AND o.scheduled"
+					   " AND o.sync = r.sync AND o.relid = r.relid AND o.state = 'done'"
+					   " AND o.missing + o.unexpected + o.different = 0"
+					   " AND o.run < (SELECT min(l.run) FROM (SELECT l.run FROM payment_sync.reconciliation l"
+					   "  WHERE l.sync = r.sync AND l.relid = r.relid AND l.scheduled"
+					   "  ORDER BY l.run DESC LIMIT 100) l)", 0, NULL, NULL, NULL);
+}
+
+/*
  * All is compared.  What earlier runs saw, and this one did not although it
  * has looked at everything, and closely, is gone.
  */
@@ -285,6 +304,7 @@ psync_run_finish(PsyncReconcile *rec)
 	(void) execute_run(rec, "UPDATE payment_sync.reconciliation SET state = 'done',"
 					   " finished = clock_timestamp() WHERE run = $1 AND relid = $2"
 					   " AND state = 'running'", 0, NULL, NULL, NULL);
+	forget_old_runs(rec);
 	if (rec->run->where != NULL || rec->run->recent || rec->run->after != NULL ||
 		rec->run->upto != NULL || rec->run->tolerance != NULL)
 		return;

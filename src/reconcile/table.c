@@ -491,6 +491,8 @@ keys_sort_alike(const PsyncReconcile *rec)
 static void
 choose_division(PsyncReconcile *rec)
 {
+	Assert(rec->nkeys > 0 && rec->npairs >= rec->nkeys);
+
 	rec->escape = strcmp(rec->side[0].encoding, rec->side[1].encoding) != 0;
 	rec->hashed = !keys_sort_alike(rec);
 	for (int i = 0; i < 2; i++)
