@@ -33,6 +33,8 @@
 #define PSYNC_SAMPLE_PAGES		8
 /* Parts of hashed cells that are compared in one pass over the table. */
 #define PSYNC_HASH_CELLS_MAX	65536
+/* Differences per cell beyond which its own checksum is not worth computing. */
+#define PSYNC_DENSITY_HIGH		8
 /* Enough levels of at least PSYNC_SPLIT_MIN parts for any table. */
 #define PSYNC_RANGE_DEPTH_MAX	10
 /* More bits of a hash tell nothing apart. */
@@ -448,6 +450,33 @@ psync_cells_begin(PsyncReconcile *rec)
 /*
  * The next PSYNC_STEP_CELLS ranges.  False after the last one.
  */
+/*
+ * With so many differences that hardly a cell is equal, its checksum tells
+ * nothing: begin with its parts.
+ */
+static void
+descend_at_once(PsyncReconcile *rec, List *cells)
+{
+	PsyncLeaves leaves = {NIL, 0};
+	int64		before = rec->found;
+	List	   *parts = NIL;
+	ListCell   *lc;
+
+	foreach(lc, cells)
+	{
+		PsyncCell  *cell = lfirst(lc);
+
+		cell->rows = PSYNC_CELL_ROWS;
+		parts = list_concat(parts, split_range(rec, cell));
+		if (list_length(parts) < PSYNC_SPLIT_MAX && lnext(cells, lc) != NULL)
+			continue;
+		descend_ranges(rec, &leaves, differing_cells(rec, parts, &rec->counts), 1);
+		parts = NIL;
+	}
+	read_leaves(rec, &leaves);
+	rec->density = (double) (rec->found - before) / list_length(cells);
+}
+
 static bool
 step_ranges(PsyncReconcile *rec)
 {
@@ -467,7 +496,10 @@ step_ranges(PsyncReconcile *rec)
 		cells = lappend(cells, make_range(after, upto));
 		after = upto;
 	}
-	descend(rec, differing_cells(rec, cells, &rec->counts), list_length(cells));
+	if (rec->density >= PSYNC_DENSITY_HIGH)
+		descend_at_once(rec, cells);
+	else
+		descend(rec, differing_cells(rec, cells, &rec->counts), list_length(cells));
 	rec->after = after;
 	return !last;
 }

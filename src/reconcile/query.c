@@ -84,13 +84,43 @@ key_column(const PsyncReconcile *rec, int side, int k)
  * into; the cast to text differs from that for a few types.
  */
 static char *
-key_text(const PsyncReconcile *rec, int side, int k)
+key_text(const PsyncReconcile *rec, int side, int k, const char *value)
 {
 	const PsyncSideColumn *column = key_column(rec, side, k);
 
 	if (column->base == BOOLOID || column->base == INETOID)
-		return psprintf("pg_catalog.format('%%s', t.%s)", column->name);
-	return psprintf("t.%s::text", column->name);
+		return psprintf("pg_catalog.format('%%s', %s)", value);
+	return psprintf("%s::text", value);
+}
+
+/*
+ * The beginning of "SELECT key FROM (SELECT key, its number …": only the keys
+ * that are wanted are turned into text.
+ */
+static void
+append_numbered_keys(StringInfo buf, const PsyncReconcile *rec, int side)
+{
+	appendStringInfoString(buf, "SELECT ");
+	for (int k = 0; k < rec->nkeys; k++)
+		appendStringInfo(buf, "%s%s", k > 0 ? ", " : "",
+						 key_text(rec, side, k, psprintf("s._psync_k%d", k)));
+	appendStringInfoString(buf, " FROM (");
+}
+
+/* The list of the inner one. */
+static char *
+numbered_list(const PsyncReconcile *rec, int side)
+{
+	StringInfoData list;
+
+	initStringInfo(&list);
+	for (int k = 0; k < rec->nkeys; k++)
+		appendStringInfo(&list, "t.%s AS _psync_k%d, ", key_column(rec, side, k)->name, k);
+	appendStringInfoString(&list, "pg_catalog.row_number() OVER (ORDER BY ");
+	for (int k = 0; k < rec->nkeys; k++)
+		appendStringInfo(&list, "%st.%s", k > 0 ? ", " : "", key_column(rec, side, k)->name);
+	appendStringInfoString(&list, ") AS n");
+	return list.data;
 }
 
 /* "(t.a, t.b)", or with another alias and invented names "(r.l0, r.l1)". */
@@ -435,27 +465,12 @@ psync_query_split(const PsyncReconcile *rec, int side, const PsyncCell *cell,
 				  int64 width)
 {
 	StringInfoData buf;
-	StringInfoData list;
-	const char *order;
 
 	Assert(width > 0);
 
 	initStringInfo(&buf);
-	append_key(&buf, rec, side, NULL);
-	order = pstrdup(buf.data + 1);
-	((char *) order)[strlen(order) - 1] = '\0';
-
-	initStringInfo(&list);
-	for (int k = 0; k < rec->nkeys; k++)
-		appendStringInfo(&list, "%s AS k%d, ", key_text(rec, side, k), k);
-	appendStringInfo(&list, "pg_catalog.row_number() OVER (ORDER BY %s) AS n", order);
-
-	resetStringInfo(&buf);
-	appendStringInfoString(&buf, "SELECT ");
-	for (int k = 0; k < rec->nkeys; k++)
-		appendStringInfo(&buf, "%sk%d", k > 0 ? ", " : "", k);
-	appendStringInfoString(&buf, " FROM (");
-	append_open_cell(&buf, rec, side, cell, 0, list.data);
+	append_numbered_keys(&buf, rec, side);
+	append_open_cell(&buf, rec, side, cell, 0, numbered_list(rec, side));
 	appendStringInfo(&buf, ") s WHERE n %% " INT64_FORMAT " = 0 ORDER BY n", width);
 	return buf.data;
 }
@@ -465,24 +480,13 @@ char *
 psync_query_sample(const PsyncReconcile *rec, double percent, int64 stride)
 {
 	StringInfoData buf;
-	StringInfoData order;
 
 	Assert(percent > 0 && percent <= 100 && stride > 0);
 
-	initStringInfo(&order);
-	for (int k = 0; k < rec->nkeys; k++)
-		appendStringInfo(&order, "%st.%s", k > 0 ? ", " : "",
-						 key_column(rec, PSYNC_SOURCE, k)->name);
 	initStringInfo(&buf);
-	appendStringInfoString(&buf, "SELECT ");
-	for (int k = 0; k < rec->nkeys; k++)
-		appendStringInfo(&buf, "%sk%d", k > 0 ? ", " : "", k);
-	appendStringInfoString(&buf, " FROM (SELECT ");
-	for (int k = 0; k < rec->nkeys; k++)
-		appendStringInfo(&buf, "%s AS k%d, ", key_text(rec, PSYNC_SOURCE, k), k);
-	appendStringInfo(&buf, "pg_catalog.row_number() OVER (ORDER BY %s) AS n FROM %s t"
-					 " TABLESAMPLE SYSTEM (%g) WHERE true",
-					 order.data, rec->side[PSYNC_SOURCE].from, percent);
+	append_numbered_keys(&buf, rec, PSYNC_SOURCE);
+	appendStringInfo(&buf, "SELECT %s FROM %s t TABLESAMPLE SYSTEM (%g) WHERE true",
+					 numbered_list(rec, PSYNC_SOURCE), rec->side[PSYNC_SOURCE].from, percent);
 	append_limits(&buf, rec, PSYNC_SOURCE, rec->after, rec->run->upto);
 	append_where(&buf, rec);
 	appendStringInfo(&buf, ") s WHERE n %% " INT64_FORMAT " = 0 ORDER BY n", stride);
@@ -497,7 +501,9 @@ text_list(const PsyncReconcile *rec, int side)
 
 	initStringInfo(&list);
 	for (int k = 0; k < rec->nkeys; k++)
-		appendStringInfo(&list, "%s, ", key_text(rec, side, k));
+		appendStringInfo(&list, "%s, ",
+						 key_text(rec, side, k,
+								  psprintf("t.%s", key_column(rec, side, k)->name)));
 	for (int i = 0; i < rec->npairs; i++)
 		appendStringInfo(&list, "%s%s", i > 0 ? ", " : "", rec->pairs[i].side[side].text);
 	return list.data;
