@@ -135,10 +135,12 @@ my $traffic = IPC::Run::start(
 	'>', "$script.out", '2>', "$script.err");
 for my $round (1 .. 15)
 {
+	# row by row: what is delivered meanwhile locks rows in an order of its own
 	$target->safe_psql('postgres', <<'SQL');
-UPDATE pay SET f = 0 WHERE id <= 25;
-DELETE FROM pay WHERE id BETWEEN 26 AND 40;
-INSERT INTO pay SELECT i, 1 FROM generate_series(41, 50) i ON CONFLICT DO NOTHING;
+SELECT format(CASE WHEN i <= 25 THEN 'UPDATE pay SET f = 0 WHERE id = %1$s'
+	WHEN i <= 40 THEN 'DELETE FROM pay WHERE id = %1$s'
+	ELSE 'INSERT INTO pay VALUES (%1$s, 1) ON CONFLICT DO NOTHING' END, i)
+FROM generate_series(1, 50) i \gexec
 SQL
 	$source->safe_psql('postgres', <<'SQL');
 SELECT count(*) FROM payment_sync.reconcile('first', 'pay', condition => 'id <= 50', max_wait => '0.3 s');
