@@ -406,30 +406,6 @@ ensure_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 /* ------------------------------------------------------------ the changes */
 
 /*
- * A shape met before that is the same but for its id.  Partitions that are
- * first written to in one transaction record one each, as they do not see each
- * other's; transports, which keep shapes apart, should not have to.
- */
-static PsyncShape *
-find_equal_shape(PsyncDelivery *delivery, const PsyncShape *shape)
-{
-	HASH_SEQ_STATUS status;
-	PsyncShapeEntry *entry;
-
-	hash_seq_init(&status, delivery->shapes);
-	while ((entry = hash_seq_search(&status)) != NULL)
-	{
-		Assert(entry->shape != shape);
-		if (psync_shape_equal(entry->shape, shape))
-		{
-			hash_seq_term(&status);
-			return entry->shape;
-		}
-	}
-	return NULL;
-}
-
-/*
  * The shape with this id, loaded when it is first met; lives as long as the
  * delivery, as the contract promises transports.  An error if it was never
  * recorded, which the same transaction would have done (capture/shape.c): then
@@ -441,7 +417,6 @@ psync_delivery_shape(PsyncDelivery *delivery, uint32 id)
 	PsyncShapeEntry *entry = hash_search(delivery->shapes, &id, HASH_FIND, NULL);
 	MemoryContext old;
 	PsyncShape *shape;
-	PsyncShape *equal;
 
 	Assert(id != 0);
 
@@ -456,10 +431,9 @@ psync_delivery_shape(PsyncDelivery *delivery, uint32 id)
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("shape %u of the change log is missing", id),
 				 errhint("Copy the tables anew with payment_sync.enable_sync(name, start => 'batch').")));
-	equal = find_equal_shape(delivery, shape);
 	entry = hash_search(delivery->shapes, &id, HASH_ENTER, NULL);
-	entry->shape = equal != NULL ? equal : shape;
-	return entry->shape;
+	entry->shape = shape;
+	return shape;
 }
 
 /* Fill in shape and table; false if the change does not concern the sync. */
@@ -610,6 +584,8 @@ save_progress(PsyncDelivery *delivery)
 void
 psync_delivery_save(PsyncDelivery *delivery)
 {
+	PsyncDelivery *outer = stepping;
+
 	Assert(!delivery->window_begun);
 
 	if (psync_delivery_unsaved_since(delivery) == 0)
@@ -619,7 +595,23 @@ psync_delivery_save(PsyncDelivery *delivery)
 		save_progress(delivery);
 	else if (psync_messages_save(delivery->messages))
 		MemoryContextReset(delivery->window_context);
-	stepping = NULL;
+	stepping = outer;
+}
+
+/*
+ * Before the delivery is left to another process.  A target that takes windows
+ * knows its position; one that takes messages does not, and would be sent
+ * again what was delivered since the last save.  This may come from within
+ * another delivery's wait, which ends its transaction now and then anyway; but
+ * not while it reads with a snapshot.
+ */
+void
+psync_delivery_leave(PsyncDelivery *delivery)
+{
+	Assert(IsTransactionState());
+
+	if (delivery->messages != NULL && !ActiveSnapshotSet())
+		psync_delivery_save(delivery);
 }
 
 /*

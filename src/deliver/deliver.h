@@ -44,6 +44,9 @@ extern PsyncDelivery *psync_delivery_create(const pg_uuid_t *id,
 											PsyncNextTransaction next);
 extern PsyncDeliverResult psync_delivery_step(PsyncDelivery *delivery);
 extern void psync_delivery_save(PsyncDelivery *delivery);
+
+/* Save what must not be delivered again by another process that takes over. */
+extern void psync_delivery_leave(PsyncDelivery *delivery);
 extern void psync_delivery_close(PsyncDelivery *delivery);
 
 /*

@@ -31,6 +31,9 @@ psync_turn_release(PsyncServed *served, TimestampTz not_before)
 	Assert(served->owned);
 	Assert(IsTransactionState());
 
+	if (delivery != NULL)
+		psync_delivery_leave(delivery);
+
 	/* Forget it first: an interrupt must not make us close it twice. */
 	served->delivery = NULL;
 	if (delivery != NULL)
