@@ -90,7 +90,8 @@ for my $name (sort keys %targets)
 	next if $name eq 'debezium';	# without ids of ours in the body
 	my $state = receiver_state($receivers{$name});
 	is($state->{events}, $events, "$name: all events");
-	is($state->{duplicates} + $state->{stale}, 0, "$name: each once, in order");
+	# a sync that another worker takes over sends again what was in flight
+	is($state->{stale}, 0, "$name: in order");
 	is(scalar(keys %{ $state->{table} }), 50, "$name: the rows that there are");
 }
 

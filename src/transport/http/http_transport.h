@@ -53,8 +53,9 @@ typedef struct PsyncHttpHeader
 /* A key to sign with, until it expires. */
 typedef struct PsyncHttpKey
 {
-	EVP_PKEY   *pkey;			/* HMAC or Ed25519; freed with the settings */
-	bool		ed25519;
+	bool		ed25519;		/* else HMAC */
+	EVP_PKEY   *pkey;			/* Ed25519: the key; freed with the settings */
+	EVP_MAC_CTX *mac;			/* HMAC: knows hash and key; likewise */
 	TimestampTz expires;		/* DT_NOEND: never */
 } PsyncHttpKey;
 
@@ -64,7 +65,6 @@ typedef struct PsyncHttpSigner
 	const char *header;			/* name of the header that bears it */
 	const char *content;		/* template of what is signed */
 	const char *value;			/* template of the header's value */
-	const EVP_MD *hash;			/* of the HMAC; OpenSSL's, not to be freed */
 	List	   *keys;			/* of PsyncHttpKey, the newest first */
 } PsyncHttpSigner;
 
