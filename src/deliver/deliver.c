@@ -406,6 +406,30 @@ ensure_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 /* ------------------------------------------------------------ the changes */
 
 /*
+ * A shape met before that is the same but for its id.  Partitions that are
+ * first written to in one transaction record one each, as they do not see each
+ * other's; transports, which keep shapes apart, should not have to.
+ */
+static PsyncShape *
+find_equal_shape(PsyncDelivery *delivery, const PsyncShape *shape)
+{
+	HASH_SEQ_STATUS status;
+	PsyncShapeEntry *entry;
+
+	hash_seq_init(&status, delivery->shapes);
+	while ((entry = hash_seq_search(&status)) != NULL)
+	{
+		Assert(entry->shape != shape);
+		if (psync_shape_equal(entry->shape, shape))
+		{
+			hash_seq_term(&status);
+			return entry->shape;
+		}
+	}
+	return NULL;
+}
+
+/*
  * The shape with this id, loaded when it is first met; lives as long as the
  * delivery, as the contract promises transports.  An error if it was never
  * recorded, which the same transaction would have done (capture/shape.c): then
@@ -417,6 +441,7 @@ psync_delivery_shape(PsyncDelivery *delivery, uint32 id)
 	PsyncShapeEntry *entry = hash_search(delivery->shapes, &id, HASH_FIND, NULL);
 	MemoryContext old;
 	PsyncShape *shape;
+	PsyncShape *equal;
 
 	Assert(id != 0);
 
@@ -431,9 +456,10 @@ psync_delivery_shape(PsyncDelivery *delivery, uint32 id)
 				(errcode(ERRCODE_DATA_CORRUPTED),
 				 errmsg("shape %u of the change log is missing", id),
 				 errhint("Copy the tables anew with payment_sync.enable_sync(name, start => 'batch').")));
+	equal = find_equal_shape(delivery, shape);
 	entry = hash_search(delivery->shapes, &id, HASH_ENTER, NULL);
-	entry->shape = shape;
-	return shape;
+	entry->shape = equal != NULL ? equal : shape;
+	return entry->shape;
 }
 
 /* Fill in shape and table; false if the change does not concern the sync. */

@@ -86,6 +86,21 @@ FROM payment_sync.discrepancies WHERE sync = 'first'
 SQL
 is(open_breaks('second'), '6', 'the other sync has its discrepancies still');
 
+# a role that may only read, the position included, sees what there is to see
+$target->safe_psql('second', <<'SQL');
+CREATE ROLE reader LOGIN;
+GRANT USAGE ON SCHEMA payment_sync_target TO reader;
+GRANT SELECT ON ALL TABLES IN SCHEMA payment_sync_target, public TO reader;
+SQL
+$source->safe_psql('postgres', <<SQL);
+CREATE SERVER second_ro FOREIGN DATA WRAPPER payment_sync_postgres
+	OPTIONS (host '@{[$target->host]}', port '@{[$target->port]}', dbname 'second');
+CREATE USER MAPPING FOR CURRENT_USER SERVER second_ro OPTIONS (user 'reader');
+SQL
+is($source->safe_psql('postgres',
+	"SELECT sum(missing + unexpected + different), sum(in_flight) FROM payment_sync.reconcile('second', server => 'second_ro')"),
+	'6|0', 'through a role that may only SELECT');
+
 # what happens between finding and mending counts
 $source->safe_psql('postgres', <<'SQL');
 INSERT INTO pay VALUES (9999, 77, 'EUR');
@@ -120,10 +135,12 @@ my $traffic = IPC::Run::start(
 	'>', "$script.out", '2>', "$script.err");
 for my $round (1 .. 15)
 {
+	# row by row: what is delivered meanwhile locks rows in an order of its own
 	$target->safe_psql('postgres', <<'SQL');
-UPDATE pay SET f = 0 WHERE id <= 25;
-DELETE FROM pay WHERE id BETWEEN 26 AND 40;
-INSERT INTO pay SELECT i, 1 FROM generate_series(41, 50) i ON CONFLICT DO NOTHING;
+SELECT format(CASE WHEN i <= 25 THEN 'UPDATE pay SET f = 0 WHERE id = %1$s'
+	WHEN i <= 40 THEN 'DELETE FROM pay WHERE id = %1$s'
+	ELSE 'INSERT INTO pay VALUES (%1$s, 1) ON CONFLICT DO NOTHING' END, i)
+FROM generate_series(1, 50) i \gexec
 SQL
 	$source->safe_psql('postgres', <<'SQL');
 SELECT count(*) FROM payment_sync.reconcile('first', 'pay', condition => 'id <= 50', max_wait => '0.3 s');

@@ -423,6 +423,8 @@ submit_before(const PsyncPgSession *session, const PsyncChange *change,
 	if (change->op == PSYNC_TRUNCATE &&
 		group->entries[group->nentries - 1].op == PSYNC_TRUNCATE)
 		return false;
+	if (map != NULL && !psync_pg_group_takes(group, map))
+		return true;
 	/* one buffer cannot hold more than 1 GB, and two changes may be as large */
 	if ((uint64) group->data.len + change->new_size + change->old_size >
 		Max(session->growing_max, PSYNC_PG_GROUP_BYTES_MAX))
@@ -431,9 +433,8 @@ submit_before(const PsyncPgSession *session, const PsyncChange *change,
 		(session->growing_max / PSYNC_PG_GROUP_BYTES_MAX))
 		return true;
 	/* a group with a TRUNCATE is applied in order, so it is kept small */
-	if (group->has_truncate || change->op == PSYNC_TRUNCATE)
-		return !psync_pg_group_is_small(group);
-	return !psync_pg_group_takes(group, map);
+	return (group->has_truncate || change->op == PSYNC_TRUNCATE) &&
+		!psync_pg_group_is_small(group);
 }
 
 /*
