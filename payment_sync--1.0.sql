@@ -806,7 +806,7 @@ COMMENT ON FUNCTION payment_sync.discard_dead_letters(name, bigint[]) IS
 	'removes dead letters for good: those named, parked events among them, or all dead and held ones; returns how many';
 
 CREATE FUNCTION payment_sync.replay(
-	name name, since timestamptz DEFAULT NULL, "position" text DEFAULT NULL) RETURNS bigint
+	name name, since timestamptz DEFAULT NULL, from_position text DEFAULT NULL) RETURNS bigint
 	AS 'MODULE_PATHNAME', 'payment_sync_replay'
 	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 COMMENT ON FUNCTION payment_sync.replay(name, timestamptz, text) IS

@@ -335,8 +335,9 @@ psync_delivery_changed(PsyncDelivery *delivery)
 
 	if (delivery->definition == NULL)
 		return true;
-	if (delivery->invalidations == seen)
+	if (delivery->invalidations == seen && !delivery->recheck)
 		return false;
+	delivery->recheck = false;
 
 	sync = psync_sync_load(&delivery->sync->id);
 	if (sync == NULL || !sync->has_state ||
@@ -345,9 +346,20 @@ psync_delivery_changed(PsyncDelivery *delivery)
 		return true;
 	delivery->sync->batch_pending = sync->batch_pending;
 	delivery->sync->parked = sync->parked;
+	delivery->looks++;
 	psync_batch_load_uncopied(delivery);	/* a batch may be cancelled */
 	delivery->invalidations = seen;
 	return false;
+}
+
+/*
+ * A session's commit wakes us before its invalidations are sent, though its
+ * changes can be seen: who was woken looks in any case.
+ */
+void
+psync_delivery_recheck(PsyncDelivery *delivery)
+{
+	delivery->recheck = true;
 }
 
 /* ------------------------------------------------------------- the target */

@@ -59,6 +59,9 @@ extern void psync_delivery_resume(void);
 /* Does the target, if it is open, take windows (rather than messages)? */
 extern bool psync_delivery_takes_windows(PsyncDelivery *delivery);
 
+/* Definitions may have changed: the next step looks. */
+extern void psync_delivery_recheck(PsyncDelivery *delivery);
+
 /* Something is unsaved since: for the worker's timer; 0 if nothing. */
 extern TimestampTz psync_delivery_unsaved_since(PsyncDelivery *delivery);
 

@@ -66,6 +66,8 @@ struct PsyncDelivery
 	bool		window_begun;	/* at the target */
 	PsyncBatch *batch;			/* NULL: none under way */
 	List	   *uncopied;		/* Oids: tables whose first copy is to come */
+	bool		recheck;		/* compare whether there were any or not */
+	uint64		looks;			/* times that the definition was compared */
 	struct PsyncMessages *messages; /* NULL: the target takes windows */
 	TimestampTz transaction_start;
 

@@ -358,6 +358,7 @@ psync_messages_open(PsyncDelivery *delivery)
 		begin_chunk(messages);
 	MemoryContextSwitchTo(old);
 
+	messages->looks = delivery->looks;
 	psync_parked_load(messages);
 	delivery->target->core_data = messages;
 	return messages;
@@ -462,6 +463,7 @@ static bool
 is_finished(const PsyncMessages *messages)
 {
 	return messages->in_flight == 0 && messages->pending == NULL &&
+		messages->looks == messages->delivery->looks &&
 		!messages->window_open && !messages->chunk_open && !messages->fence &&
 		psync_line_is_empty(&messages->line);
 }
@@ -549,15 +551,19 @@ static bool
 look_around(PsyncMessages *messages)
 {
 	PsyncDelivery *delivery = messages->delivery;
-	uint64		seen = delivery->invalidations;
 
 	if (psync_delivery_changed(delivery))
 		return false;
-	if (delivery->invalidations != seen)
+	if (messages->looks != delivery->looks)
 	{
 		/* something was changed, perhaps who is parked */
-		if (messages->nchanges > 0 && !psync_messages_save(messages))
-			return false;
+		while (messages->nchanges > 0)
+		{
+			/* saving settles places, whose successors may be parked, too */
+			if (!psync_messages_save(messages))
+				return false;
+		}
+		messages->looks = delivery->looks;
 		psync_parked_load(messages);
 	}
 	return true;
@@ -582,6 +588,7 @@ psync_messages_step(PsyncDelivery *delivery)
 	while (now < TimestampTzPlusMilliseconds(started, PSYNC_STEP_MS))
 	{
 		uint64		settled = messages->line.settled;
+		long		wait;
 
 		if (!look_around(messages) || !feed(messages))
 		{
@@ -593,8 +600,16 @@ psync_messages_step(PsyncDelivery *delivery)
 			return finish(messages, worked);
 		if (is_down(messages, now))
 			return give_up(messages, now);
-		if (!save_is_due(messages, now))
-			psync_messages_poll(messages, wait_time(messages, now));
+		wait = wait_time(messages, now);
+
+		/*
+		 * Not if there is something to save, nor without a reason: definitions
+		 * may have changed while a window was looked for.
+		 */
+		messages->nanswered = 0;
+		if (!save_is_due(messages, now) &&
+			(messages->in_flight > 0 || messages->pending != NULL || wait >= 0))
+			psync_messages_poll(messages, wait);
 		now = GetCurrentTimestamp();
 		worked |= messages->nanswered > 0 || messages->line.settled != settled;
 

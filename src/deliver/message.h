@@ -466,7 +466,7 @@ typedef struct PsyncMessages
 	PsyncKeyTable parked_keys;	/* key -> how many parked ones have it */
 	TimestampTz parked_next;	/* when to look for due ones; 0: now */
 	int			parked_flying;
-	bool		reload_parked;
+	uint64		looks;			/* the delivery's when they were last read */
 	dlist_head	changes;		/* of PsyncRowChange */
 	int			nchanges;
 

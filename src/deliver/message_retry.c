@@ -72,7 +72,13 @@ psync_breaker_success(PsyncMessages *messages, TimestampTz now)
 
 		/* what failed while the target was down need not wait any longer */
 		dlist_foreach(iter, &messages->failed)
-			dlist_container(PsyncOutgoing, node, iter.cur)->next_at = now;
+		{
+			PsyncOutgoing *message = dlist_container(PsyncOutgoing, node, iter.cur);
+
+			/* that it failed meanwhile says nothing about it, either */
+			message->next_at = message->created = now;
+			message->failures = 0;
+		}
 	}
 	messages->breaker = PSYNC_BREAKER_CLOSED;
 }

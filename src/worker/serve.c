@@ -116,6 +116,8 @@ psync_serve_enlist(const PsyncSync *sync)
 	strlcpy(served->name, sync->name, NAMEDATALEN);
 	served->listed = true;
 	Assert(served->delivery == NULL || served->owned);
+	if (served->delivery != NULL)
+		psync_delivery_recheck(served->delivery);
 
 	/* It has waited for a turn only since it could have one. */
 	if (!psync_served_due(served, now))

@@ -8,6 +8,7 @@
  *	received		written: a line per attempt, with what tests look at
  *	answer			read: the answer to all messages
  *	answer.KEY		read: the answer to messages with that key, goes first
+ *	poison			read: a text; bodies that hold it are refused
  *
  * An answer is a word and a number, such as "retry 503": delivered, retry,
  * refused, target, gone, again, hang (never answers), part (refuses the
@@ -104,6 +105,24 @@ read_answer(Probe *probe, const char *name, Attempt *attempt)
 	return true;
 }
 
+/* Does the body hold what the file "poison" says? */
+static bool
+is_poisoned(Probe *probe, const PsyncMessage *message)
+{
+	char		path[MAXPGPATH];
+	char		word[64] = "";
+	FILE	   *file;
+
+	snprintf(path, sizeof(path), "%s/poison", probe->directory);
+	file = fopen(path, "r");
+	if (file == NULL)
+		return false;
+	if (fscanf(file, "%63s", word) != 1)
+		word[0] = '\0';
+	fclose(file);
+	return word[0] != '\0' && strstr(message->body, word) != NULL;
+}
+
 static void
 write_received(Probe *probe, const PsyncMessage *message)
 {
@@ -143,6 +162,11 @@ probe_submit(PsyncTarget *target, const PsyncMessage *message)
 	snprintf(name, sizeof(name), "answer.%s", message->key);
 	if (!read_answer(probe, name, attempt))
 		(void) read_answer(probe, "answer", attempt);
+	if (is_poisoned(probe, message))
+	{
+		strlcpy(attempt->word, "refused", sizeof(attempt->word));
+		attempt->status = 422;
+	}
 	write_received(probe, message);
 	return true;
 }
