@@ -205,7 +205,6 @@ set_back(const PsyncSync *sync, uint64 first)
 Datum
 payment_sync_replay(PG_FUNCTION_ARGS)
 {
-	Oid			schema = get_namespace_oid(PSYNC_SCHEMA, false);
 	TimestampTz since = PG_ARGISNULL(1) ? DT_NOBEGIN : PG_GETARG_TIMESTAMPTZ(1);
 	uint64		from = parse_position(fcinfo, 2);
 	PsyncSync  *sync;
@@ -215,7 +214,7 @@ payment_sync_replay(PG_FUNCTION_ARGS)
 	psync_require_argument(fcinfo, 0, "name");
 
 	/* nothing may be truncated from here to our commit */
-	LockRelationOid(get_relname_relid("sync_state", schema), RowExclusiveLock);
+	psync_log_keep();
 	sync = get_replayable(NameStr(*PG_GETARG_NAME(0)));
 	n = count_replayed(sync, since, from, &first);
 	if (n > 0)

@@ -192,6 +192,13 @@ extern int	psync_log_segment_size; /* MB */
 extern int	psync_log_size_max; /* payment_sync.max_log_size, MB; 0: none */
 
 /*
+ * From now to the end of the transaction no log table is emptied: for who
+ * chooses a position, or moves one back, which counts only once that is
+ * committed.  Waits for a rotation that is under way.
+ */
+extern void psync_log_keep(void);
+
+/*
  * Switch the active table if it is large and the next one is empty, and
  * truncate inactive ones that every sync is done with.  positions() lists the
  * syncs' snapshots A (PsyncSnapshot *); it is called once the locks are held

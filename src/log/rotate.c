@@ -10,17 +10,18 @@
  * a transaction still open (the conditional lock) and after each remaining
  * chunk was seen to be behind every sync.
  *
- * Lock order: sync_state (which keeps new syncs from choosing a start), then
- * the log table.  Both are taken conditionally: writers never wait for a
+ * Lock order: the keep lock (which keeps syncs from choosing a start), then the
+ * log table.  Both are taken conditionally: writers never wait for a
  * rotation, and a rotation never waits.
  *
  * Locks considered.  "X > Y" is: waits for Y while holding X.
  *
  *		writer			(row locks of its own) > log table, shared
  *		reader			log table, shared; waits for nothing
- *		create_sync		sync_state, shared
- *		delivery		its row of sync_state; for a moment
- *		rotation		sync_state, exclusive; log table, exclusive
+ *		create_sync		keep lock, shared
+ *		delivery		its row of sync_state; a consumer of a pull sync for as
+ *						long as it likes, hence no lock on that table here
+ *		rotation		keep lock, exclusive; log table, exclusive
  *
  * The only process that holds an exclusive lock never waits, so none of these
  * can be part of a deadlock.  Waiting for the log table instead was rejected: a
@@ -59,6 +60,12 @@
 #include "compat.h"
 #include "log/log.h"
 #include "log/log_internal.h"
+
+/*
+ * The keep lock is an advisory one of this kind.  Users have 1 and 2,
+ * sync/lock.c has 3 and 4.
+ */
+#define PSYNC_LOCK_KEEP			5
 
 #define NATTS_ROTATION			4
 #define ANUM_ROTATION_ACTIVE	1
@@ -402,6 +409,36 @@ try_truncate(int n, List *positions)
 		truncate_table(n);
 }
 
+/* ---------------------------------------------------------- the keep lock */
+
+static void
+keep_tag(LOCKTAG *tag)
+{
+	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, 0, 0, PSYNC_LOCK_KEEP);
+}
+
+/*
+ * log.h has the contract.
+ */
+void
+psync_log_keep(void)
+{
+	LOCKTAG		tag;
+
+	keep_tag(&tag);
+	(void) LockAcquire(&tag, ShareLock, false, false);
+}
+
+/* To the end of the transaction; false if somebody is at it. */
+static bool
+lock_out_keepers(void)
+{
+	LOCKTAG		tag;
+
+	keep_tag(&tag);
+	return LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
+}
+
 /*
  * Switch to the next table or empty what can be emptied; log.h has the
  * contract.  The usual call finds the active table small and the others empty,
@@ -433,7 +470,7 @@ psync_log_rotate(List *(*positions) (void))
 		return false;
 
 	/* no sync may choose its start while a table is judged */
-	if (!ConditionalLockRelationOid(our_relid("sync_state"), ShareRowExclusiveLock))
+	if (!lock_out_keepers())
 		return false;
 	PushActiveSnapshot(GetLatestSnapshot());
 	done = positions();

@@ -5,7 +5,7 @@
  * Where a sync starts.  Its position is a snapshot: all that this snapshot does
  * not see will be delivered.  It must be taken such that the log still holds
  * all of that when the sync commits.  Rotation truncates only under a lock
- * on sync_state that conflicts with ours, which we take before the snapshot
+ * that conflicts with ours (psync_log_keep()), which we take before the snapshot
  * and hold until commit; so the position is in force from the moment it is
  * chosen.
  */
@@ -178,10 +178,9 @@ refuse_batch(void)
 static char *
 choose_position(void)
 {
-	Oid			schema = get_namespace_oid(PSYNC_SCHEMA, false);
 	char	   *result;
 
-	LockRelationOid(get_relname_relid("sync_state", schema), RowExclusiveLock);
+	psync_log_keep();
 	psync_log_claim();
 	PushActiveSnapshot(GetLatestSnapshot());
 	result = psync_snapshot_text(psync_snapshot_current());

@@ -43,6 +43,7 @@ sub send
 	my ($self, $sql) = @_;
 	my $n = ++$self->{sent};
 	$self->{in} .= "$sql;\n\\echo done $n\n\\warn done $n\n";
+	$self->{timer}->start($seconds);
 	$self->{psql}->pump_nb;
 	return;
 }

@@ -115,20 +115,20 @@ cmp_ok($source->safe_psql('postgres', 'SELECT payment_sync.log_size()'),
 # --------------------------------------------------------------- held, freed
 
 $source->safe_psql('postgres', "SELECT payment_sync.disable_sync('two')");
-traffic(6);
+traffic(3);
 wait_delivered($source, 'one');
 cmp_ok($source->safe_psql('postgres', 'SELECT payment_sync.log_size()'),
-	'>', 6 * 1024 * 1024, 'a disabled sync holds the log');
-cmp_ok(stat($source, 'two', 'log_held'), '>', 6 * 1024 * 1024, 'and stat_sync says so');
+	'>', 3 * 1024 * 1024, 'a disabled sync holds the log');
+cmp_ok(stat($source, 'two', 'log_held'), '>', 3 * 1024 * 1024, 'and stat_sync says so');
 cmp_ok(stat($source, 'one', 'log_held'), '<', 1024 * 1024, 'it is not the other one');
 $source->safe_psql('postgres', "SELECT payment_sync.enable_sync('two')");
 delivered('enabled again');
 log_is('inactive = 0', 'and it lets the log go');
 
 $source->safe_psql('postgres', "SELECT payment_sync.disable_sync('two')");
-traffic(4);
+traffic(3);
 wait_delivered($source, 'one');
-log_is('size > 4 * 1024 * 1024', 'disabled once more, it holds the log');
+log_is('size > 3 * 1024 * 1024', 'disabled once more, it holds the log');
 $source->safe_psql('postgres', "SELECT payment_sync.drop_sync('two')");
 log_is('inactive = 0', 'dropped, it lets the log go, without another change');
 
@@ -148,7 +148,7 @@ WHERE pid = @{[$open->pid]} AND relation::regclass::text ~ '^payment_sync.log_\\
 SQL
 like($table, qr/^payment_sync\.log_\d$/, "an open transaction has written to $table");
 my $file = $source->safe_psql('postgres', "SELECT pg_relation_filenode('$table')");
-traffic(8);
+traffic(4);
 delivered('past an open writer');
 is($source->safe_psql('postgres', "SELECT pg_relation_filenode('$table')"),
 	$file, "its table is kept meanwhile");
