@@ -482,7 +482,7 @@ cursor_params(const PsyncBatch *batch)
 /*
  * Run the chunk's query into "dest", under the active snapshot and by a plan
  * of its own: with the bound's values known it uses the key's index.  A plan
- * is made per chunk, which is nothing beside sending 2 MB.
+ * is made per chunk, which is nothing beside sending 4 MB.
  */
 static void
 run_query(PsyncBatch *batch, DestReceiver *dest)

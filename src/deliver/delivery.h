@@ -12,7 +12,7 @@
 #include "deliver/deliver.h"
 
 /* A chunk is closed when its rows exceed this many bytes … */
-#define PSYNC_CHUNK_ROWS_BYTES	(2 * 1024 * 1024)
+#define PSYNC_CHUNK_ROWS_BYTES	(4 * 1024 * 1024)
 /* … or this many rows. */
 #define PSYNC_CHUNK_ROWS_MAX	65536
 

@@ -22,13 +22,13 @@ use Test::More;
 my $source = start_source('source', conf => "restart_after_crash = on\n");
 my $target = start_target('target');
 
-# 100,000 rows make about ten chunks of 2 MB
+# 100,000 rows make about ten chunks of 4 MB
 my $rows = 100_000;
 both($source, $target, <<'SQL');
 CREATE TABLE pay (id int PRIMARY KEY, no int NOT NULL UNIQUE, v text, w int);
 SQL
 $source->safe_psql('postgres',
-	"INSERT INTO pay SELECT i, 1000000 - i, repeat('x', 150) || i, i FROM generate_series(1, $rows) i");
+	"INSERT INTO pay SELECT i, 1000000 - i, repeat('x', 320) || i, i FROM generate_series(1, $rows) i");
 $target->safe_psql('postgres', <<'SQL');
 CREATE SEQUENCE arrived;
 CREATE FUNCTION halt() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -120,10 +120,13 @@ SQL
 	}
 	else
 	{
+		# the worker must not pass the barrier before it is held again
+		kill 'STOP', $pid;
 		$target->stop('immediate');
 		$holder->{psql}->kill_kill;
 		$target->start;
 		$holder = hold();
+		kill 'CONT', $pid;
 	}
 	$progress = at_barrier();
 	is(join('|', chunks_and_rows($progress)), "$chunks|$n", "it is there again, at the same chunk, $victim killed");
