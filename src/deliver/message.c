@@ -286,7 +286,7 @@ make_slots(PsyncMessages *messages)
 	messages->answered = palloc(n * sizeof(int));
 	for (int i = 0; i < n; i++)
 	{
-		messages->slots[i].refused = palloc(messages->settings.batch_max * sizeof(bool));
+		messages->slots[i].items = palloc(messages->settings.batch_max);
 		messages->free_slots[messages->nfree++] = n - 1 - i;
 	}
 }

@@ -316,7 +316,7 @@ typedef struct PsyncAnswer
 	int			status;
 	int64		retry_after_ms;
 	int64		elapsed_us;
-	bool		partly;			/* refused[] counts */
+	bool		partly;			/* the slot's items[] count */
 	char		reason[256];
 	char		excerpt[1024];
 } PsyncAnswer;
@@ -329,7 +329,8 @@ typedef struct PsyncSlot
 	TimestampTz submitted;
 	bool		answered;
 	PsyncAnswer answer;
-	bool	   *refused;		/* batch_max of them */
+	uint8	   *items;			/* PsyncItemOutcome, batch_max of them */
+	char	  **reasons;		/* the message's; per event, or NULL */
 } PsyncSlot;
 
 typedef enum PsyncBreaker

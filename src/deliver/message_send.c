@@ -231,6 +231,34 @@ copy_text(char *to, size_t size, const char *from)
 }
 
 /*
+ * Why events have failed, kept with their message.  Without memory for it, the
+ * answer's reason has to do: nothing may be raised here.
+ */
+static char **
+copy_reasons(const PsyncOutgoing *message, const PsyncOutcome *outcome)
+{
+	int			n = message->m.nevents;
+	char	  **reasons;
+
+	if (outcome->item_reasons == NULL)
+		return NULL;
+	reasons = MemoryContextAllocExtended(message->context, n * sizeof(char *),
+										 MCXT_ALLOC_NO_OOM | MCXT_ALLOC_ZERO);
+	for (int i = 0; reasons != NULL && i < n; i++)
+	{
+		Size		size;
+
+		if (outcome->item_reasons[i] == NULL)
+			continue;
+		size = Min(strlen(outcome->item_reasons[i]) + 1, sizeof(((PsyncAnswer *) NULL)->reason));
+		reasons[i] = MemoryContextAllocExtended(message->context, size, MCXT_ALLOC_NO_OOM);
+		if (reasons[i] != NULL)
+			copy_text(reasons[i], size, outcome->item_reasons[i]);
+	}
+	return reasons;
+}
+
+/*
  * services->settle(): take note.  Neither raises nor waits.
  */
 static void
@@ -243,12 +271,15 @@ note_answer(PsyncMessages *messages, PsyncSlot *slot, const PsyncOutcome *outcom
 	answer->status = outcome->status;
 	answer->retry_after_ms = outcome->retry_after_ms;
 	answer->elapsed_us = outcome->elapsed_us;
-	answer->partly = outcome->refused != NULL;
+	answer->partly = outcome->items != NULL;
 	copy_text(answer->reason, sizeof(answer->reason), outcome->reason);
 	copy_text(answer->excerpt, sizeof(answer->excerpt), outcome->excerpt);
+	slot->reasons = NULL;
 	if (answer->partly)
-		memcpy(slot->refused, outcome->refused,
-			   slot->message->m.nevents * sizeof(bool));
+	{
+		memcpy(slot->items, outcome->items, slot->message->m.nevents);
+		slot->reasons = copy_reasons(slot->message, outcome);
+	}
 	slot->answered = true;
 	messages->answered[messages->nanswered++] = slot - messages->slots;
 }
@@ -335,41 +366,6 @@ refused(PsyncMessages *messages, PsyncOutgoing *message,
 	}
 }
 
-/* Delivered, but perhaps not every event of it. */
-static void
-delivered(PsyncMessages *messages, PsyncOutgoing *message, PsyncSlot *slot,
-		  TimestampTz now)
-{
-	bool		all_refused = slot->answer.partly;
-
-	psync_breaker_success(messages, now);
-	for (int i = 0; slot->answer.partly && i < message->m.nevents; i++)
-		all_refused &= slot->refused[i];
-	if (all_refused && message->m.nevents == 1)
-	{
-		refused(messages, message, &slot->answer, now);
-		return;
-	}
-	messages->stats.events += message->m.nevents;
-	if (message->parked != NULL)
-	{
-		if (slot->answer.partly)
-			psync_parked_refused(messages, message, &slot->answer);
-		else
-			psync_parked_delivered(messages, message);
-		return;
-	}
-	for (int i = 0; i < message->m.nevents; i++)
-	{
-		if (slot->answer.partly && slot->refused[i])
-			refused_event(messages, psync_outgoing_split(messages, message, i, 1),
-						  &slot->answer, now);
-		else
-			psync_line_settle(messages, message->places[i]);
-	}
-	psync_outgoing_free(message);
-}
-
 /*
  * An attempt has failed for a reason that may pass.  Each message has its own
  * delay; the breaker counts all of them together.
@@ -391,6 +387,147 @@ failed(PsyncMessages *messages, PsyncOutgoing *message,
 													  psync_retry_delay(&messages->settings, message->failures,
 																		answer->retry_after_ms)));
 	psync_breaker_failure(messages, answer, now);
+}
+
+/*
+ * What must not overtake an event that is to be sent again is sent again with
+ * it, whatever the target says of it: a target that took it has seen them in
+ * the wrong order, and sees them in the right one now (P4).
+ */
+static void
+hold_back(const PsyncMessages *messages, const PsyncOutgoing *message, uint8 *items)
+{
+	PsyncKeyTable keys;
+	bool		all = false;
+
+	if (messages->settings.ordering == PSYNC_ORDER_NONE)
+		return;
+	psync_keys_init(&keys, 64);
+	for (int i = 0; i < message->m.nevents; i++)
+	{
+		const PsyncPlace *place = PSYNC_PLACE(&messages->line, message->places[i]);
+
+		for (int k = 0; k < place->nkeys; k++)
+			if (psync_keys_find(&keys, place->keys[k]) != NULL)
+				items[i] = PSYNC_ITEM_RETRY;
+		if (all)
+			items[i] = PSYNC_ITEM_RETRY;
+		if (items[i] != PSYNC_ITEM_RETRY)
+			continue;
+		all = messages->settings.ordering == PSYNC_ORDER_STRICT;
+		for (int k = 0; k < place->nkeys; k++)
+			*psync_keys_enter(&keys, place->keys[k]) = 1;
+	}
+	pfree(keys.keys);
+	pfree(keys.values);
+}
+
+/* How many of a message's events fared like this? */
+static int
+count_items(const uint8 *items, int n, PsyncItemOutcome outcome)
+{
+	int			count = 0;
+
+	for (int i = 0; i < n; i++)
+		count += items[i] == outcome;
+	Assert(count <= n);
+	return count;
+}
+
+/*
+ * Those of a message's events that may succeed later, as a message of its own:
+ * the others are no part of it any more.
+ */
+static void
+retry_items(PsyncMessages *messages, const PsyncOutgoing *message,
+			const PsyncSlot *slot, TimestampTz now)
+{
+	uint64	   *places = palloc(message->m.nevents * sizeof(uint64));
+	PsyncOutgoing *rest;
+	int			n = 0;
+
+	for (int i = 0; i < message->m.nevents; i++)
+		if (slot->items[i] == PSYNC_ITEM_RETRY)
+			places[n++] = message->places[i];
+	Assert(n > 0 && n < message->m.nevents);
+	rest = psync_outgoing_make(messages, places, n);
+	pfree(places);
+
+	/* as old as the whole, so that it is parked if it goes on like this */
+	rest->created = message->created;
+	rest->failures = message->failures + 1;
+	messages->stats.retries++;
+	psync_message_requeue(messages, rest,
+						  TimestampTzPlusMilliseconds(now,
+													  psync_retry_delay(&messages->settings, rest->failures,
+																		slot->answer.retry_after_ms)));
+}
+
+/* A message of the line, some of whose events are delivered or refused. */
+static void
+partly_delivered(PsyncMessages *messages, PsyncOutgoing *message, PsyncSlot *slot,
+				 TimestampTz now)
+{
+	const uint8 *items = slot->items;
+	int			n = message->m.nevents;
+
+	messages->stats.events += count_items(items, n, PSYNC_ITEM_DELIVERED);
+	if (count_items(items, n, PSYNC_ITEM_RETRY) > 0)
+		retry_items(messages, message, slot, now);
+	for (int i = 0; i < n; i++)
+	{
+		PsyncAnswer answer = slot->answer;
+
+		if (slot->reasons != NULL && slot->reasons[i] != NULL)
+			strlcpy(answer.reason, slot->reasons[i], sizeof(answer.reason));
+		if (items[i] == PSYNC_ITEM_REFUSED)
+			refused_event(messages, psync_outgoing_split(messages, message, i, 1),
+						  &answer, now);
+		else if (items[i] == PSYNC_ITEM_DELIVERED)
+			psync_line_settle(messages, message->places[i]);
+	}
+	psync_outgoing_free(message);
+}
+
+/*
+ * Delivered, but perhaps not every event of it.  A target that wants all of
+ * them again is as busy as one that says so by its status.
+ */
+static void
+delivered(PsyncMessages *messages, PsyncOutgoing *message, PsyncSlot *slot,
+		  TimestampTz now)
+{
+	int			n = message->m.nevents;
+
+	if (slot->answer.partly && message->places != NULL)
+		hold_back(messages, message, slot->items);
+	if (slot->answer.partly && count_items(slot->items, n, PSYNC_ITEM_RETRY) == n)
+	{
+		failed(messages, message, &slot->answer, now);
+		return;
+	}
+	psync_breaker_success(messages, now);
+	if (slot->answer.partly && message->parked != NULL)
+	{
+		if (count_items(slot->items, n, PSYNC_ITEM_RETRY) > 0)
+			psync_parked_failed(messages, message, &slot->answer);
+		else
+			psync_parked_refused(messages, message, &slot->answer);
+	}
+	else if (slot->answer.partly)
+		partly_delivered(messages, message, slot, now);
+	else
+	{
+		messages->stats.events += n;
+		if (message->parked != NULL)
+		{
+			psync_parked_delivered(messages, message);
+			return;
+		}
+		for (int i = 0; i < n; i++)
+			psync_line_settle(messages, message->places[i]);
+		psync_outgoing_free(message);
+	}
 }
 
 /* It is not the message's fault: it is as good as never sent. */

@@ -37,7 +37,7 @@
  * Changed whenever a struct in this file changes, so that a stale library is
  * refused instead of crashing: "PS", then a counter.
  */
-#define PSYNC_TRANSPORT_MAGIC	0x50530006
+#define PSYNC_TRANSPORT_MAGIC	0x50530007
 
 #define PSYNC_TRANSPORT_INIT	"payment_sync_transport_init"
 
@@ -309,6 +309,18 @@ typedef enum PsyncOutcomeKind
 } PsyncOutcomeKind;
 
 /*
+ * How one event of a message fared, where an answer tells them apart.  Those
+ * to be sent again keep their ids, and hold back only what must not overtake
+ * them; the message that they come in is another one.
+ */
+typedef enum PsyncItemOutcome
+{
+	PSYNC_ITEM_DELIVERED,
+	PSYNC_ITEM_RETRY,			/* may succeed later: throttled, internal error */
+	PSYNC_ITEM_REFUSED			/* never will */
+} PsyncItemOutcome;
+
+/*
  * How an attempt ended.  Texts come from a target: the transport has capped
  * them and made them valid in the database's encoding, and they hold no
  * secret (P9).  Valid during the call of services->settle() only.
@@ -316,13 +328,14 @@ typedef enum PsyncOutcomeKind
 typedef struct PsyncOutcome
 {
 	PsyncOutcomeKind kind;
-	int			sqlerrcode;		/* 0 if delivered */
+	int			sqlerrcode;		/* 0 if all is delivered */
 	int			status;			/* the protocol's own, e.g. 503; 0: none */
 	int64		retry_after_ms; /* as the target asked, not yet clamped; -1 */
-	const char *reason;			/* one line; NULL if delivered */
+	const char *reason;			/* one line; NULL if all is delivered */
 	const char *excerpt;		/* of the answer, or NULL */
-	const bool *refused;		/* per event of the body: refused although the
-								 * answer is positive; NULL: none */
+	const uint8 *items;			/* if delivered: a PsyncItemOutcome per event of
+								 * the body; NULL: all of them are */
+	const char *const *item_reasons;	/* with items: per event, as reason */
 	int64		elapsed_us;		/* from submission to the answer */
 } PsyncOutcome;
 

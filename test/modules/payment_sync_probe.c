@@ -12,7 +12,7 @@
  *
  * An answer is a word and a number, such as "retry 503": delivered, retry,
  * refused, target, gone, again, hang (never answers), part (refuses the
- * message's first event only).  Without a file the answer is "delivered 200".
+ * message's first event only), later (the same, but to be sent again).  Without a file the answer is "delivered 200".
  * A third word "once" removes the file, a fourth one is Retry-After in ms.
  */
 #include "postgres.h"
@@ -191,7 +191,7 @@ static void
 settle(PsyncTarget *target, const Attempt *attempt)
 {
 	PsyncOutcome outcome = {0};
-	bool	   *refused = palloc0(attempt->nevents * sizeof(bool));
+	uint8	   *items = palloc0(attempt->nevents);
 	instr_time	now;
 
 	INSTR_TIME_SET_CURRENT(now);
@@ -200,10 +200,10 @@ settle(PsyncTarget *target, const Attempt *attempt)
 	outcome.status = attempt->status;
 	outcome.retry_after_ms = attempt->retry_after;
 	outcome.elapsed_us = INSTR_TIME_GET_MICROSEC(now);
-	if (strcmp(attempt->word, "part") == 0)
+	if (strcmp(attempt->word, "part") == 0 || strcmp(attempt->word, "later") == 0)
 	{
-		refused[0] = true;
-		outcome.refused = refused;
+		items[0] = attempt->word[0] == 'p' ? PSYNC_ITEM_REFUSED : PSYNC_ITEM_RETRY;
+		outcome.items = items;
 	}
 	if (outcome.kind != PSYNC_OUTCOME_DELIVERED)
 	{
@@ -212,7 +212,7 @@ settle(PsyncTarget *target, const Attempt *attempt)
 		outcome.excerpt = "an excerpt";
 	}
 	services->settle(target, attempt->handle, &outcome);
-	pfree(refused);
+	pfree(items);
 }
 
 /* Answers all at once, but for those that hang. */

@@ -7,7 +7,8 @@
 //
 //	GET  /_state	what came so far: counts, problems, the table made of the events
 //	GET  /_requests	the last requests: method, url, raw headers, body as base64
-//	POST /_set		behaviour from now on: {fail, status, headers, body, delay, revoke}
+//	POST /_set		behaviour from now on: {fail, status, headers, body, delay, revoke,
+//					items: {style, codes: {ID: [CODE, TIMES]}}}: results per event
 //	POST /token		with "oauth": hands out tokens, which deliveries must bear
 //	anything else	a delivery
 //
@@ -208,7 +209,33 @@ function identity(request, body)
 	return request.headers['content-encoding'] === 'gzip' ? zlib.gunzipSync(body) : body;
 }
 
-function receive(request, raw)
+// Results per event, as EventBridge ("entries") or SQS ("failed") give them.
+// Events whose key's id is listed fail with the code, so many times.
+let itemFailures = new Map();
+
+function applyItems(events)
+{
+	const results = events.map((event, i) =>
+	{
+		const id = String(Object.values(event.key)[0]);
+		const [code, times] = behaviour.items.codes[id] || [];
+		const before = itemFailures.get(event.id) || 0;
+		if (code !== undefined && before < times)
+		{
+			itemFailures.set(event.id, before + 1);
+			return { Id: String(i), code, event: event.id };
+		}
+		apply(event);
+		return { Id: String(i), event: event.id };
+	});
+	if (behaviour.items.style === 'failed')
+		return JSON.stringify({ Successful: results.filter((r) => !r.code).map((r) => ({ Id: r.Id })),
+			Failed: results.filter((r) => r.code).map((r) => ({ Id: r.Id, Code: r.code, SenderFault: false })) });
+	return JSON.stringify({ FailedEntryCount: results.filter((r) => r.code).length,
+		Entries: results.map((r) => r.code ? { ErrorCode: r.code, ErrorMessage: 'no' } : { EventId: r.event }) });
+}
+
+function receive(request, raw, items)
 {
 	state.requests++;
 	requests.push({ method: request.method, url: request.url, version: request.httpVersion,
@@ -229,7 +256,9 @@ function receive(request, raw)
 		problem(`${request.method} ${request.url}: ${error.message}`);
 		return 400;
 	}
-	if (works && (behaviour.status || 200) < 300)
+	if (behaviour.items)
+		items.body = applyItems(events);
+	else if (works && (behaviour.status || 200) < 300)
 		events.forEach(apply);
 	if (config.print)
 		for (const event of events)
@@ -303,8 +332,9 @@ function onRequest(request, response)
 			state.unauthorized = (state.unauthorized || 0) + 1;
 			return answer(response, 401, `no: ${request.headers.authorization}`);
 		}
-		const status = receive(request, body);
-		const finish = () => answer(response, status, behaviour.body || '', behaviour.headers);
+		const items = {};
+		const status = receive(request, body, items);
+		const finish = () => answer(response, status, items.body || behaviour.body || '', behaviour.headers);
 		return behaviour.delay ? setTimeout(finish, behaviour.delay) : finish();
 	});
 }

@@ -6,6 +6,7 @@
  *		request.c	message -> PsyncHttpRequest			(once per attempt)
  *		curl.c		PsyncHttpRequest -> libcurl -> PsyncHttpAnswer
  *		outcome.c	PsyncHttpAnswer -> PsyncOutcome
+ *		items.c		likewise, where the answer tells events apart
  *
  * libcurl calls back (curl.c, address.c).  An error raised there would jump
  * out of libcurl's frames and leave it broken, so nothing called from there
@@ -138,7 +139,9 @@ typedef struct PsyncHttpSettings
 	const char *success_body;	/* or NULL: any */
 	const char *items_path;		/* or NULL: there are no results per event */
 	const char *items_index;	/* or NULL: results are in order */
-	const char *items_error;	/* or NULL: each result is a refusal */
+	const char *items_error;	/* or NULL: each result is a failure */
+	const char *items_code;		/* or NULL: what items_error leads to */
+	const char *items_retry;	/* codes of failures that may pass */
 	PsyncHttpOauth *oauth;		/* or NULL */
 	const char *aws_sigv4;		/* or NULL; as libcurl wants it */
 	const char *aws_userpwd;	/* access key and secret key, by a colon */
@@ -366,6 +369,10 @@ extern void psync_http_outcome(PsyncHttpTransfer *transfer, PsyncOutcome *outcom
 /* Text of a target: capped, valid in our encoding, without our secrets. */
 extern char *psync_http_excerpt(const PsyncHttpSettings *settings,
 								const char *text, size_t size);
+
+/* items.c: results per event; false if the answer has none that fit */
+extern bool psync_http_read_items(const PsyncHttpTransfer *transfer,
+								  PsyncOutcome *outcome);
 
 /* json.c: a member of a JSON text, by path; see there */
 typedef struct PsyncHttpJson

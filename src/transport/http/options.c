@@ -68,7 +68,9 @@ const PsyncOption psync_http_options[] = {
 	{"success_body", SERVER, STRING, "body that acknowledges, white space around it aside (default: any)"},
 	{"items_path", SERVER, STRING, "path to the list of results, one per event, in the answer's JSON, as a.b; . is the answer itself"},
 	{"items_index", SERVER, STRING, "member with the number of the event in the body, from 0 (default: results are in the order of events)"},
-	{"items_error", SERVER, STRING, "member that marks a refused event unless it is null, false or empty (default: each listed event is refused, if items_index is given, else \"error\")"},
+	{"items_error", SERVER, STRING, "path, in a result, to what marks a failure unless it is null, false or empty (default: each listed event has failed, if items_index is given, else \"error\")"},
+	{"items_code", SERVER, STRING, "path, in a result, to the failure's code (default: what items_error leads to, or its member \"code\")"},
+	{"items_retry", SERVER, STRING, "codes of failures that may pass, by commas, * for anything at an end; all others are refusals (default: those of throttling, time-outs and internal errors)"},
 
 	/* as whom; one of four */
 	{"bearer_token", USER, SECRET, "token for \"Authorization: Bearer\""},
@@ -500,6 +502,8 @@ check_server(List *options)
 	check_needs(options, "aws_service", "aws_region");
 	check_needs(options, "items_index", "items_path");
 	check_needs(options, "items_error", "items_path");
+	check_needs(options, "items_code", "items_path");
+	check_needs(options, "items_retry", "items_path");
 }
 
 /*

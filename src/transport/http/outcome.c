@@ -2,7 +2,8 @@
  * outcome.c
  *		From an answer, or the lack of one, to an outcome.
  *
- *		status in success_status, body as wanted	delivered, per-item results
+ *		status in success_status, body as wanted	delivered; results per event
+ *													are read by items.c
  *		408 423 425 429, 5xx but 501 and 505		retry, as Retry-After says
  *		409, with an idempotency key				retry: still being worked on
  *		401 403 404 407								about the target
@@ -172,75 +173,6 @@ is_expected_body(const PsyncHttpSettings *settings, const PsyncHttpAnswer *answe
 		memcmp(at, settings->success_body, length) == 0;
 }
 
-/* Is this entry of the list of results a refusal? */
-static bool
-is_refusal(const PsyncHttpSettings *settings, PsyncHttpJson item)
-{
-	PsyncHttpJson error;
-
-	if (settings->items_error == NULL)
-		return true;
-	return psync_http_json_member(item, settings->items_error, &error) &&
-		psync_http_json_truthy(error);
-}
-
-/* The number of the event that an entry speaks of; -1 if it says none. */
-static int
-item_index(const PsyncHttpSettings *settings, PsyncHttpJson item, int position)
-{
-	PsyncHttpJson index;
-	char	   *text;
-	char	   *end;
-	long		number;
-
-	if (settings->items_index == NULL)
-		return position;
-	if (!psync_http_json_member(item, settings->items_index, &index))
-		return -1;
-	text = psync_http_json_string(index);
-	number = strtol(text, &end, 10);
-	return end == text || *end != '\0' || number < 0 || number > INT_MAX ? -1 : (int) number;
-}
-
-/*
- * Results per event.  False if the answer does not have them as it should:
- * what is not understood is no acknowledgement.
- */
-static bool
-read_items(const PsyncHttpTransfer *transfer, PsyncOutcome *outcome)
-{
-	const PsyncHttpSettings *settings = transfer->session->settings;
-	const PsyncHttpAnswer *answer = &transfer->answer;
-	int			nevents = transfer->message->nevents;
-	bool	   *refused = palloc0(Max(nevents, 1) * sizeof(bool));
-	const char *cursor = NULL;
-	PsyncHttpJson root,
-				list,
-				item;
-	int			n = 0;
-	bool		any = false;
-
-	if (!psync_http_json_parse(answer->body, answer->body_size, &root))
-		return false;
-	if (!psync_http_json_path(root, settings->items_path, &list))
-		/* a list of refusals only may be absent when there are none */
-		return settings->items_index != NULL;
-	while (psync_http_json_element(list, &cursor, &item))
-	{
-		int			index = item_index(settings, item, n++);
-
-		if (index < 0 || index >= nevents)
-			return false;
-		if (is_refusal(settings, item))
-			any = refused[index] = true;
-	}
-	if (settings->items_index == NULL && n != nevents)
-		return false;
-	if (any)
-		outcome->refused = refused;
-	return true;
-}
-
 /*
  * The status says yes; does the rest of the answer agree? If not, the target
  * may have done the work or not: sent again, with the same id, it can tell.
@@ -261,13 +193,12 @@ acknowledge(const PsyncHttpTransfer *transfer, PsyncOutcome *outcome)
 		(!readable || !is_expected_body(settings, answer)))
 		outcome->reason = "the answer's body is not the one that acknowledges";
 	else if (settings->items_path != NULL &&
-			 (!readable || !read_items(transfer, outcome)))
+			 (!readable || !psync_http_read_items(transfer, outcome)))
 		outcome->reason = "the answer does not have the results of the events";
 	if (outcome->reason != NULL)
-	{
-		outcome->kind = PSYNC_OUTCOME_RETRY;
 		outcome->sqlerrcode = ERRCODE_FDW_ERROR;
-	}
+	if (outcome->reason != NULL && outcome->items == NULL)
+		outcome->kind = PSYNC_OUTCOME_RETRY;
 }
 
 /* ---------------------------------------------------------------- status */
@@ -473,5 +404,6 @@ psync_http_outcome(PsyncHttpTransfer *transfer, PsyncOutcome *outcome)
 		outcome_of_status(transfer, outcome);
 	else
 		outcome_of_failure(transfer, outcome);
-	Assert((outcome->kind == PSYNC_OUTCOME_DELIVERED) == (outcome->reason == NULL));
+	Assert((outcome->kind == PSYNC_OUTCOME_DELIVERED && outcome->items == NULL) ==
+		   (outcome->reason == NULL));
 }

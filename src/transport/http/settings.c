@@ -19,6 +19,11 @@
 #define PSYNC_HTTP_CONNECT_TIMEOUT	10
 #define PSYNC_HTTP_TIMEOUT			30
 
+/* Codes with which services say that an event may be sent again. */
+#define PSYNC_HTTP_ITEMS_RETRY \
+	"*throttl*, internal*, *unavailable*, *timeout*, *timedout*, toomanyrequests*, " \
+	"slowdown*, *limitexceeded*, requestthrottled*, 408, 409, 423, 425, 429, 500, 502, 503, 504"
+
 /* The oldest libcurl whose HTTP/2 was found to lose no requests. */
 #define PSYNC_HTTP_SOUND_HTTP2		0x080e00
 
@@ -272,6 +277,8 @@ init_success(PsyncHttpSettings *settings, const PsyncTarget *target)
 	settings->items_error = option(target, "items_error");
 	if (settings->items_error == NULL && settings->items_index == NULL)
 		settings->items_error = "error";
+	settings->items_code = option(target, "items_code");
+	settings->items_retry = option_or(target, "items_retry", PSYNC_HTTP_ITEMS_RETRY);
 }
 
 /* --------------------------------------------------------------- the rest */
