@@ -48,7 +48,13 @@ ALTER SERVER hook OPTIONS (ADD bearer_token 'secret');
 ALTER SERVER hook OPTIONS (ADD items_index 'Id');
 ALTER SERVER hook OPTIONS (ADD aws_region 'eu-central-1');
 ALTER SERVER hook OPTIONS (ADD signer 'custom', ADD signer_header 'X-Signature');
+ALTER SERVER hook OPTIONS (ADD items_retry '*');
 ALTER SERVER hook OPTIONS (ADD signer_hash 'sha512');
+ALTER SERVER hook OPTIONS (ADD signer2_hash 'sha512');
+ALTER SERVER hook OPTIONS (ADD signer3 'custom', ADD signer3_header 'X-Signature');
+ALTER SERVER hook OPTIONS (ADD signer 'github', ADD signer_header 'Content-Length');
+ALTER SERVER hook OPTIONS (ADD signer 'github', ADD signer_header 'X-Sig', ADD signer2 'stripe', ADD signer2_header 'x-sig');
+ALTER SERVER hook OPTIONS (ADD signer5 'github');
 ALTER SERVER hook OPTIONS (ADD signer 'custom', ADD signer_header 'X-Signature',
 	ADD signer_content '{body}', ADD signer_value '{key}');
 ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (ADD bearer_token 'a', ADD user 'b', ADD password 'c');
@@ -63,6 +69,7 @@ ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (SET signing_secret 'whs
 ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (SET signing_secret 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw,');
 ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (SET signing_secret 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw@sesame');
 ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (ADD signer_secret 'ses@me');
+ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (ADD signer4_secret 'ses@me');
 
 -- what only a superuser may set
 SET ROLE regress_payment_sync_http;

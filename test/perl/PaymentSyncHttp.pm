@@ -64,7 +64,7 @@ sub start_node
 	return { harness => $harness, port => $port, out => \$out, err => \$err };
 }
 
-# start_receiver([secret => …, publicKey => …, signer => {…}, cert, key, ca, http2])
+# start_receiver([secret => …, publicKey => …, signers => […], cert, key, ca, http2])
 sub start_receiver
 {
 	my (%config) = @_;

@@ -2,7 +2,7 @@
 //
 //	node receiver.js CONFIG
 //
-// CONFIG is JSON: {secret, publicKey, signer: {scheme, secret}, cert, key, ca,
+// CONFIG is JSON: {secret, publicKey, signers: [{scheme, secret}, …], cert, key, ca,
 // http2, keepAlive, print, oauth: {id, secret, life}}.  It prints "listening PORT" and then serves
 //
 //	GET  /_state	what came so far: counts, problems, the table made of the events
@@ -94,6 +94,16 @@ const schemes = {
 	{
 		if (headers.hmacsignature !== hmac(Buffer.from(secret, 'hex'), body).digest('base64'))
 			throw new Error('adyen: signature does not match');
+	},
+	// a scheme of one's own, with all that a template can do
+	custom(headers, body, secret)
+	{
+		const id = headers['webhook-id'];
+		const [, t] = /^([0-9]+);/.exec(headers['x-signature'] || '') || [];
+		const expected = crypto.createHmac('sha512', Buffer.from(secret, 'base64'))
+			.update(Buffer.concat([Buffer.from(`${id}:${t}:`), body])).digest('base64');
+		if (headers['x-signature'] !== `${t};${id};${expected}`)
+			throw new Error('custom: signature does not match');
 	},
 };
 
@@ -199,8 +209,8 @@ function judge(request, body)
 		checkStandard(request.headers, body);
 	if (config.publicKey)
 		checkEd25519(request.headers, body);
-	if (config.signer)
-		schemes[config.signer.scheme](request.headers, body, config.signer.secret);
+	for (const signer of config.signers || [])
+		schemes[signer.scheme](request.headers, body, signer.secret);
 	return request.method === 'DELETE' ? [] : readEvents(request, body);
 }
 

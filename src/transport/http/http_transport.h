@@ -63,6 +63,7 @@ typedef struct PsyncHttpKey
 /* A template signer; see options signer_…. */
 typedef struct PsyncHttpSigner
 {
+	const char *name;			/* of its first option: "signer", "signer2" … */
 	const char *header;			/* name of the header that bears it */
 	const char *content;		/* template of what is signed */
 	const char *value;			/* template of the header's value */
@@ -149,7 +150,7 @@ typedef struct PsyncHttpSettings
 	const char *client_key;
 	const char *client_key_password;	/* or NULL: the key is not encrypted */
 	List	   *signing_keys;	/* of PsyncHttpKey: Standard Webhooks */
-	PsyncHttpSigner *signer;	/* or NULL */
+	List	   *signers;		/* of PsyncHttpSigner *, in order of their names */
 	List	   *secrets;		/* of char *: never to be shown (P9) */
 } PsyncHttpSettings;
 
@@ -175,7 +176,7 @@ extern void psync_http_settings_add_secret(PsyncHttpSettings *settings,
 /* auth.c: credentials -> headers and what libcurl needs */
 extern void psync_http_auth_init(PsyncHttpSettings *settings, PsyncTarget *target);
 
-/* sign.c */
+/* sign.c; its options are listed in options.c */
 extern void psync_http_sign_init(PsyncHttpSettings *settings, PsyncTarget *target);
 
 /* Keys are OpenSSL's memory, which no context frees.  Does not raise. */

@@ -19,6 +19,7 @@
 #include "common/base64.h"
 #include "utils/builtins.h"
 
+#include "transport/http/http_names.h"
 #include "transport/http/http_time.h"
 #include "transport/message_options.h"
 #include "transport/registry.h"
@@ -34,6 +35,16 @@
 #define USER	PSYNC_ON_USER
 #define BOTH	(PSYNC_ON_SERVER | PSYNC_ON_USER)
 #define SERVER_BY_SUPERUSER (PSYNC_ON_SERVER | PSYNC_BY_SUPERUSER)
+
+/* The options of one template signer; sign.c reads them by the same names. */
+#define SIGNER(name, meaning) \
+	{name, SERVER, ENUM("stripe|github|shopify|adyen|custom"), meaning}, \
+	{name "_header", SERVER, STRING, "header that bears it"}, \
+	{name "_content", SERVER, STRING, "what is signed, of {id}, {timestamp} and {body}"}, \
+	{name "_value", SERVER, STRING, "the header's value, of {id}, {timestamp}, {hex} and {base64}; what stands in [ ] is repeated for each secret"}, \
+	{name "_hash", SERVER, ENUM("sha1|sha256|sha512"), "hash of the HMAC (default sha256)"}, \
+	{name "_key_encoding", SERVER, ENUM("raw|hex|base64"), "what its secrets are written in (default raw; adyen: hex)"}, \
+	{name "_secret", USER, SECRET, "its secrets, by commas; an old one may end: secret@2027-01-31T00:00:00Z"}
 
 const PsyncOption psync_http_options[] = {
 	/* the wrapper's own */
@@ -98,13 +109,10 @@ const PsyncOption psync_http_options[] = {
 
 	/* signed how */
 	{"signing_secret", USER, SECRET, "Standard Webhooks secrets, whsec_… or whsk_… (Ed25519), by commas; an old one may end: secret@2027-01-31T00:00:00Z"},
-	{"signer", SERVER, ENUM("stripe|github|shopify|adyen|custom"), "further signature: a known scheme, or one made of the following"},
-	{"signer_header", SERVER, STRING, "header that bears it"},
-	{"signer_content", SERVER, STRING, "what is signed, of {id}, {timestamp} and {body}"},
-	{"signer_value", SERVER, STRING, "the header's value, of {id}, {timestamp}, {hex} and {base64}; what stands in [ ] is repeated for each secret"},
-	{"signer_hash", SERVER, ENUM("sha1|sha256|sha512"), "hash of the HMAC (default sha256)"},
-	{"signer_key_encoding", SERVER, ENUM("raw|hex|base64"), "what signer_secret is written in (default raw)"},
-	{"signer_secret", USER, SECRET, "its secrets, by commas; an old one may end: secret@2027-01-31T00:00:00Z"},
+	SIGNER("signer", "further signature: a known scheme, or one made of the following"),
+	SIGNER("signer2", "a second one, with options of its own"),
+	SIGNER("signer3", "a third one, likewise"),
+	SIGNER("signer4", "a fourth one, likewise"),
 
 	PSYNC_MESSAGE_OPTIONS,
 
@@ -461,32 +469,66 @@ check_statuses(List *options)
 	}
 }
 
+/* Option "part" of a template signer, by the signer's own name. */
+static char *
+signer_keyword(const char *name, const char *part)
+{
+	return psprintf("%s_%s", name, part);
+}
+
+/*
+ * The header is ours alone: it is none that decides how the request is read,
+ * and no other signer's.
+ */
+static void
+check_signer_header(List *options, const char *name, const char *const *names)
+{
+	char	   *keyword = signer_keyword(name, "header");
+	const char *header = find(options, keyword);
+
+	if (header == NULL)
+		return;
+	check_header_name(options, keyword);
+	for (const char *const *reserved = reserved_headers; *reserved; reserved++)
+	{
+		if (pg_strcasecmp(*reserved, header) == 0)
+			refuse(keyword, psprintf("The header \"%s\" is set by the transport.", *reserved));
+	}
+	for (; strcmp(*names, name) != 0; names++)
+	{
+		const char *other = find(options, signer_keyword(*names, "header"));
+
+		if (other != NULL && pg_strcasecmp(other, header) == 0)
+			refuse(keyword, psprintf("Option \"%s_header\" has the same value.", *names));
+	}
+}
+
 /* A known scheme fills in what is not given, so only "custom" needs it all. */
 static void
-check_signer(List *options)
+check_signer(List *options, const char *name, const char *const *names)
 {
 	static const char *const content[] = {"{id}", "{timestamp}", "{body}", NULL};
 	static const char *const value[] = {"{id}", "{timestamp}", "{hex}", "{base64}", NULL};
-	const char *signer = find(options, "signer");
+	static const char *const parts[] = {"header", "content", "value", "hash", "key_encoding", NULL};
+	const char *signer = find(options, name);
+	char	   *content_keyword = signer_keyword(name, "content");
+	char	   *value_keyword = signer_keyword(name, "value");
 
-	check_header_name(options, "signer_header");
-	if (find(options, "signer_content") != NULL)
-		check_placeholders("signer_content", find(options, "signer_content"), content);
-	check_field_value(options, "signer_value");
-	if (find(options, "signer_value") != NULL)
-		check_placeholders("signer_value", find(options, "signer_value"), value);
+	check_signer_header(options, name, names);
+	if (find(options, content_keyword) != NULL)
+		check_placeholders(content_keyword, find(options, content_keyword), content);
+	check_field_value(options, value_keyword);
+	if (find(options, value_keyword) != NULL)
+		check_placeholders(value_keyword, find(options, value_keyword), value);
 	if (signer != NULL && strcmp(signer, "custom") == 0 &&
-		(find(options, "signer_header") == NULL ||
-		 find(options, "signer_content") == NULL ||
-		 find(options, "signer_value") == NULL))
+		(find(options, signer_keyword(name, "header")) == NULL ||
+		 find(options, content_keyword) == NULL || find(options, value_keyword) == NULL))
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
-				 errmsg("a signer of one's own needs the options signer_header, signer_content and signer_value")));
-	check_needs(options, "signer_header", "signer");
-	check_needs(options, "signer_content", "signer");
-	check_needs(options, "signer_value", "signer");
-	check_needs(options, "signer_hash", "signer");
-	check_needs(options, "signer_key_encoding", "signer");
+				 errmsg("a signer of one's own needs the options %s_header, %s_content and %s_value",
+						name, name, name)));
+	for (const char *const *part = parts; *part; part++)
+		check_needs(options, signer_keyword(name, *part), name);
 }
 
 /* What a server bears that the table cannot judge. */
@@ -497,7 +539,8 @@ check_server(List *options)
 	check_header_name(options, "api_key_header");
 	check_header_name(options, "idempotency_header");
 	check_statuses(options);
-	check_signer(options);
+	for (const char *const *name = psync_http_signer_names; *name; name++)
+		check_signer(options, *name, psync_http_signer_names);
 	check_needs(options, "aws_region", "aws_service");
 	check_needs(options, "aws_service", "aws_region");
 	check_needs(options, "items_index", "items_path");
@@ -537,7 +580,8 @@ check_user(List *options)
 	check_field_value(options, "api_key");
 	check_field_value(options, "aws_session_token");
 	check_secrets(options, "signing_secret", "standard");
-	check_secrets(options, "signer_secret", "raw");
+	for (const char *const *name = psync_http_signer_names; *name; name++)
+		check_secrets(options, signer_keyword(*name, "secret"), "raw");
 }
 
 /* What the option table cannot express; called after psync_options_validate. */

@@ -255,7 +255,7 @@ psync_http_request_create(const PsyncHttpSettings *settings, const PsyncMessage 
 	if (request->url == NULL)
 		return NULL;
 	request->nheaders_max = settings->nheaders + message->nattributes +
-		PSYNC_HTTP_OWN_HEADERS_MAX;
+		list_length(settings->signers) + PSYNC_HTTP_OWN_HEADERS_MAX;
 	request->headers = palloc(request->nheaders_max * sizeof(PsyncHttpHeader));
 	request->with_body = strcmp(request->route->method, "DELETE") != 0;
 

@@ -2,8 +2,9 @@
  * sign.c
  *		Signatures, by which a receiver knows that a body is from here.
  *
- * A target has a list of keys for the Standard Webhooks scheme and one signer
- * made of templates, with keys of its own; each that is there adds its header:
+ * A target has a list of keys for the Standard Webhooks scheme and a list of
+ * signers made of templates, each with keys of its own; each that is there adds
+ * its header, independent of the others:
  *
  *		webhook-signature	per live key "v1,…" (HMAC-SHA256) or "v1a,…"
  *							(Ed25519) of id.timestamp.body, base64, by spaces
@@ -25,6 +26,7 @@
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
+#include "transport/http/http_names.h"
 #include "transport/http/http_time.h"
 #include "transport/http/http_transport.h"
 
@@ -220,50 +222,95 @@ option_or(const PsyncTarget *target, const char *keyword, const char *otherwise)
 	return value != NULL ? value : otherwise;
 }
 
-/* A known scheme gives what the options leave out. */
+/* The keys of a template signer, without which it is none. */
 static void
-init_signer(PsyncHttpSettings *settings, const PsyncTarget *target, const char *name)
+init_signer_keys(PsyncHttpSettings *settings, const PsyncTarget *target,
+				 PsyncHttpSigner *signer, const char *encoding)
 {
-	PsyncHttpSigner *signer = palloc0(sizeof(PsyncHttpSigner));
-	const char *hash = option_or(target, "signer_hash", "sha256");
-	int			known = 0;
+	char	   *keyword = psprintf("%s_secret", signer->name);
 
-	Assert(settings->signer == NULL);
-	while (known_signers[known].name != NULL &&
-		   strcmp(known_signers[known].name, name) != 0)
-		known++;
-	signer->header = option_or(target, "signer_header", known_signers[known].header);
-	signer->content = option_or(target, "signer_content", known_signers[known].content);
-	signer->value = option_or(target, "signer_value", known_signers[known].value);
-	settings->signer = signer;
-	if (signer->header == NULL || signer->content == NULL || signer->value == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
-				 errmsg("the signer of server \"%s\" is incomplete", target->server_name),
-				 errdetail("A signer of one's own needs the options signer_header, signer_content and signer_value.")));
-	keys_from_option(settings, target, "signer_secret",
-					 option_or(target, "signer_key_encoding",
-							   known_signers[known].encoding ?
-							   known_signers[known].encoding : "raw"),
-					 hash, &signer->keys);
+	keys_from_option(settings, target, keyword,
+					 option_or(target, psprintf("%s_key_encoding", signer->name), encoding),
+					 option_or(target, psprintf("%s_hash", signer->name), "sha256"),
+					 &signer->keys);
 	if (signer->keys == NIL)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
 				 errmsg("option \"%s\" of server \"%s\" needs option \"%s\"",
-						"signer", target->server_name, "signer_secret"),
+						signer->name, target->server_name, keyword),
 				 errhint("Set it in the user mapping.")));
+}
+
+/* Two headers of the same name would be read as one, or as none. */
+static void
+check_signer_header(const PsyncHttpSettings *settings, const PsyncTarget *target,
+					const PsyncHttpSigner *signer)
+{
+	ListCell   *lc;
+
+	foreach(lc, settings->signers)
+	{
+		const PsyncHttpSigner *other = lfirst(lc);
+
+		if (other != signer && pg_strcasecmp(other->header, signer->header) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+					 errmsg("two signers of server \"%s\" have the header \"%s\"",
+							target->server_name, signer->header),
+					 errhint("Set %s_header to another one.", signer->name)));
+	}
+}
+
+/* A known scheme gives what the options leave out. */
+static void
+init_signer(PsyncHttpSettings *settings, const PsyncTarget *target, const char *name,
+			const char *scheme)
+{
+	PsyncHttpSigner *signer = palloc0(sizeof(PsyncHttpSigner));
+	int			known = 0;
+
+	Assert(list_length(settings->signers) < PSYNC_HTTP_SIGNERS_MAX);
+	while (known_signers[known].name != NULL &&
+		   strcmp(known_signers[known].name, scheme) != 0)
+		known++;
+	signer->name = name;
+	signer->header = option_or(target, psprintf("%s_header", name), known_signers[known].header);
+	signer->content = option_or(target, psprintf("%s_content", name), known_signers[known].content);
+	signer->value = option_or(target, psprintf("%s_value", name), known_signers[known].value);
+	if (signer->header == NULL || signer->content == NULL || signer->value == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
+				 errmsg("the signer of server \"%s\" is incomplete", target->server_name),
+				 errdetail("A signer of one's own needs the options %s_header, %s_content and %s_value.",
+						   name, name, name)));
+	check_signer_header(settings, target, signer);
+
+	/* in the list before it has keys, so that these are freed in any case */
+	settings->signers = lappend(settings->signers, signer);
+	init_signer_keys(settings, target, signer,
+					 known_signers[known].encoding ? known_signers[known].encoding : "raw");
 }
 
 /* Keys of both kinds; none at all is no mistake. */
 void
 psync_http_sign_init(PsyncHttpSettings *settings, PsyncTarget *target)
 {
-	const char *signer = psync_http_services->option(target, "signer");
-
 	keys_from_option(settings, target, "signing_secret", "standard", "sha256",
 					 &settings->signing_keys);
-	if (signer != NULL)
-		init_signer(settings, target, signer);
+	for (const char *const *name = psync_http_signer_names; *name; name++)
+	{
+		const char *scheme = psync_http_services->option(target, *name);
+		char	   *secret = psprintf("%s_secret", *name);
+
+		if (scheme != NULL)
+			init_signer(settings, target, *name, scheme);
+		else if (psync_http_services->option(target, secret) != NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
+					 errmsg("option \"%s\" of server \"%s\" needs option \"%s\"",
+							secret, target->server_name, *name),
+					 errhint("Set it on the server, or drop the secret from the user mapping.")));
+	}
 }
 
 /* OpenSSL wipes a key when it frees it. */
@@ -287,9 +334,11 @@ free_keys(List *keys)
 void
 psync_http_sign_free(PsyncHttpSettings *settings)
 {
+	ListCell   *lc;
+
 	free_keys(settings->signing_keys);
-	if (settings->signer != NULL)
-		free_keys(settings->signer->keys);
+	foreach(lc, settings->signers)
+		free_keys(((PsyncHttpSigner *) lfirst(lc))->keys);
 }
 
 /* --------------------------------------------------------------- signing */
@@ -514,15 +563,16 @@ psync_http_sign(const PsyncHttpSettings *settings, PsyncHttpRequest *request,
 {
 	Piece		piece = {body, size};
 	char	   *timestamp;
+	ListCell   *lc;
 
 	Assert(strchr(id, '.') == NULL);
-	if (settings->signing_keys == NIL && settings->signer == NULL)
+	if (settings->signing_keys == NIL && settings->signers == NIL)
 		return;
 	timestamp = psprintf(INT64_FORMAT,
 						 now / USECS_PER_SEC +
 						 (int64) (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * SECS_PER_DAY);
 	if (settings->signing_keys != NIL)
 		sign_standard(settings, request, id, timestamp, piece, now);
-	if (settings->signer != NULL)
-		sign_template(settings->signer, request, id, timestamp, piece, now);
+	foreach(lc, settings->signers)
+		sign_template(lfirst(lc), request, id, timestamp, piece, now);
 }

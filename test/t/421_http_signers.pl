@@ -1,0 +1,94 @@
+# 421_http_signers.pl
+#
+# Several signers at once: one target whose requests bear the signatures of
+# Standard Webhooks, Stripe, GitHub, Adyen and a scheme of one's own, each with
+# secrets of its own.  Standard Webhooks is judged by the package
+# standardwebhooks, the others by node:crypto (test/receiver).
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib "$FindBin::Bin/../perl";
+use MIME::Base64;
+use PaymentSyncHttp;
+use PaymentSyncTest;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = start_source('source', conf => "payment_sync.http_allowed_hosts = 'localhost'\n");
+$node->safe_psql('postgres', <<'SQL');
+CREATE EXTENSION payment_sync;
+CREATE TABLE payments (id int PRIMARY KEY, note text);
+SELECT payment_sync.capture_table('payments');
+SQL
+
+my $standard = 'whsec_' . encode_base64('a secret for the judges, ok', '');
+my $adyen = '44782DEF547AAA06C910C43932B1EB0C71FC68D9D0C057550C48EC2ACF6BA056';
+my $custom = encode_base64(join('', map { chr(255 - $_) } 1 .. 48), '');
+my $receiver = start_receiver(secret => $standard, signers => [
+	{ scheme => 'stripe', secret => 'new stripe secret' },
+	{ scheme => 'stripe', secret => 'old stripe secret' },
+	{ scheme => 'github', secret => 'new github secret' },
+	{ scheme => 'adyen', secret => $adyen },
+	{ scheme => 'custom', secret => $custom } ]);
+create_target($node, 'hook', {
+		url => "$receiver->{base}/hook", compression => 'gzip',
+		signer => 'stripe', signer2 => 'github', signer3 => 'adyen',
+		signer4 => 'custom', signer4_header => 'X-Signature', signer4_hash => 'sha512',
+		signer4_content => '{id}:{timestamp}:{body}', signer4_value => '{timestamp};{id};{base64}',
+		signer4_key_encoding => 'base64' },
+	{ signing_secret => $standard,
+		signer_secret => 'new stripe secret, old stripe secret@2999-01-01T00:00:00Z, ended@2020-01-01T00:00:00Z',
+		signer2_secret => 'ended github secret@2020-01-01T00:00:00Z, new github secret, old github secret',
+		signer3_secret => $adyen, signer4_secret => $custom });
+$node->safe_psql('postgres', <<'SQL');
+SELECT payment_sync.create_sync('s', '{payments}', server => 'hook');
+INSERT INTO payments SELECT i, repeat('ümläut ', i) FROM generate_series(1, 20) i;
+SQL
+wait_delivered($node, 's');
+judged_well($receiver, 'five signers');
+is(receiver_state($receiver)->{events}, 20, 'all events have come');
+my $headers = receiver_requests($receiver)->[0]{headers};
+like($headers->{'stripe-signature'}, qr/^t=\d+,v1=[0-9a-f]{64},v1=[0-9a-f]{64}$/,
+	'what is in brackets is there for each secret that has not expired');
+like($headers->{'x-hub-signature-256'}, qr/^sha256=[0-9a-f]{64}$/,
+	'without brackets the newest secret that has not expired signs');
+
+my $preview = $node->safe_psql('postgres', q{SELECT payment_sync.preview_event('s', '{"id": 1}')});
+like($preview, qr/Stripe-Signature: .*\*\*\*/, 'the preview masks signatures');
+unlike($preview, qr/v1=[0-9a-f]{64}|sha256=[0-9a-f]{64}/, 'of all signers');
+
+# one signer is taken away; nothing else changes
+$node->safe_psql('postgres', <<'SQL');
+SELECT payment_sync.drop_sync('s');
+ALTER SERVER hook OPTIONS (DROP signer2);
+ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (DROP signer2_secret);
+SQL
+$preview = $node->safe_psql('postgres', <<'SQL');
+DO $$ BEGIN PERFORM payment_sync.create_sync('s', '{payments}', server => 'hook', enabled => false); END $$;
+SELECT payment_sync.preview_event('s', '{"id": 1}');
+SQL
+like($preview, qr/Stripe-Signature.*HmacSignature.*X-Signature/s, 'the others stay');
+unlike($preview, qr/X-Hub-Signature/, 'a signer can be taken away by itself');
+
+# what only shows when server and mapping come together
+my ($code, $out, $err) = $node->psql('postgres', <<'SQL');
+ALTER SERVER hook OPTIONS (ADD signer2 'github', ADD signer2_header 'hmacsignature');
+ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (ADD signer2_secret 'sesame');
+SELECT payment_sync.preview_event('s', '{"id": 1}');
+SQL
+like($err, qr/two signers of server "hook" have the header "HmacSignature"/i, 'two signers of one header are refused');
+unlike($err, qr/sesame/, 'no secret is shown');
+($code, $out, $err) = $node->psql('postgres', <<'SQL');
+ALTER SERVER hook OPTIONS (DROP signer2, DROP signer2_header);
+SELECT payment_sync.preview_event('s', '{"id": 1}');
+SQL
+like($err, qr/option "signer2_secret" of server "hook" needs option "signer2"/, 'a secret without a signer is refused');
+
+my $log = slurp_file($node->logfile);
+$log =~ s/^.*(?:LOG|STATEMENT): .*?(?=^\d{4}-)//gms;	# what the test itself said
+unlike($log, qr/stripe secret|github secret|$adyen/, 'no secret in the log');
+
+$node->stop;
+done_testing();
