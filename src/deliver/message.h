@@ -14,6 +14,7 @@
  *	message_send.c		attempts and their outcomes
  *	message_retry.c		delays, breaker, rate limit
  *	message_park.c		parked events and dead letters
+ *	message_rows.c		their rows
  *	message_save.c		progress and statistics, made durable
  *
  * Units of work, from small to large:
@@ -508,9 +509,13 @@ extern void psync_parked_failed(PsyncMessages *messages, PsyncOutgoing *message,
 extern void psync_parked_refused(PsyncMessages *messages, PsyncOutgoing *message,
 								 const PsyncAnswer *answer);
 extern PsyncOutgoing *psync_parked_due(PsyncMessages *messages, TimestampTz now);
-extern void psync_row_changes_write(PsyncMessages *messages);
+extern void psync_parked_gather(PsyncMessages *messages, PsyncOutgoing *message,
+								PsyncParked *parked);
 extern void psync_row_changes_done(PsyncMessages *messages);
 extern void psync_park_overdue(PsyncMessages *messages, TimestampTz now);
+
+/* message_rows.c */
+extern void psync_row_changes_write(PsyncMessages *messages);
 
 /* message_save.c */
 extern bool psync_messages_save(PsyncMessages *messages);
