@@ -163,6 +163,7 @@ CREATE TABLE payment_sync.sync_state (
 	window_upto pg_snapshot,
 	window_position bigint NOT NULL DEFAULT 0,
 	window_xid xid8 NOT NULL DEFAULT '0',
+	window_ahead bigint[],
 	pull_window bigint NOT NULL DEFAULT 1,
 	pull_upto pg_snapshot,
 	pull_position bigint NOT NULL DEFAULT 0,
@@ -197,7 +198,11 @@ CREATE TABLE payment_sync.unsettled (
 	excerpt text,
 	error_state text,
 	created timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-	updated timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+	updated timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+	tally_relids oid[] NOT NULL,
+	tally_days date[] NOT NULL,
+	tally_operations text[] NOT NULL,
+	tally_counts integer[] NOT NULL
 );
 CREATE INDEX unsettled_sync_idx ON payment_sync.unsettled (sync, state, id);
 COMMENT ON TABLE payment_sync.unsettled IS 'parked events, which are retried while others go on, and dead letters';
@@ -222,6 +227,34 @@ CREATE TABLE payment_sync.target_stats (
 	started timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE payment_sync.target_stats IS 'what happened at targets that take messages';
+
+-- The books of message targets: src/deliver/message_ledger.c.  "captured" is
+-- what was counted, replays included.
+CREATE TABLE payment_sync.ledger_count (
+	sync uuid NOT NULL REFERENCES payment_sync.sync ON DELETE CASCADE,
+	relid oid NOT NULL,
+	day date NOT NULL,
+	operation text NOT NULL,
+	captured bigint NOT NULL DEFAULT 0,
+	delivered bigint NOT NULL DEFAULT 0,
+	left_out bigint NOT NULL DEFAULT 0,
+	excluded bigint NOT NULL DEFAULT 0,
+	PRIMARY KEY (sync, relid, day, operation)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE payment_sync.ledger_count IS 'what became of the changes that a sync''s position has passed';
+
+CREATE TABLE payment_sync.ledger_manual (
+	sync uuid NOT NULL REFERENCES payment_sync.sync ON DELETE CASCADE,
+	relid oid NOT NULL,
+	day date NOT NULL,
+	operation text NOT NULL,
+	discarded bigint NOT NULL DEFAULT 0,
+	replayed bigint NOT NULL DEFAULT 0,
+	made_by name NOT NULL,
+	made_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+CREATE INDEX ledger_manual_idx ON payment_sync.ledger_manual (sync, relid, day);
+COMMENT ON TABLE payment_sync.ledger_manual IS 'dead letters that people have discarded, and changes that they had sent again';
 
 CREATE TABLE payment_sync.batch (
 	sync uuid NOT NULL REFERENCES payment_sync.sync ON DELETE CASCADE,
@@ -791,6 +824,41 @@ COMMENT ON COLUMN payment_sync.dead_letters.updated IS 'when it was last tried';
 COMMENT ON COLUMN payment_sync.dead_letters.content_type IS 'media type of the body';
 COMMENT ON COLUMN payment_sync.dead_letters.body IS 'what is sent, as it is; only the sync''s owner sees it';
 
+CREATE FUNCTION payment_sync.read_ledger(
+	OUT sync name, OUT "table" regclass, OUT day date, OUT operation text,
+	OUT captured bigint, OUT delivered bigint, OUT left_out bigint, OUT excluded bigint,
+	OUT parked bigint, OUT held bigint, OUT dead bigint, OUT discarded bigint,
+	OUT pending bigint, OUT replayed bigint) RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'payment_sync_read_ledger'
+	LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.read_ledger() IS 'the ledger''s figures, all of one moment';
+
+CREATE VIEW payment_sync.ledger AS
+	SELECT sync, "table", day, operation, captured, delivered, left_out, excluded,
+		parked, held, dead, discarded, pending, replayed,
+		captured + replayed - (delivered + left_out + excluded + parked + held
+			+ dead + discarded + pending) AS difference,
+		captured + replayed = delivered + left_out + excluded + parked + held
+			+ dead + discarded + pending AS balanced
+	FROM payment_sync.read_ledger();
+COMMENT ON VIEW payment_sync.ledger IS 'of targets that take messages: what became of each captured change, by table, day and operation';
+COMMENT ON COLUMN payment_sync.ledger.sync IS 'name of the sync';
+COMMENT ON COLUMN payment_sync.ledger."table" IS 'captured table';
+COMMENT ON COLUMN payment_sync.ledger.day IS 'when the changes were written to the log, in UTC';
+COMMENT ON COLUMN payment_sync.ledger.operation IS 'insert, update, delete or truncate; rows of batches are no changes';
+COMMENT ON COLUMN payment_sync.ledger.captured IS 'changes in the log that the sync had or has to deal with';
+COMMENT ON COLUMN payment_sync.ledger.delivered IS 'the target has taken their events';
+COMMENT ON COLUMN payment_sync.ledger.left_out IS 'the sync''s transform has made no event of them';
+COMMENT ON COLUMN payment_sync.ledger.excluded IS 'the sync leaves out changes of their origin';
+COMMENT ON COLUMN payment_sync.ledger.parked IS 'their events are retried while others go on';
+COMMENT ON COLUMN payment_sync.ledger.held IS 'their events were refused, and hold later ones of their keys';
+COMMENT ON COLUMN payment_sync.ledger.dead IS 'their events are dead letters';
+COMMENT ON COLUMN payment_sync.ledger.discarded IS 'somebody has discarded their events';
+COMMENT ON COLUMN payment_sync.ledger.pending IS 'in the log, and not yet counted elsewhere: waiting, on their way, or delivered since the last save';
+COMMENT ON COLUMN payment_sync.ledger.replayed IS 'counted once more than captured, since replay() has them sent again';
+COMMENT ON COLUMN payment_sync.ledger.difference IS 'captured and replayed, less all that they are accounted for by';
+COMMENT ON COLUMN payment_sync.ledger.balanced IS 'is the difference zero?  If not, a change is unaccounted for';
+
 CREATE FUNCTION payment_sync.retry_dead_letters(
 	name name, ids bigint[] DEFAULT NULL) RETURNS bigint
 	AS 'MODULE_PATHNAME', 'payment_sync_retry_dead_letters'
@@ -1113,7 +1181,7 @@ COMMENT ON EVENT TRIGGER payment_sync_sql_drop IS 'forgets dropped tables, and k
 GRANT USAGE ON SCHEMA payment_sync TO PUBLIC;
 GRANT SELECT ON payment_sync.captured_tables, payment_sync.syncs,
 	payment_sync.stat_sync, payment_sync.progress_batch, payment_sync.changes,
-	payment_sync.stat_target, payment_sync.dead_letters,
+	payment_sync.stat_target, payment_sync.dead_letters, payment_sync.ledger,
 	payment_sync.reconciliations, payment_sync.discrepancies,
 	payment_sync.transport_options
 	TO PUBLIC;

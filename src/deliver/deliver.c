@@ -474,17 +474,15 @@ psync_delivery_shape(PsyncDelivery *delivery, uint32 id)
 	return entry->shape;
 }
 
-/* Fill in shape and table; false if the change does not concern the sync. */
+/* Fill in shape and table; false if it is none of the sync's tables. */
 bool
-psync_delivery_resolve(PsyncDelivery *delivery, PsyncChange *change, uint32 shape_id)
+psync_delivery_locate(PsyncDelivery *delivery, PsyncChange *change, uint32 shape_id)
 {
 	PsyncTableEntry *entry;
 	Oid			relid = shape_id;
 
 	Assert(change->shape == NULL && change->table == NULL);
 
-	if (psync_sync_excludes(delivery->sync, change->origin))
-		return false;
 	if (change->op != PSYNC_TRUNCATE)
 	{
 		change->shape = psync_delivery_shape(delivery, shape_id);
@@ -495,6 +493,14 @@ psync_delivery_resolve(PsyncDelivery *delivery, PsyncChange *change, uint32 shap
 		return false;
 	change->table = entry->table;
 	return true;
+}
+
+/* The same; false also if the sync leaves out changes of this origin. */
+bool
+psync_delivery_resolve(PsyncDelivery *delivery, PsyncChange *change, uint32 shape_id)
+{
+	return !psync_sync_excludes(delivery->sync, change->origin) &&
+		psync_delivery_locate(delivery, change, shape_id);
 }
 
 /*

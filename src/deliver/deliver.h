@@ -92,6 +92,9 @@ extern void psync_delivery_failure(const PsyncDelivery *delivery,
  */
 extern long (*psync_deliver_wait_hook) (void);
 
+/* payment_sync.ledger_retention, in days; 0: for ever */
+extern int	psync_ledger_retention;
+
 /*
  * A reconciliation reads at the target on behalf of a statement, whose snapshot
  * is held meanwhile.  A delivery must hold none.

@@ -93,6 +93,8 @@ extern void psync_batch_free(PsyncBatch *batch);
 extern void psync_delivery_next_transaction(PsyncDelivery *delivery);
 extern void psync_delivery_cycle_transaction(PsyncDelivery *delivery);
 extern bool psync_delivery_changed(PsyncDelivery *delivery);
+extern bool psync_delivery_locate(PsyncDelivery *delivery, PsyncChange *change,
+								  uint32 shape_id);
 extern bool psync_delivery_resolve(PsyncDelivery *delivery, PsyncChange *change,
 								   uint32 shape_id);
 extern void psync_delivery_rotate(PsyncDelivery *delivery);

@@ -68,7 +68,11 @@ add_event(PsyncMessages *messages, const PsyncChange *change)
 	PsyncEvent *event = psync_event_make(messages->writer, change, &keys);
 
 	if (event == NULL)
+	{
+		if (change->op != PSYNC_READ)
+			psync_ledger_note(&messages->line.ledger, change, PSYNC_FATE_LEFT_OUT);
 		return;
+	}
 	if (change->op == PSYNC_TRUNCATE &&
 		messages->settings.ordering == PSYNC_ORDER_KEY)
 	{
@@ -78,6 +82,20 @@ add_event(PsyncMessages *messages, const PsyncChange *change)
 		return;
 	}
 	(void) psync_line_add(messages, event, &keys);
+}
+
+/* A change of the sync's tables, and where it belongs. */
+static void
+take_change(PsyncMessages *messages, const PsyncChange *change)
+{
+	PsyncLedger *ledger = &messages->line.ledger;
+
+	if (psync_sync_excludes(messages->delivery->sync, change->origin))
+		psync_ledger_note(ledger, change, PSYNC_FATE_EXCLUDED);
+	else if (psync_ledger_is_ahead(ledger, change))
+		psync_line_add_recorded(&messages->line, change);
+	else
+		add_event(messages, change);
 }
 
 /* A truncation waits for the line to be empty, then all wait for it. */
@@ -260,10 +278,9 @@ feed(PsyncMessages *messages)
 			end_window(messages);
 			continue;
 		}
-		if (is_settled(messages, &change) ||
-			!psync_delivery_resolve(delivery, &change, shape_id))
-			continue;
-		add_event(messages, &change);
+		if (!is_settled(messages, &change) &&
+			psync_delivery_locate(delivery, &change, shape_id))
+			take_change(messages, &change);
 	}
 	return true;
 }
@@ -307,6 +324,10 @@ resume(PsyncMessages *messages)
 	messages->window_open = psync_reader_open_upto(delivery->reader, upto);
 	messages->skip_position = sync->window_position;
 	messages->skip_xid = sync->window_xid;
+
+	/* until something of it is settled, this is what is saved again */
+	messages->line.settled_position = sync->window_position;
+	messages->line.settled_xid = sync->window_xid;
 }
 
 /*
@@ -332,6 +353,8 @@ psync_messages_open(PsyncDelivery *delivery)
 										  delivery->sync->transform,
 										  delivery->sync->owner);
 	psync_line_init(&messages->line, context, &messages->settings);
+	psync_ledger_init(&messages->line.ledger, context, delivery->sync->ahead,
+					  delivery->sync->nahead);
 	make_slots(messages);
 	dlist_init(&messages->failed);
 	dlist_init(&messages->parked);
@@ -400,7 +423,7 @@ park_time(const PsyncMessages *messages, TimestampTz now)
 
 /* When a message may be sent that may not be now. */
 static TimestampTz
-send_time(const PsyncMessages *messages)
+send_time(PsyncMessages *messages)
 {
 	const PsyncLine *line = &messages->line;
 	TimestampTz next = DT_NOEND;
@@ -410,8 +433,13 @@ send_time(const PsyncMessages *messages)
 		return next;
 	if (messages->pending != NULL && messages->settings.rate_limit > 0)
 		return psync_rate_next(messages);
-	dlist_foreach(iter, unconstify(dlist_head *, &messages->failed))
-		next = earlier(next, dlist_container(PsyncOutgoing, node, iter.cur)->next_at);
+	dlist_foreach(iter, &messages->failed)
+	{
+		const PsyncOutgoing *message = dlist_container(PsyncOutgoing, node, iter.cur);
+
+		if (psync_line_may_send(messages, message))
+			next = earlier(next, message->next_at);
+	}
 	if (psync_line_ready(line) && messages->settings.linger_ms > 0)
 		next = earlier(next,
 					   TimestampTzPlusMilliseconds(PSYNC_PLACE(line, line->ready[line->ready_head & line->mask])->arrived,
@@ -423,7 +451,7 @@ send_time(const PsyncMessages *messages)
 
 /* How long to wait for answers, in ms; -1: until there is one. */
 static long
-wait_time(const PsyncMessages *messages, TimestampTz now)
+wait_time(PsyncMessages *messages, TimestampTz now)
 {
 	TimestampTz next = send_time(messages);
 

@@ -15,6 +15,8 @@
  *	message_retry.c		delays, breaker, rate limit
  *	message_park.c		parked events and dead letters
  *	message_rows.c		their rows
+ *	message_ledger.c	counts: what became of each change
+ *	message_books.c		the view on those
  *	message_save.c		progress and statistics, made durable
  *
  * Units of work, from small to large:
@@ -201,6 +203,8 @@ typedef struct PsyncOutgoing
 	uint32	   *sizes;
 	const PsyncEvent **events;	/* its places', or its own */
 	bool		keeps_events;	/* its places are gone, it frees them */
+	bool		part;			/* of a message that was refused: may have to wait
+								 * for another part */
 	TimestampTz created;
 	TimestampTz next_at;		/* if FAILED */
 	int			failures;		/* attempts that failed */
@@ -214,6 +218,75 @@ extern PsyncOutgoing *psync_outgoing_split(struct PsyncMessages *messages,
 										   PsyncOutgoing *message, int first,
 										   int n);
 extern void psync_outgoing_free(PsyncOutgoing *message);
+
+/* ---------------------------------------------------------------- ledger */
+
+/* What became of a change. */
+typedef enum PsyncFate
+{
+	PSYNC_FATE_OPEN,
+	PSYNC_FATE_DELIVERED,
+	PSYNC_FATE_RECORDED,		/* its event has a row in payment_sync.unsettled */
+	PSYNC_FATE_LEFT_OUT,		/* by the transform */
+	PSYNC_FATE_EXCLUDED			/* by its origin */
+} PsyncFate;
+
+typedef struct PsyncLedgerKey
+{
+	Oid			relid;
+	int32		day;			/* of the change, in UTC, as a date */
+	PsyncOperation op;
+} PsyncLedgerKey;
+
+/* What is counted together. */
+typedef struct PsyncLedgerEntry
+{
+	PsyncLedgerKey key;			/* hash key */
+	/* behind the position, or recorded, since the last save */
+	int64		captured;
+	int64		delivered;
+	int64		left_out;
+	int64		excluded;
+	/* in the gap at hand */
+	bool		in_gap;
+	struct PsyncLedgerEntry *next_in_gap;
+	int64		gap_left_out;
+	int64		gap_excluded;
+} PsyncLedgerEntry;
+
+/* Changes without an event that lie between two places. */
+typedef struct PsyncGap
+{
+	PsyncLedgerEntry *entry;
+	int64		left_out;
+	int64		excluded;
+} PsyncGap;
+
+/* A change that is ahead of the position, and has a row. */
+typedef struct PsyncAhead
+{
+	uint64		position;
+	uint64		xid;
+	bool		met;			/* was read again, and passed over */
+} PsyncAhead;
+
+/* Gaps are numbered from 0; number n is at gaps[n - gaps_base]. */
+typedef struct PsyncLedger
+{
+	MemoryContext context;
+	HTAB	   *entries;
+	PsyncLedgerEntry *last;		/* looked up last */
+	PsyncLedgerEntry *gap;		/* list of entries in the gap at hand */
+	PsyncGap   *gaps;
+	uint64		gaps_size;
+	uint64		gaps_base;
+	uint64		gaps_begin;		/* first that is not passed */
+	uint64		gaps_end;
+	uint64		nrecorded;		/* places in the line that are recorded */
+	PsyncAhead *ahead;			/* by an earlier process; sorted */
+	int			nahead;
+	TimestampTz pruned_at;
+} PsyncLedger;
 
 /* ------------------------------------------------------------------ line */
 
@@ -239,6 +312,10 @@ typedef struct PsyncPlace
 	TimestampTz arrived;
 	PsyncEvent *event;			/* freed when settled … */
 	bool		event_kept;		/* … unless its message keeps it */
+	PsyncLedgerEntry *ledger;	/* NULL: a batch's row, which is not counted */
+	PsyncFate	fate;			/* when settled */
+	bool		recorded;		/* its event has a row, or gets one */
+	uint64		gaps;			/* end of those before it */
 } PsyncPlace;
 
 /* The end of a window in the line. */
@@ -249,6 +326,7 @@ typedef struct PsyncMark
 	PsyncReadHint hint;
 	uint64		windows;		/* that are counted as one */
 	uint64		bytes;
+	uint64		gaps;			/* end of those before it */
 } PsyncMark;
 
 #define PSYNC_MARKS_MAX		256
@@ -269,6 +347,7 @@ typedef struct PsyncLine
 	uint64		nbehind;
 	PsyncKeyTable keys;			/* key -> last place */
 	uint32		batch;			/* serial number of the batch being made */
+	PsyncLedger ledger;
 
 	/* how far it is settled */
 	PsyncMark	marks[PSYNC_MARKS_MAX];
@@ -294,11 +373,19 @@ extern void psync_line_init(PsyncLine *line, MemoryContext context,
 extern bool psync_line_has_room(const PsyncLine *line);
 extern uint64 psync_line_add(struct PsyncMessages *messages, PsyncEvent *event,
 							 const PsyncEventKeys *keys);
-extern void psync_line_settle(struct PsyncMessages *messages, uint64 n);
+extern void psync_line_add_recorded(PsyncLine *line, const PsyncChange *change);
+extern void psync_line_settle(struct PsyncMessages *messages, uint64 n,
+							  PsyncFate fate);
 extern void psync_line_mark(PsyncLine *line, const char *upto,
 							const PsyncReadHint *hint, uint64 bytes);
 extern int	psync_line_take(struct PsyncMessages *messages, uint64 *places);
 extern void psync_line_recheck(struct PsyncMessages *messages);
+extern bool psync_line_waits_for_part(struct PsyncMessages *messages,
+									  const PsyncOutgoing *message);
+extern bool psync_line_waits_for_parked(struct PsyncMessages *messages,
+										const PsyncOutgoing *message);
+extern bool psync_line_may_send(struct PsyncMessages *messages,
+								const PsyncOutgoing *message);
 extern bool psync_line_ready(const PsyncLine *line);
 
 static inline bool
@@ -515,7 +602,31 @@ extern void psync_row_changes_done(PsyncMessages *messages);
 extern void psync_park_overdue(PsyncMessages *messages, TimestampTz now);
 
 /* message_rows.c */
+extern void psync_row_changes_record(PsyncMessages *messages);
 extern void psync_row_changes_write(PsyncMessages *messages);
+
+/* message_ledger.c */
+extern void psync_ledger_init(PsyncLedger *ledger, MemoryContext context,
+							  const uint64 *numbers, int n);
+extern int32 psync_ledger_day(TimestampTz at);
+extern PsyncLedgerEntry *psync_ledger_entry(PsyncLedger *ledger, Oid relid,
+											TimestampTz at, PsyncOperation op);
+extern void psync_ledger_note(PsyncLedger *ledger, const PsyncChange *change,
+							  PsyncFate fate);
+extern uint64 psync_ledger_boundary(PsyncLedger *ledger);
+extern void psync_ledger_pass(PsyncLedger *ledger, uint64 boundary);
+extern void psync_ledger_pass_place(PsyncLedger *ledger, const PsyncPlace *place);
+extern void psync_ledger_record(PsyncMessages *messages,
+								const PsyncOutgoing *message);
+extern void psync_ledger_tally(PsyncMessages *messages,
+							   const PsyncOutgoing *message, Datum *values);
+extern bool psync_ledger_is_ahead(PsyncLedger *ledger, const PsyncChange *change);
+extern int	psync_ledger_ahead(PsyncMessages *messages, uint64 **numbers);
+extern void psync_ledger_save(PsyncLedger *ledger, const pg_uuid_t *sync);
+extern void psync_ledger_saved(PsyncLedger *ledger);
+
+/* message_books.c */
+extern void psync_ledger_replayed(const PsyncSync *sync, uint64 first);
 
 /* message_save.c */
 extern bool psync_messages_save(PsyncMessages *messages);

@@ -40,14 +40,16 @@ PG_FUNCTION_INFO_V1(payment_sync_latency_quantile);
 
 /*
  * Run a command on the rows of the sync named by the first argument: those
- * whose ids are listed in the second, or all dead letters.
+ * whose ids are listed in the second, or all dead letters.  Its third parameter
+ * is who asks.
  */
 static uint64
 run_on_letters(FunctionCallInfo fcinfo, const char *command)
 {
-	Oid			types[2] = {UUIDOID, INT8ARRAYOID};
-	Datum		values[2];
-	char		nulls[3] = "  ";
+	Oid			types[3] = {UUIDOID, INT8ARRAYOID, NAMEOID};
+	Datum		values[3];
+	char		nulls[4] = "   ";
+	NameData	user;
 	PsyncSync  *sync;
 	uint64		n;
 
@@ -56,7 +58,9 @@ run_on_letters(FunctionCallInfo fcinfo, const char *command)
 	values[0] = UUIDPGetDatum(&sync->id);
 	values[1] = PG_GETARG_DATUM(1);
 	nulls[1] = PG_ARGISNULL(1) ? 'n' : ' ';
-	n = psync_owner_execute(command, 2, types, values, nulls);
+	namestrcpy(&user, GetUserNameFromId(GetUserId(), false));
+	values[2] = NameGetDatum(&user);
+	n = psync_owner_execute(command, 3, types, values, nulls);
 	SPI_finish();
 	psync_definition_changed();
 	return n;
@@ -75,7 +79,7 @@ payment_sync_retry_dead_letters(PG_FUNCTION_ARGS)
 								   " next_at = clock_timestamp(), updated = clock_timestamp()"
 								   " WHERE id IN (SELECT id FROM payment_sync.unsettled"
 								   "  WHERE sync = $1 AND state IN ('dead', 'held')"
-								   "  AND ($2 IS NULL OR id = ANY ($2))"
+								   "  AND ($2 IS NULL OR id = ANY ($2)) AND $3 IS NOT NULL"
 								   "  ORDER BY id LIMIT 10000)"));
 }
 
@@ -87,9 +91,16 @@ Datum
 payment_sync_discard_dead_letters(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_INT64(run_on_letters(fcinfo,
-								   "DELETE FROM payment_sync.unsettled WHERE sync = $1"
+								   "WITH gone AS (DELETE FROM payment_sync.unsettled WHERE sync = $1"
 								   " AND (id = ANY ($2)"
-								   "  OR $2 IS NULL AND state IN ('dead', 'held'))"));
+								   "  OR $2 IS NULL AND state IN ('dead', 'held')) RETURNING *),"
+								   " noted AS (INSERT INTO payment_sync.ledger_manual"
+								   "  (sync, relid, day, operation, discarded, made_by)"
+								   "  SELECT g.sync, t.relid, t.day, t.operation, sum(t.n), $3"
+								   "  FROM gone g, unnest(g.tally_relids, g.tally_days,"
+								   "   g.tally_operations, g.tally_counts) t (relid, day, operation, n)"
+								   "  GROUP BY 1, 2, 3, 4)"
+								   " SELECT id FROM gone"));
 }
 
 /* ------------------------------------------------------------------ replay */
@@ -116,6 +127,22 @@ get_replayable(const char *name)
 				 errdetail("It has applied all of them, and would refuse to go back."),
 				 errhint("Copy tables anew with payment_sync.batch_sync().")));
 	return sync;
+}
+
+/*
+ * Nobody moves the position from here to our commit: what it has passed is
+ * what will be counted as sent again.
+ */
+static void
+lock_state(const PsyncSync *sync)
+{
+	Oid			types[1] = {UUIDOID};
+	Datum		values[1] = {UUIDPGetDatum(&sync->id)};
+
+	Assert(sync->has_state);
+	(void) psync_owner_execute("SELECT FROM payment_sync.sync_state WHERE sync = $1"
+							   " FOR UPDATE", 1, types, values, NULL);
+	SPI_finish();
 }
 
 static uint64
@@ -189,7 +216,7 @@ set_back(const PsyncSync *sync, uint64 first)
 	values[1] = Int64GetDatum((int64) first - 1);
 	values[2] = CStringGetTextDatum(PSYNC_BEFORE_ALL);
 	(void) psync_owner_execute("UPDATE payment_sync.sync_state SET window_upto = position,"
-							   " window_position = $2, window_xid = '9223372036854775807',"
+							   " window_position = $2, window_xid = '9223372036854775807', window_ahead = NULL,"
 							   " position = $3::pg_snapshot, hint_filenode = DEFAULT,"
 							   " hint_block = DEFAULT, generation = generation + 1"
 							   " WHERE sync = $1",
@@ -215,10 +242,12 @@ payment_sync_replay(PG_FUNCTION_ARGS)
 
 	/* nothing may be truncated from here to our commit */
 	psync_log_keep();
+	lock_state(get_replayable(NameStr(*PG_GETARG_NAME(0))));
 	sync = get_replayable(NameStr(*PG_GETARG_NAME(0)));
 	n = count_replayed(sync, since, from, &first);
 	if (n > 0)
 	{
+		psync_ledger_replayed(sync, first);
 		set_back(sync, first);
 		psync_definition_changed();
 	}

@@ -276,9 +276,13 @@ PsyncOutgoing *
 psync_outgoing_split(PsyncMessages *messages, PsyncOutgoing *message, int first,
 					 int n)
 {
+	PsyncOutgoing *part;
+
 	Assert(message->places != NULL);
 	Assert(first >= 0 && n >= 1 && first + n <= message->m.nevents);
-	return psync_outgoing_make(messages, message->places + first, n);
+	part = psync_outgoing_make(messages, message->places + first, n);
+	part->part = true;
+	return part;
 }
 
 /*

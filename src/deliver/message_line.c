@@ -28,6 +28,8 @@
 #define PSYNC_LINE_MAX		32768
 /* Bytes of events after which none is added; what is in bodies comes on top. */
 #define PSYNC_LINE_BYTES	(8 * 1024 * 1024)
+/* Likewise for what lies between places: 24 bytes each. */
+#define PSYNC_LINE_GAPS		(64 * 1024)
 
 /*
  * An empty line, with room for twice what can be under way, so that there is
@@ -63,7 +65,9 @@ bool
 psync_line_has_room(const PsyncLine *line)
 {
 	return line->tail - line->head <= line->mask &&
-		(line->bytes < PSYNC_LINE_BYTES || psync_line_is_empty(line));
+		(psync_line_is_empty(line) ||
+		 (line->bytes < PSYNC_LINE_BYTES &&
+		  line->ledger.gaps_end - line->ledger.gaps_begin < PSYNC_LINE_GAPS));
 }
 
 /*
@@ -153,6 +157,10 @@ psync_line_add(PsyncMessages *messages, PsyncEvent *event,
 	place->xid = event->xid;
 	place->arrived = GetCurrentTimestamp();
 	line->bytes += event_bytes(event);
+	place->gaps = psync_ledger_boundary(&line->ledger);
+	if (event->op != PSYNC_READ)
+		place->ledger = psync_ledger_entry(&line->ledger, event->table->table->relid,
+										   event->at, event->op);
 
 	if (messages->settings.ordering == PSYNC_ORDER_KEY)
 	{
@@ -197,6 +205,7 @@ pass_marks(PsyncLine *line)
 			pfree(line->done);
 		line->done = mark->upto;
 		line->done_hint = mark->hint;
+		psync_ledger_pass(&line->ledger, mark->gaps);
 		line->done_windows += mark->windows;
 		line->done_bytes += mark->bytes;
 		line->settled_position = 0;
@@ -220,6 +229,8 @@ advance(PsyncLine *line)
 	{
 		PsyncPlace *place = PSYNC_PLACE(line, line->head);
 
+		psync_ledger_pass_place(&line->ledger, place);
+
 		/* rows of a batch have no position of their own in the log */
 		if (place->xid != 0)
 		{
@@ -233,17 +244,41 @@ advance(PsyncLine *line)
 }
 
 /*
- * The place's event is delivered, left out, or written down elsewhere.
+ * The change's event has a row since before this process began: a place that
+ * is settled already, lest the position pass it unnoticed.
  */
 void
-psync_line_settle(PsyncMessages *messages, uint64 n)
+psync_line_add_recorded(PsyncLine *line, const PsyncChange *change)
+{
+	PsyncPlace *place = PSYNC_PLACE(line, line->tail++);
+
+	Assert(line->tail - line->head <= line->mask + 1);
+
+	memset(place, 0, sizeof(*place));
+	place->state = PSYNC_PLACE_SETTLED;
+	place->fate = PSYNC_FATE_RECORDED;
+	place->recorded = true;
+	place->position = change->position;
+	place->xid = change->xid;
+	place->gaps = psync_ledger_boundary(&line->ledger);
+	line->ledger.nrecorded++;
+	advance(line);
+}
+
+/*
+ * The place's event is delivered, or written down elsewhere.
+ */
+void
+psync_line_settle(PsyncMessages *messages, uint64 n, PsyncFate fate)
 {
 	PsyncLine  *line = &messages->line;
 	PsyncPlace *place = PSYNC_PLACE(line, n);
 
 	Assert(n >= line->head && n < line->tail);
 	Assert(place->state == PSYNC_PLACE_TAKEN);
+	Assert(fate == PSYNC_FATE_DELIVERED || fate == PSYNC_FATE_RECORDED);
 	place->state = PSYNC_PLACE_SETTLED;
+	place->fate = fate;
 	line->bytes -= event_bytes(place->event);
 	line->settled_at = place->event->at;
 	if (place->event->op == PSYNC_READ)
@@ -292,6 +327,7 @@ psync_line_mark(PsyncLine *line, const char *upto, const PsyncReadHint *hint,
 		pfree(last->upto);
 	last->upto = MemoryContextStrdup(line->context, upto);
 	last->hint = *hint;
+	last->gaps = psync_ledger_boundary(&line->ledger);
 	last->windows++;
 	last->bytes += bytes;
 	pass_marks(line);
@@ -333,6 +369,74 @@ join_successors(PsyncMessages *messages, uint64 *places, int i, int n)
 		}
 	}
 	return n;
+}
+
+/*
+ * A part of a message that was refused may hold events whose predecessors are
+ * in another part: these must be settled first (P4).
+ */
+bool
+psync_line_waits_for_part(PsyncMessages *messages, const PsyncOutgoing *message)
+{
+	PsyncLine  *line = &messages->line;
+
+	if (!message->part || messages->settings.ordering != PSYNC_ORDER_KEY)
+		return false;
+	Assert(message->places != NULL && message->parked == NULL);
+
+	/* as when a batch is made: predecessors within the message do not count */
+	line->batch++;
+	for (int i = 0; i < message->m.nevents; i++)
+	{
+		PsyncPlace *place = PSYNC_PLACE(line, message->places[i]);
+		int			inside = place->batch == line->batch ? place->in_batch : 0;
+
+		if (place->blockers > inside)
+			return true;
+		for (int k = 0; k < place->nkeys; k++)
+		{
+			PsyncPlace *next;
+
+			if (place->next[k] == 0)
+				continue;
+			next = PSYNC_PLACE(line, place->next[k]);
+			if (next->batch != line->batch)
+				next->in_batch = 0;
+			next->batch = line->batch;
+			next->in_batch++;
+		}
+	}
+	return false;
+}
+
+/*
+ * They may have been parked meanwhile; then it is to be parked as well.
+ */
+bool
+psync_line_waits_for_parked(PsyncMessages *messages, const PsyncOutgoing *message)
+{
+	if (!message->part || messages->nparked == 0)
+		return false;
+	for (int i = 0; i < message->m.nevents; i++)
+	{
+		PsyncPlace *place = PSYNC_PLACE(&messages->line, message->places[i]);
+
+		if (psync_parked_blocks(messages, place->nkeys, place->keys,
+								message->events[i]->table->table->relid, false))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * May a message of those that wait for their next attempt have it, as far as
+ * order is concerned?
+ */
+bool
+psync_line_may_send(PsyncMessages *messages, const PsyncOutgoing *message)
+{
+	return !psync_line_waits_for_part(messages, message) &&
+		!psync_line_waits_for_parked(messages, message);
 }
 
 /*

@@ -4,9 +4,10 @@
  *
  * Both are rows of payment_sync.unsettled, body and all.  A row is written in
  * the transaction that lets the settled position pass its events
- * (message_save.c), so an event is in the log or in a row or at the target,
- * never nowhere.  Until that transaction has committed the events keep their
- * places in the line.
+ * (message_save.c) or before, so an event is in the log or in a row or at the
+ * target, never nowhere.  Until that transaction has committed the events keep
+ * their places in the line.  Places of rows that the position has not passed
+ * yet are saved as well (message_ledger.c), so none gets a second row.
  *
  * Of a parked message only what order needs is kept in memory: the hashes of
  * its keys and the tables it is about.  Its body is read when its time has
@@ -270,7 +271,9 @@ psync_park_overdue(PsyncMessages *messages, TimestampTz now)
 	{
 		PsyncOutgoing *message = dlist_container(PsyncOutgoing, node, iter.cur);
 
-		if (is_overdue(messages, message, now))
+		if ((is_overdue(messages, message, now) ||
+			 psync_line_waits_for_parked(messages, message)) &&
+			!psync_line_waits_for_part(messages, message))
 			(void) psync_park(messages, message);
 	}
 	for (int i = 0; i < messages->nslots; i++)
@@ -302,7 +305,7 @@ psync_bury(PsyncMessages *messages, PsyncOutgoing *message,
  * where they are, which is in the events.
  */
 static void
-settle_places(PsyncMessages *messages, PsyncOutgoing *message)
+settle_places(PsyncMessages *messages, PsyncOutgoing *message, PsyncFate fate)
 {
 	uint64	   *places = message->places;
 
@@ -311,7 +314,7 @@ settle_places(PsyncMessages *messages, PsyncOutgoing *message)
 	for (int i = 0; i < message->m.nevents; i++)
 	{
 		PSYNC_PLACE(&messages->line, places[i])->event_kept = message->keeps_events;
-		psync_line_settle(messages, places[i]);
+		psync_line_settle(messages, places[i], fate);
 	}
 }
 
@@ -325,7 +328,7 @@ psync_parked_delivered(PsyncMessages *messages, PsyncOutgoing *message)
 	{
 		/* it has no row yet, and needs none any more */
 		drop_change(messages, unsaved_insertion(messages, parked));
-		settle_places(messages, message);
+		settle_places(messages, message, PSYNC_FATE_DELIVERED);
 	}
 	else
 		add_change(messages, PSYNC_ROW_DELETE, parked)->parked = NULL;
@@ -428,7 +431,7 @@ psync_row_changes_done(PsyncMessages *messages)
 		messages->nchanges--;
 		if (message != NULL)
 		{
-			settle_places(messages, message);
+			settle_places(messages, message, PSYNC_FATE_RECORDED);
 			if (change->op == PSYNC_ROW_BURY)
 				psync_outgoing_free(message);
 			else

@@ -136,6 +136,7 @@ make_engine(PsyncTarget *target, const char *transform, Oid owner)
 	messages->writer = psync_event_writer(target, &messages->settings, transform,
 										  owner);
 	psync_line_init(&messages->line, CurrentMemoryContext, &messages->settings);
+	psync_ledger_init(&messages->line.ledger, CurrentMemoryContext, NULL, 0);
 	return messages;
 }
 

@@ -23,14 +23,23 @@
 static const char insert_command[] =
 	"INSERT INTO payment_sync.unsettled (sync, state, event_id, events, relids,"
 	" keys, truncate, type, schema, \"table\", operation, key, content_type,"
-	" attributes, body, failures, next_at, status, reason, excerpt, error_state)"
+	" attributes, body, failures, next_at, status, reason, excerpt, error_state,"
+	" tally_relids, tally_days, tally_operations, tally_counts)"
 	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15,"
-	" $16, $17, $18, $19, $20, $21) RETURNING id";
+	" $16, $17, $18, $19, $20, $21, $22, $23, $24, $25) RETURNING id";
 
 static const char update_command[] =
 	"UPDATE payment_sync.unsettled SET state = $2, failures = $3, next_at = $4,"
 	" status = $5, reason = $6, excerpt = $7, error_state = $8,"
 	" updated = clock_timestamp() WHERE id = $1";
+
+static const char delete_command[] =
+	"WITH gone AS (DELETE FROM payment_sync.unsettled WHERE id = $1 RETURNING *)"
+	" INSERT INTO payment_sync.ledger_count AS l (sync, relid, day, operation, delivered)"
+	" SELECT g.sync, t.* FROM gone g,"
+	" unnest(g.tally_relids, g.tally_days, g.tally_operations, g.tally_counts) t"
+	" ON CONFLICT (sync, relid, day, operation) DO UPDATE SET"
+	" delivered = l.delivered + excluded.delivered";
 
 static Datum
 text_utf8(const char *utf8)
@@ -121,11 +130,12 @@ set_message(Datum *values, const PsyncMessage *m)
 static int64
 insert_row(PsyncMessages *messages, PsyncRowChange *change)
 {
-	Oid			types[21] = {UUIDOID, TEXTOID, TEXTOID, INT4OID, OIDARRAYOID,
+	Oid			types[25] = {UUIDOID, TEXTOID, TEXTOID, INT4OID, OIDARRAYOID,
 		INT8ARRAYOID, BOOLOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
-	TEXTOID, TEXTARRAYOID, BYTEAOID, INT4OID, TIMESTAMPTZOID, INT4OID, TEXTOID, TEXTOID, TEXTOID};
-	Datum		values[21] = {0};
-	char		nulls[22] = "                     ";
+	TEXTOID, TEXTARRAYOID, BYTEAOID, INT4OID, TIMESTAMPTZOID, INT4OID, TEXTOID, TEXTOID, TEXTOID,
+	OIDARRAYOID, DATEARRAYOID, TEXTARRAYOID, INT4ARRAYOID};
+	Datum		values[25] = {0};
+	char		nulls[26] = "                         ";
 	PsyncOutgoing *message = change->message;
 	PsyncParked *parked = change->parked;
 	PsyncParked own = {0};
@@ -149,7 +159,8 @@ insert_row(PsyncMessages *messages, PsyncRowChange *change)
 	values[16] = TimestampTzGetDatum(parked ? parked->next_at : 0);
 	nulls[16] = parked != NULL && parked->next_at != 0 ? ' ' : 'n';
 	set_answer(&values[17], &nulls[17], &change->answer);
-	(void) psync_owner_execute(insert_command, 21, types, values, nulls);
+	psync_ledger_tally(messages, message, &values[21]);
+	(void) psync_owner_execute(insert_command, 25, types, values, nulls);
 	id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
 									 1, &isnull));
 	SPI_finish();
@@ -174,15 +185,35 @@ update_row(PsyncRowChange *change, const char *state)
 	SPI_finish();
 }
 
+/*
+ * Delivered after all.  If the row is gone by now, its events were discarded
+ * while they were on their way, and that is how they were counted.
+ */
 static void
 delete_row(int64 id)
 {
 	Oid			types[1] = {INT8OID};
 	Datum		values[1] = {Int64GetDatum(id)};
 
-	(void) psync_owner_execute("DELETE FROM payment_sync.unsettled WHERE id = $1",
-							   1, types, values, NULL);
+	(void) psync_owner_execute(delete_command, 1, types, values, NULL);
 	SPI_finish();
+}
+
+/*
+ * Before the position is saved: which places' events get rows by this save.
+ */
+void
+psync_row_changes_record(PsyncMessages *messages)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &messages->changes)
+	{
+		PsyncRowChange *change = dlist_container(PsyncRowChange, node, iter.cur);
+
+		if (change->op == PSYNC_ROW_PARK || change->op == PSYNC_ROW_BURY)
+			psync_ledger_record(messages, change->message);
+	}
 }
 
 /*

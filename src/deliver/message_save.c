@@ -4,7 +4,7 @@
  *
  * One transaction holds: how far all is settled, the parked events and dead
  * letters that were passed, what became of earlier ones, how the target fares,
- * and the counters.  It need not wait for its own WAL to be flushed: if it is
+ * the counters, and the books (message_ledger.c).  It need not wait for its own WAL to be flushed: if it is
  * lost it is lost as a whole, and its events are sent again with the same ids
  * (P6); and no truncation of the log that relies on it can be on disk before
  * it, since that comes later in the WAL.
@@ -190,11 +190,6 @@ set_window(PsyncMessages *messages, PsyncSyncProgress *progress)
 		return;
 	progress->window_position = line->settled_position;
 	progress->window_xid = line->settled_xid;
-	if (line->settled_position < messages->skip_position)
-	{
-		progress->window_position = messages->skip_position;
-		progress->window_xid = messages->skip_xid;
-	}
 }
 
 /*
@@ -208,7 +203,10 @@ save_position(PsyncMessages *messages)
 	PsyncDelivery *delivery = messages->delivery;
 	PsyncLine  *line = &messages->line;
 	PsyncSyncProgress progress = {0};
+	uint64	   *ahead = NULL;
 
+	progress.nahead = psync_ledger_ahead(messages, &ahead);
+	progress.ahead = ahead;
 	progress.position = line->done;
 	progress.hint = line->done != NULL ? &line->done_hint : NULL;
 	progress.windows = line->done_windows;
@@ -254,6 +252,7 @@ forget_saved(PsyncMessages *messages)
 	messages->unsaved_since = 0;
 	messages->failure_unsaved = messages->success_unsaved = false;
 	messages->saved_at = GetCurrentTimestamp();
+	psync_ledger_saved(&line->ledger);
 	reset_stats(&messages->stats);
 }
 
@@ -283,12 +282,14 @@ psync_messages_save(PsyncMessages *messages)
 							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 	if (chunk)
 		delivery->unsaved.rows_read += delivery->batch->nrows;
+	psync_row_changes_record(messages);
 	if (!save_position(messages))
 	{
 		MemoryContextSwitchTo(old);
 		return false;
 	}
 	psync_row_changes_write(messages);
+	psync_ledger_save(&messages->line.ledger, &delivery->sync->id);
 	if (chunk)
 		psync_batch_delivered(delivery, delivery->batch);
 	if (messages->failure_unsaved)

@@ -87,7 +87,7 @@ failed_due(PsyncMessages *messages, TimestampTz now)
 	{
 		PsyncOutgoing *message = dlist_container(PsyncOutgoing, node, iter.cur);
 
-		if (message->next_at <= now)
+		if (message->next_at <= now && psync_line_may_send(messages, message))
 			return take_failed(messages, message);
 	}
 	return NULL;
@@ -111,8 +111,10 @@ probe(PsyncMessages *messages, TimestampTz now)
 		return psync_line_ready(&messages->line) ? take(messages) : NULL;
 	dlist_foreach(iter, &messages->failed)
 	{
-		if (strict || skip-- == 0)
-			return take_failed(messages, dlist_container(PsyncOutgoing, node, iter.cur));
+		PsyncOutgoing *message = dlist_container(PsyncOutgoing, node, iter.cur);
+
+		if (strict || (skip-- <= 0 && psync_line_may_send(messages, message)))
+			return take_failed(messages, message);
 	}
 	return NULL;
 }
@@ -343,7 +345,8 @@ refused_event(PsyncMessages *messages, PsyncOutgoing *message,
 
 /*
  * The target refused several events as a whole; perhaps one of them is at
- * fault.  Halves are tried until it is found.
+ * fault.  Halves are tried until it is found; the second one waits for the
+ * first if they share a key.
  */
 static void
 refused(PsyncMessages *messages, PsyncOutgoing *message,
@@ -454,6 +457,7 @@ retry_items(PsyncMessages *messages, const PsyncOutgoing *message,
 	pfree(places);
 
 	/* as old as the whole, so that it is parked if it goes on like this */
+	rest->part = true;
 	rest->created = message->created;
 	rest->failures = message->failures + 1;
 	messages->stats.retries++;
@@ -484,7 +488,7 @@ partly_delivered(PsyncMessages *messages, PsyncOutgoing *message, PsyncSlot *slo
 			refused_event(messages, psync_outgoing_split(messages, message, i, 1),
 						  &answer, now);
 		else if (items[i] == PSYNC_ITEM_DELIVERED)
-			psync_line_settle(messages, message->places[i]);
+			psync_line_settle(messages, message->places[i], PSYNC_FATE_DELIVERED);
 	}
 	psync_outgoing_free(message);
 }
@@ -525,7 +529,7 @@ delivered(PsyncMessages *messages, PsyncOutgoing *message, PsyncSlot *slot,
 			return;
 		}
 		for (int i = 0; i < n; i++)
-			psync_line_settle(messages, message->places[i]);
+			psync_line_settle(messages, message->places[i], PSYNC_FATE_DELIVERED);
 		psync_outgoing_free(message);
 	}
 }

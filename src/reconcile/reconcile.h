@@ -290,8 +290,6 @@ extern void psync_reconcile_pause(PsyncReconcile *rec);
 /* request.c */
 extern PsyncSync *psync_reconcile_sync(const char *name);
 extern void psync_check_reconcile_transaction(const char *function);
-extern Tuplestorestate *psync_result_begin(FunctionCallInfo fcinfo, TupleDesc *desc);
-extern void psync_result_put_spi(Tuplestorestate *store, TupleDesc desc);
 extern int64 psync_run_argument(FunctionCallInfo fcinfo);
 extern int64 psync_interval_ms(const Interval *interval);
 

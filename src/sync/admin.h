@@ -7,6 +7,7 @@
 
 #include "utils/array.h"
 #include "utils/rel.h"
+#include "utils/tuplestore.h"
 
 #include "sync/sync.h"
 
@@ -69,6 +70,10 @@ extern void psync_refuse_mirror(const char *server);
  * It has one parameter, unless type is InvalidOid.
  */
 extern List *psync_owner_names(const char *command, Oid type, Datum value);
+
+/* result.c */
+extern Tuplestorestate *psync_result_begin(FunctionCallInfo fcinfo, TupleDesc *desc);
+extern void psync_result_put_spi(Tuplestorestate *store, TupleDesc desc);
 
 /* state.c */
 extern void psync_sync_set_reason(const char *name, const char *reason);

@@ -31,7 +31,7 @@ static const char progress_command[] =
 	"  clock_timestamp() - GREATEST(saved, clock_timestamp() - interval '5 s')), 0.5)::float8,"
 	" saved = clock_timestamp(),"
 	" window_upto = $12::pg_snapshot, window_position = $13,"
-	" window_xid = $14::text::xid8"
+	" window_xid = $14::text::xid8, window_ahead = $16"
 	" WHERE sync = $1 AND generation = COALESCE($15, generation)";
 
 /*
@@ -62,6 +62,23 @@ set_time(Datum *value, char *null, TimestampTz time)
 {
 	*null = time != 0 ? ' ' : 'n';
 	*value = TimestampTzGetDatum(time);
+}
+
+/*
+ * A bigint[], or NULL if there are none.
+ */
+static void
+set_numbers(Datum *value, char *null, const uint64 *numbers, int n)
+{
+	Datum	   *elements = palloc(Max(n, 1) * sizeof(Datum));
+
+	Assert(n == 0 || numbers != NULL);
+
+	for (int i = 0; i < n; i++)
+		elements[i] = Int64GetDatum((int64) numbers[i]);
+	*null = n > 0 ? ' ' : 'n';
+	*value = PointerGetDatum(construct_array(elements, n, INT8OID, sizeof(int64),
+											 FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 }
 
 /*
@@ -104,11 +121,11 @@ set_hint(Datum *values, char *nulls, const PsyncReadHint *hint)
 bool
 psync_sync_save_progress(const pg_uuid_t *id, const PsyncSyncProgress *progress)
 {
-	Oid			types[15] = {UUIDOID, TEXTOID, TEXTOID, OIDARRAYOID, INT8ARRAYOID,
+	Oid			types[16] = {UUIDOID, TEXTOID, TEXTOID, OIDARRAYOID, INT8ARRAYOID,
 		INT8OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID,
-	TEXTOID, INT8OID, INT8OID, INT4OID};
-	Datum		values[15];
-	char		nulls[16] = "               ";
+	TEXTOID, INT8OID, INT8OID, INT4OID, INT8ARRAYOID};
+	Datum		values[16];
+	char		nulls[17] = "                ";
 	uint64		saved;
 
 	/* a hint is about a position; windows and changes only grow */
@@ -131,7 +148,8 @@ psync_sync_save_progress(const pg_uuid_t *id, const PsyncSyncProgress *progress)
 	values[13] = Int64GetDatum((int64) progress->window_xid);
 	nulls[14] = progress->generation != NULL ? ' ' : 'n';
 	values[14] = Int32GetDatum(progress->generation ? *progress->generation : 0);
-	saved = psync_owner_execute(progress_command, 15, types, values, nulls);
+	set_numbers(&values[15], &nulls[15], progress->ahead, progress->nahead);
+	saved = psync_owner_execute(progress_command, 16, types, values, nulls);
 	SPI_finish();
 	return saved > 0;
 }

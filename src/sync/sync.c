@@ -35,7 +35,7 @@
 	" s.transform, st.window_upto::text, st.window_position, st.window_xid::text::int8," \
 	" st.generation, st.failing_since," \
 	" EXISTS (SELECT FROM payment_sync.unsettled u WHERE u.sync = s.id" \
-	"  AND u.state = 'parked')" \
+	"  AND u.state = 'parked'), st.window_ahead" \
 	" FROM payment_sync.sync s" \
 	" LEFT JOIN payment_sync.sync_state st ON st.sync = s.id AND " \
 	IN_FORCE
@@ -119,6 +119,20 @@ get_text_list(Datum value)
 	return result;
 }
 
+/* A bigint[] without nulls, in the current memory context. */
+uint64 *
+psync_numbers_read(Datum value, int *n)
+{
+	ArrayType  *array = DatumGetArrayTypeP(value);
+	uint64	   *numbers;
+
+	Assert(!ARR_HASNULL(array) && ARR_ELEMTYPE(array) == INT8OID);
+	*n = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
+	numbers = palloc(Max(*n, 1) * sizeof(uint64));
+	memcpy(numbers, ARR_DATA_PTR(array), *n * sizeof(uint64));
+	return numbers;
+}
+
 /* The window at hand of a target that takes messages, and how it fares. */
 static void
 get_window(HeapTuple row, TupleDesc desc, PsyncSync *sync)
@@ -136,6 +150,9 @@ get_window(HeapTuple row, TupleDesc desc, PsyncSync *sync)
 	value = get_datum(row, desc, 23, &isnull);
 	sync->failing_since = isnull ? 0 : DatumGetTimestampTz(value);
 	sync->parked = DatumGetBool(get_datum(row, desc, 24, &isnull));
+	value = get_datum(row, desc, 25, &isnull);
+	if (!isnull)
+		sync->ahead = psync_numbers_read(value, &sync->nahead);
 }
 
 /*

@@ -47,6 +47,9 @@ typedef struct PsyncSync
 	char	   *window_upto;	/* its B as text, or NULL */
 	uint64		window_position;	/* up to here (and xid) all is settled */
 	uint64		window_xid;
+	uint64	   *ahead;			/* position and xid of changes that are
+								 * settled beyond that; */
+	int			nahead;			/* numbers, two per change */
 	int32		generation;		/* changed when the position was set by hand */
 	TimestampTz failing_since;	/* 0: not failing */
 	bool		parked;			/* there are parked events */
@@ -69,6 +72,8 @@ typedef struct PsyncSyncProgress
 	const char *window_upto;	/* NULL: no window is begun */
 	uint64		window_position;
 	uint64		window_xid;
+	const uint64 *ahead;		/* settled beyond that: as in PsyncSync */
+	int			nahead;
 	const int32 *generation;	/* must still be this; NULL: any */
 } PsyncSyncProgress;
 
@@ -109,6 +114,8 @@ extern bool psync_sync_excludes(const PsyncSync *sync, const char *origin);
 /* Identity of this change log: a uuid made at CREATE EXTENSION, as text. */
 extern char *psync_log_identity(void);
 extern void psync_log_claim(void);
+
+extern uint64 *psync_numbers_read(Datum value, int *n);
 
 /*
  * The session lock that the process delivering a sync holds.  Shared by the

@@ -628,7 +628,7 @@ start_anew(const PsyncSync *sync, bool batch)
 		" ON CONFLICT (sync) DO UPDATE SET position = excluded.position, restart = true,"
 		" target_position = NULL, hint_filenode = DEFAULT, hint_block = DEFAULT,"
 		" pull_upto = NULL, pull_position = 0, pull_xid = DEFAULT,"
-		" window_upto = NULL, generation = sync_state.generation + 1, failing_since = NULL,"
+		" window_upto = NULL, window_ahead = NULL, generation = sync_state.generation + 1, failing_since = NULL,"
 		" pull_window = sync_state.pull_window + 1, released = false, log_full_at = NULL,"
 		" failures = 0, retry_at = NULL, disabled_reason = NULL",
 		2, types, values, NULL);

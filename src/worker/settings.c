@@ -12,6 +12,7 @@
 #include "miscadmin.h"
 #include "utils/guc.h"
 
+#include "deliver/deliver.h"
 #include "worker/shmem.h"
 
 /* Initial values as below; documented at DefineCustomIntVariable. */
@@ -98,9 +99,25 @@ psync_settings_define_delays(void)
 							NULL, NULL, NULL);
 }
 
+/*
+ * What a delivery keeps of what it did.
+ */
+static void
+psync_settings_define_books(void)
+{
+	DefineCustomIntVariable("payment_sync.ledger_retention",
+							"Sets for how many days the ledger keeps what is settled.",
+							"0 keeps it for ever.",
+							&psync_ledger_retention,
+							0, 0, 36500,
+							PGC_SIGHUP, 0,
+							NULL, NULL, NULL);
+}
+
 void
 psync_settings_init(void)
 {
 	psync_settings_define_sizes();
 	psync_settings_define_delays();
+	psync_settings_define_books();
 }

@@ -7,8 +7,9 @@
 //
 //	GET  /_state	what came so far: counts, problems, the table made of the events
 //	GET  /_requests	the last requests: method, url, raw headers, body as base64
-//	POST /_set		behaviour from now on: {fail, status, headers, body, delay, revoke,
-//					items: {style, codes: {ID: [CODE, TIMES]}}}: results per event
+//	POST /_set		behaviour from now on: {fail, refuse, status, headers, body, delay, revoke,
+//					items: {style, codes: {ID: [CODE, TIMES]}}}: results per event;
+//					refuse: answer 422 to what holds this text
 //	POST /token		with "oauth": hands out tokens, which deliveries must bear
 //	anything else	a delivery
 //
@@ -35,6 +36,7 @@ const state = {
 	duplicates: 0,		// events that had come before
 	problems: [],		// whatever was not as it should be
 	stale: 0,			// events that came behind a newer one of the same key
+	counts: {},			// different events by table, operation and day
 };
 let behaviour = {};
 const table = new Map();		// key -> {position, row}
@@ -179,6 +181,11 @@ function apply(event)
 	}
 	seen.add(event.id);
 	state.events++;
+	if (event.at !== undefined)
+	{
+		const kind = `${event.table} ${event.operation} ${event.at.slice(0, 10)}`;
+		state.counts[kind] = (state.counts[kind] || 0) + 1;
+	}
 	if (event.operation === 'truncate')
 	{
 		table.clear();
@@ -266,6 +273,8 @@ function receive(request, raw, items)
 		problem(`${request.method} ${request.url}: ${error.message}`);
 		return 400;
 	}
+	if (behaviour.refuse && identity(request, raw).includes(behaviour.refuse))
+		return 422;
 	if (behaviour.items)
 		items.body = applyItems(events);
 	else if (works && (behaviour.status || 200) < 300)
