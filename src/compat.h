@@ -29,6 +29,17 @@
 #define psync_wait_event_new(name)	((void) (name), (uint32) PG_WAIT_EXTENSION)
 #endif
 
+/* Sets of events are kept with a resource owner since 17, in a context before. */
+#include "storage/latch.h"
+#if PG_VERSION_NUM >= 180000
+#include "storage/waiteventset.h"
+#endif
+#if PG_VERSION_NUM >= 170000
+#define psync_create_wait_event_set(n)	CreateWaitEventSet(NULL, (n))
+#else
+#define psync_create_wait_event_set(n)	CreateWaitEventSet(TopMemoryContext, (n))
+#endif
+
 /* A process's index into ProcGlobal->allProcs. */
 #if PG_VERSION_NUM >= 170000
 #define psync_my_proc_number()		((uint32) MyProcNumber)

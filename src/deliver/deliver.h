@@ -19,6 +19,9 @@ typedef enum PsyncDeliverResult
 	PSYNC_DELIVER_DONE,			/* a window was delivered; maybe more */
 	PSYNC_DELIVER_WAIT,			/* the target is down; the delivery stays open,
 								 * psync_delivery_failure() says till when */
+	PSYNC_DELIVER_WATCH,		/* answers are to come, and the process has other
+								 * things to do: psync_delivery_watch() says
+								 * what for to wait */
 	PSYNC_DELIVER_YIELD,		/* a session wants the sync's lock */
 	PSYNC_DELIVER_GONE			/* the sync is dropped, disabled or changed:
 								 * close the delivery */
@@ -71,6 +74,14 @@ extern TimestampTz psync_delivery_unsaved_since(PsyncDelivery *delivery);
  */
 extern TimestampTz psync_delivery_wake_at(const PsyncDelivery *delivery);
 
+/*
+ * After PSYNC_DELIVER_WATCH: the delivery has something to do when the socket
+ * returned is readable (PGINVALID_SOCKET: there is none), or at *until at the
+ * latest (DT_NOEND: never).
+ */
+extern pgsocket psync_delivery_watch(const PsyncDelivery *delivery,
+									 TimestampTz *until);
+
 /* Why a delivery waits, after PSYNC_DELIVER_WAIT; it has been recorded. */
 typedef struct PsyncDeliveryFailure
 {
@@ -94,6 +105,12 @@ extern long (*psync_deliver_wait_hook) (void);
 
 /* payment_sync.ledger_retention, in days; 0: for ever */
 extern int	psync_ledger_retention;
+
+/*
+ * May a delivery that takes messages wait for their answers itself?  Set by the
+ * worker layer: true if it has nothing else to look after.  NULL: yes.
+ */
+extern bool (*psync_deliver_alone_hook) (void);
 
 /*
  * A reconciliation reads at the target on behalf of a statement, whose snapshot

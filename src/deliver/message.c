@@ -16,6 +16,8 @@
  *				psync_delivery_wake_at()
  *		DONE	there is more, but others should have a look in
  *		YIELD	a session wants the sync
+ *		WATCH	answers are to come, or some time; the worker waits for all of
+ *				its targets at once, see psync_delivery_watch()
  *		WAIT	the target is down: nothing is to be tried before
  *				psync_delivery_failure()'s time
  *		GONE	close the delivery; its successor goes on from what is saved
@@ -247,6 +249,7 @@ feed(PsyncMessages *messages)
 	PsyncDelivery *delivery = messages->delivery;
 	bool		looked = false;
 
+	messages->more = false;
 	for (int n = 0; n < PSYNC_FEED_MAX; n++)
 	{
 		PsyncChange change;
@@ -282,6 +285,7 @@ feed(PsyncMessages *messages)
 			psync_delivery_locate(delivery, &change, shape_id))
 			take_change(messages, &change);
 	}
+	messages->more = true;
 	return true;
 }
 
@@ -449,22 +453,43 @@ send_time(PsyncMessages *messages)
 	return next;
 }
 
-/* How long to wait for answers, in ms; -1: until there is one. */
-static long
-wait_time(PsyncMessages *messages, TimestampTz now)
+/* When there is something to do even if no answer comes. */
+static TimestampTz
+next_time(PsyncMessages *messages, TimestampTz now)
 {
 	TimestampTz next = send_time(messages);
 
+	if (messages->more)
+		return now;
 	if (messages->unsaved_since != 0)
 		next = earlier(next, TimestampTzPlusMilliseconds(messages->unsaved_since,
 														 PSYNC_GROUP_MS));
 	if (messages->nchanges > 0)
 		next = earlier(next, TimestampTzPlusMilliseconds(messages->saved_at,
 														 PSYNC_ROWS_MS));
-	next = earlier(next, park_time(messages, now));
+	return earlier(next, park_time(messages, now));
+}
+
+/* How long to wait for answers, in ms; -1: until there is one. */
+static long
+wait_time(PsyncMessages *messages, TimestampTz now)
+{
+	TimestampTz next = next_time(messages, now);
+
 	if (next == DT_NOEND)
 		return -1;
 	return next <= now ? 0 : TimestampDifferenceMilliseconds(now, next);
+}
+
+/*
+ * May we wait here?  Not if the process has other things to do, and can be
+ * told what we wait for.
+ */
+static bool
+may_wait(const PsyncMessages *messages)
+{
+	return messages->transport->watch == NULL ||
+		psync_deliver_alone_hook == NULL || psync_deliver_alone_hook();
 }
 
 /*
@@ -616,6 +641,7 @@ psync_messages_step(PsyncDelivery *delivery)
 	while (now < TimestampTzPlusMilliseconds(started, PSYNC_STEP_MS))
 	{
 		uint64		settled = messages->line.settled;
+		bool		watch = false;
 		long		wait;
 
 		if (!look_around(messages) || !feed(messages))
@@ -637,7 +663,11 @@ psync_messages_step(PsyncDelivery *delivery)
 		messages->nanswered = 0;
 		if (!save_is_due(messages, now) &&
 			(messages->in_flight > 0 || messages->pending != NULL || wait >= 0))
-			psync_messages_poll(messages, wait);
+		{
+			watch = wait != 0 && !may_wait(messages);
+			psync_messages_poll(messages, watch ? 0 : wait);
+			watch &= messages->nanswered == 0;
+		}
 		now = GetCurrentTimestamp();
 		worked |= messages->nanswered > 0 || messages->line.settled != settled;
 
@@ -653,6 +683,8 @@ psync_messages_step(PsyncDelivery *delivery)
 			(void) psync_messages_save(messages);
 			return PSYNC_DELIVER_YIELD;
 		}
+		if (watch)
+			return worked ? PSYNC_DELIVER_DONE : PSYNC_DELIVER_WATCH;
 		psync_delivery_cycle_transaction(delivery);
 	}
 	return PSYNC_DELIVER_DONE;
@@ -670,6 +702,23 @@ psync_delivery_wake_at(const PsyncDelivery *delivery)
 		messages->parked_next == DT_NOEND)
 		return 0;
 	return Max(messages->parked_next, 1);
+}
+
+/* deliver.h has the contract. */
+pgsocket
+psync_delivery_watch(const PsyncDelivery *delivery, TimestampTz *until)
+{
+	PsyncMessages *messages = delivery->messages;
+	TimestampTz now = GetCurrentTimestamp();
+	long		timeout_ms = -1;
+	pgsocket	socket;
+
+	Assert(messages != NULL && messages->transport->watch != NULL);
+	socket = messages->transport->watch(messages->target, &timeout_ms);
+	*until = next_time(messages, now);
+	if (timeout_ms >= 0)
+		*until = earlier(*until, TimestampTzPlusMilliseconds(now, timeout_ms));
+	return socket;
 }
 
 /* After PSYNC_DELIVER_WAIT. */

@@ -513,6 +513,8 @@ typedef struct PsyncMessages
 								 * all behind it for a truncation */
 	PsyncEvent *fenced;			/* the truncation, not yet in the line */
 	uint64		fenced_relid;
+	bool		more;			/* feeding stopped for other work, not for lack
+								 * of changes */
 	bool		chunk_open;		/* rows of a batch are being fed, or settled */
 	const char *chunk_at;		/* next row */
 	uint64		chunk_xmax;		/* of the snapshot it was read under */

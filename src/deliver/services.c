@@ -17,6 +17,7 @@
 #include "transport/registry.h"
 
 long		(*psync_deliver_wait_hook) (void) = NULL;
+bool		(*psync_deliver_alone_hook) (void) = NULL;
 bool		psync_deliver_reading = false;
 
 /*

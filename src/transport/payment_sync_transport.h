@@ -37,7 +37,7 @@
  * Changed whenever a struct in this file changes, so that a stale library is
  * refused instead of crashing: "PS", then a counter.
  */
-#define PSYNC_TRANSPORT_MAGIC	0x50530007
+#define PSYNC_TRANSPORT_MAGIC	0x50530008
 
 #define PSYNC_TRANSPORT_INIT	"payment_sync_transport_init"
 
@@ -358,6 +358,15 @@ typedef struct PsyncMessageTransport
 	 * services->wait() only.
 	 */
 	void		(*poll) (PsyncTarget *target, long timeout_ms);
+
+	/*
+	 * Optional.  What poll() would wait for, so that one process can wait for
+	 * several targets: returns a descriptor that becomes readable when poll()
+	 * has something to do, PGINVALID_SOCKET if nothing is under way, and in
+	 * *timeout_ms after what time there is anyway (-1: never).  Does not wait.
+	 * Without it a target under way holds up the process's others.
+	 */
+	pgsocket	(*watch) (PsyncTarget *target, long *timeout_ms);
 
 	/*
 	 * Optional.  The request that submit() would send, secrets masked.

@@ -183,7 +183,8 @@ psync_neighbour_wanted_at(TimestampTz now)
 		PsyncServed *other = dlist_container(PsyncServed, node, iter.cur);
 
 		if (other == psync_serve.serving ||
-			(!other->pending && (untaken & PSYNC_WAKE_CHANGES) == 0))
+			(!other->pending && !other->watched &&
+			 (untaken & PSYNC_WAKE_CHANGES) == 0))
 			continue;
 		if (!other->owned && other->not_before <= now)
 			(void) psync_neighbour_served_elsewhere(other);

@@ -53,15 +53,17 @@ psync_serve_init(PsyncSharedWorker *slot)
 										  "payment_sync served syncs",
 										  ALLOCSET_SMALL_SIZES);
 	psync_deliver_wait_hook = psync_neighbour_waiting;
+	psync_deliver_alone_hook = psync_watch_alone;
 }
 
 /* It may have something to deliver; since when, if it did not before. */
-static void
+void
 psync_served_mark(PsyncServed *served, TimestampTz now)
 {
 	if (!served->pending)
 		served->pending_since = now;
 	served->pending = true;
+	served->watched = false;
 }
 
 /* Note what the messages mean for our syncs. */
@@ -123,6 +125,7 @@ psync_serve_enlist(const PsyncSync *sync)
 	if (!psync_served_due(served, now))
 		served->pending_since = now;
 	served->pending = true;
+	served->watched = false;
 
 	/*
 	 * The time of the next attempt is taken from the table, where someone may
@@ -266,6 +269,8 @@ psync_serve_pass(void)
 			served->wake_at = 0;
 			psync_served_mark(served, now);
 		}
+		if (served->watched && served->watch_until <= now)
+			psync_served_mark(served, now);
 		if (!psync_served_due(served, now))
 			continue;
 
@@ -311,7 +316,7 @@ psync_serve_save_one(PsyncServed *served)
 }
 
 /* Since when something of this sync is unsaved; 0 if nothing is. */
-static TimestampTz
+TimestampTz
 psync_served_unsaved_since(const PsyncServed *served)
 {
 	return served->delivery == NULL ? 0 :
@@ -341,6 +346,9 @@ psync_serve_save(bool all)
 
 		error = psync_serve_save_one(served);
 		saved |= error == NULL;
+		/* what saving has settled may set others free */
+		if (error == NULL && served->watched)
+			psync_served_mark(served, now);
 		if (error != NULL)
 		{
 			if (psync_serve.end_by == PSYNC_NEVER)
@@ -367,6 +375,8 @@ psync_serve_next_time(void)
 			next = Min(next, served->not_before);
 		else if (served->wake_at != 0)
 			next = Min(next, Max(served->wake_at, served->not_before));
+		if (served->watched)
+			next = Min(next, served->watch_until);
 		if (since != 0)
 			next = Min(next, psync_after(since, PSYNC_SAVE_MS));
 	}

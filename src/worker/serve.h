@@ -3,7 +3,7 @@
  *		The syncs of one worker; private to the worker process.
  *
  * serve.c keeps the set, turn.c gives turns, pace.c spaces the windows of a busy
- * sync, neighbour.c sees to it that a long turn harms no other sync.
+ * sync, watch.c waits for the answers of several targets, neighbour.c sees to it that a long turn harms no other sync.
  */
 #ifndef PSYNC_WORKER_SERVE_H
 #define PSYNC_WORKER_SERVE_H
@@ -52,6 +52,9 @@ typedef struct PsyncServed
 	TimestampTz pending_since;	/* valid if pending */
 	TimestampTz not_before;		/* no turn before; 0: now */
 	TimestampTz wake_at;		/* pending then without any message; 0: never */
+	bool		watched;		/* waits for answers, see watch.c; only if owned */
+	pgsocket	watch_socket;	/* if watched; PGINVALID_SOCKET: none */
+	TimestampTz watch_until;	/* if watched: pending then anyway */
 	uint64		pass;			/* the pass in which it last had a turn */
 	int			failures;		/* in a row */
 	bool		unrecorded;		/* the table lacks the last failure */
@@ -91,6 +94,9 @@ extern void psync_serve_release_all(void);
 extern bool psync_serve_has_syncs(void);
 extern TimestampTz psync_serve_next_time(void);
 
+extern void psync_served_mark(PsyncServed *served, TimestampTz now);
+extern TimestampTz psync_served_unsaved_since(const PsyncServed *served);
+
 /* turn.c */
 extern void psync_turn(PsyncServed *served);
 extern void psync_turn_failed(PsyncServed *served, ErrorData *error);
@@ -101,6 +107,13 @@ extern void psync_turn_release(PsyncServed *served, TimestampTz not_before);
 extern void psync_pace_spend(PsyncServed *served);
 extern TimestampTz psync_pace_next(PsyncServed *served);
 extern bool psync_pace_wait(TimestampTz until);
+
+/* watch.c */
+extern bool psync_watch_alone(void);
+extern void psync_watch_begin(PsyncServed *served);
+extern bool psync_watch_any(void);
+extern void psync_watch_sleep(TimestampTz until);
+extern bool psync_watch_deafen(void);
 
 /* neighbour.c */
 extern bool psync_neighbour_help_available(void);

@@ -40,6 +40,7 @@ psync_turn_release(PsyncServed *served, TimestampTz not_before)
 		psync_delivery_close(delivery);
 	psync_sync_unlock(&served->id);
 	served->owned = false;
+	served->watched = false;
 	served->wake_at = 0;
 	served->not_before = not_before;
 }
@@ -187,6 +188,11 @@ psync_turn_deliver(PsyncServed *served)
 			served->wake_at = psync_delivery_wake_at(served->delivery);
 			return;
 		}
+		if (result == PSYNC_DELIVER_WATCH)
+		{
+			psync_watch_begin(served);
+			return;
+		}
 		if (result == PSYNC_DELIVER_WAIT)
 		{
 			psync_turn_wait(served);
@@ -255,6 +261,7 @@ psync_turn_close(void *arg)
 	PsyncDelivery *delivery = served->delivery;
 
 	served->delivery = NULL;
+	served->watched = false;
 	if (delivery != NULL)
 		psync_delivery_close(delivery);
 }

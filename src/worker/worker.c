@@ -174,7 +174,7 @@ psync_worker_has_sibling(void)
 static bool
 psync_worker_idle_too_long(void)
 {
-	return psync_worker_idle_timeout >= 0 &&
+	return psync_worker_idle_timeout >= 0 && !psync_watch_any() &&
 		psync_after(psync_serve.last_work,
 					psync_worker_idle_timeout * INT64CONST(1000)) <=
 		GetCurrentTimestamp();
@@ -396,7 +396,7 @@ psync_worker_sleep(void)
 	LWLockRelease(psync_control_lock);
 
 	/* An additional worker looks whether it is needed any longer. */
-	if (psync_worker_idle_timeout >= 0 && additional)
+	if (psync_worker_idle_timeout >= 0 && additional && !psync_watch_any())
 		until = Min(until, psync_after(psync_serve.last_work,
 									   psync_worker_idle_timeout * INT64CONST(1000)));
 
@@ -406,7 +406,12 @@ psync_worker_sleep(void)
 
 	/* Counters are sent now and then; before a sleep without end, too. */
 	pgstat_report_stat(until == PSYNC_NEVER);
-	psync_process_wait(until, psync_wait_event(PSYNC_WAIT_WORKER_MAIN));
+
+	/* The log grows meanwhile, and nobody tells. */
+	if (psync_watch_deafen())
+		until = Min(until, psync_after(GetCurrentTimestamp(),
+									   PSYNC_LIMIT_CHECK_MS));
+	psync_watch_sleep(until);
 	psync_worker_leave_idle();
 }
 

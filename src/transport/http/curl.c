@@ -441,26 +441,39 @@ psync_http_session_drive(PsyncHttpSession *session)
 }
 
 /*
+ * What wakes a session: a socket of its transfers, or libcurl's next timer, in
+ * *timeout_ms (-1: none).  PGINVALID_SOCKET: nothing is under way.
+ */
+pgsocket
+psync_http_session_watch(const PsyncHttpSession *session, long *timeout_ms)
+{
+	*timeout_ms = -1;
+	if (dlist_is_empty(unconstify(dlist_head *, &session->running)))
+		return PGINVALID_SOCKET;
+	if (session->timer >= 0)
+	{
+		int64		left = session->timer - psync_http_clock();
+
+		*timeout_ms = left <= 0 ? 0 : (long) ((left + 999) / 1000);
+	}
+	Assert(session->epoll >= 0);
+	return session->epoll;
+}
+
+/*
  * Does not wait for long if libcurl has something to do at some time.  With
  * nothing under way only the latch ends the wait.
  */
 bool
 psync_http_session_wait(PsyncHttpSession *session, long timeout_ms)
 {
-	bool		running = !dlist_is_empty(&session->running);
-	int			events;
+	long		timer_ms;
+	pgsocket	socket = psync_http_session_watch(session, &timer_ms);
 
-	if (running && session->timer >= 0)
-	{
-		int64		left = session->timer - psync_http_clock();
-		long		left_ms = left <= 0 ? 0 : (long) ((left + 999) / 1000);
-
-		if (left_ms == 0)
-			return true;
-		if (timeout_ms < 0 || left_ms < timeout_ms)
-			timeout_ms = left_ms;
-	}
-	events = psync_http_services->wait(running ? session->epoll : PGINVALID_SOCKET,
-									   WL_SOCKET_READABLE, timeout_ms);
-	return (events & WL_LATCH_SET) == 0;
+	if (timer_ms == 0)
+		return true;
+	if (timer_ms > 0 && (timeout_ms < 0 || timer_ms < timeout_ms))
+		timeout_ms = timer_ms;
+	return (psync_http_services->wait(socket, WL_SOCKET_READABLE, timeout_ms) &
+			WL_LATCH_SET) == 0;
 }

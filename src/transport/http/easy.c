@@ -27,6 +27,12 @@
 /* Body bytes are taken in pieces of this size at least. */
 #define PSYNC_HTTP_BODY_ROOM_MIN	1024
 
+/*
+ * Bodies of up to this size no version of libcurl announces with "Expect:
+ * 100-continue": its limit was 1024 bytes once, and is a megabyte now.
+ */
+#define PSYNC_HTTP_EXPECT_MIN		1024
+
 /* ------------------------------------------------------------- callbacks */
 
 /*
@@ -342,33 +348,44 @@ psync_http_easy_init(PsyncHttpTransfer *transfer)
 	set(transfer->easy, CURLOPT_USERAGENT, "payment_sync");
 }
 
+/* "Name: value"; libcurl takes a header with an empty value by a semicolon. */
+static char *
+header_line(const PsyncHttpHeader *header)
+{
+	size_t		nname = strlen(header->name);
+	size_t		nvalue = strlen(header->value);
+	char	   *line = palloc(nname + nvalue + 3);
+
+	Assert(nname > 0);
+	memcpy(line, header->name, nname);
+	memcpy(line + nname, nvalue == 0 ? ";" : ": ", 2);
+	memcpy(line + nname + 2, header->value, nvalue);
+	line[nname + 2 + nvalue] = '\0';
+	return line;
+}
+
 /*
  * The list of headers, in our memory: libcurl only reads it, and so its own
- * allocations, one per header and request, are spared.
+ * allocations, one per header and request, are spared.  It compares each with
+ * a dozen names, so a short list is worth something, too.
  */
 static void
 set_headers(PsyncHttpTransfer *transfer)
 {
 	/* what libcurl would add by itself; a name alone takes it out */
-	static const char *const unwanted[] = {"Expect:", "Accept:"};
+	static char no_accept[] = "Accept:";
+	static char no_expect[] = "Expect:";
 	const PsyncHttpRequest *request = transfer->request;
-	int			n = request->nheaders + lengthof(unwanted);
-	struct curl_slist *list = palloc(n * sizeof(struct curl_slist));
+	struct curl_slist *list = palloc((request->nheaders + 2) * sizeof(struct curl_slist));
+	int			n = 0;
 
+	list[n++].data = no_accept;
+	if (request->size > PSYNC_HTTP_EXPECT_MIN)
+		list[n++].data = no_expect;
+	for (int i = 0; i < request->nheaders; i++)
+		list[n++].data = header_line(&request->headers[i]);
 	for (int i = 0; i < n; i++)
-	{
-		if (i < lengthof(unwanted))
-			list[i].data = unconstify(char *, unwanted[i]);
-		else
-		{
-			const PsyncHttpHeader *header = &request->headers[i - lengthof(unwanted)];
-
-			/* libcurl takes a header with an empty value by a semicolon */
-			list[i].data = header->value[0] == '\0' ? psprintf("%s;", header->name) :
-				psprintf("%s: %s", header->name, header->value);
-		}
 		list[i].next = i + 1 < n ? &list[i + 1] : NULL;
-	}
 	transfer->slist = list;
 	set(transfer->easy, CURLOPT_HTTPHEADER, list);
 }

@@ -283,6 +283,22 @@ http_poll(PsyncTarget *target, long timeout_ms)
 	}
 }
 
+/*
+ * Finished or waiting for nothing: poll() goes on at once.
+ */
+static pgsocket
+http_watch(PsyncTarget *target, long *timeout_ms)
+{
+	PsyncHttpSession *session = get_session(target);
+
+	if (!dlist_is_empty(&session->done))
+	{
+		*timeout_ms = 0;
+		return PGINVALID_SOCKET;
+	}
+	return psync_http_session_watch(session, timeout_ms);
+}
+
 /* --------------------------------------------------------------- looking */
 
 /* A token is not fetched for it: it would be masked anyway. */
@@ -307,6 +323,7 @@ http_preview(PsyncTarget *target, const PsyncMessage *message)
 static const PsyncMessageTransport messages = {
 	.submit = http_submit,
 	.poll = http_poll,
+	.watch = http_watch,
 	.preview = http_preview,
 	.check = psync_http_check,
 };

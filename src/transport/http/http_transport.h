@@ -351,6 +351,8 @@ extern void psync_http_transfer_release(PsyncHttpTransfer *transfer);
 /* Move transfers on without waiting; those that ended are then in "done". */
 extern void psync_http_session_drive(PsyncHttpSession *session);
 /* Wait until there is something to drive; false if the latch was set. */
+extern pgsocket psync_http_session_watch(const PsyncHttpSession *session,
+										 long *timeout_ms);
 extern bool psync_http_session_wait(PsyncHttpSession *session, long timeout_ms);
 
 /* easy.c: libcurl's options.  Sockets are told to curl.c. */
