@@ -49,31 +49,12 @@
 /* A local transaction is ended when it is older than this. */
 #define PSYNC_TRANSACTION_MS	1000
 
-/* Entries of delivery->tables and ->shapes; keys first. */
+/* An entry of delivery->tables; the key first. */
 typedef struct PsyncTableEntry
 {
 	Oid			relid;
 	PsyncTable *table;
 } PsyncTableEntry;
-
-typedef struct PsyncShapeEntry
-{
-	uint32		id;
-	PsyncShape *shape;
-} PsyncShapeEntry;
-
-/* Counts relcache invalidations: definitions may have changed. */
-static uint64 invalidations = 0;
-
-/*
- * Only counts: what a definition says now is looked up by the next step, which
- * may take locks and raise errors.
- */
-static void
-relcache_callback(Datum arg, Oid relid)
-{
-	invalidations++;
-}
 
 /* ----------------------------------------------------------- transactions */
 
@@ -113,6 +94,27 @@ psync_delivery_next_transaction(PsyncDelivery *delivery)
 	delivery->next();
 	delivery->transaction_start = GetCurrentTimestamp();
 	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Into a memory context that outlives transactions, for as long as they are
+ * ended; and out of it.  If the caller's was its transaction's, that is gone
+ * by then, and it goes on in the present one's.
+ */
+static MemoryContext
+enter_context(PsyncDelivery *delivery)
+{
+	MemoryContext caller = MemoryContextSwitchTo(delivery->context);
+
+	Assert(caller != delivery->window_context);
+	return caller == TopTransactionContext || caller == CurTransactionContext ?
+		NULL : caller;
+}
+
+static void
+leave_context(MemoryContext caller)
+{
+	MemoryContextSwitchTo(caller != NULL ? caller : CurTransactionContext);
 }
 
 /*
@@ -163,40 +165,7 @@ psync_delivery_resume(void)
 	MemoryContextSwitchTo(old);
 }
 
-/* ------------------------------------------------------------- definition */
-
-/*
- * All that a delivery was built from, in one string, in the current memory
- * context.  Who owns the tables is part of it: a sync whose owner lost one
- * must stop, and psync_target_create() is where that is refused.
- */
-static char *
-fingerprint(const PsyncSync *sync)
-{
-	StringInfoData buf;
-	ListCell   *lc;
-
-	Assert(sync->name != NULL);
-
-	initStringInfo(&buf);
-	appendStringInfo(&buf, "%d %u %s %s %d", sync->enabled, sync->owner,
-					 sync->name, sync->server ? sync->server : "",
-					 sync->generation);
-	if (sync->transform != NULL)
-		appendStringInfo(&buf, " (%s)", sync->transform);
-	foreach(lc, sync->tables)
-	{
-		PsyncTable *table = lfirst(lc);
-
-		appendStringInfo(&buf, " %u%s \"%s\" \"%s\" \"%s\" \"%s\"", table->relid,
-						 psync_owns_table(table->relid, sync->owner) ? "" : "!",
-						 table->source_schema, table->source_name,
-						 table->target_schema, table->target_name);
-	}
-	foreach(lc, sync->exclude_origins)
-		appendStringInfo(&buf, " -%s", (char *) lfirst(lc));
-	return buf.data;
-}
+/* ----------------------------------------------------------------- creation */
 
 /* A hash table in "context", by a key of plain bytes. */
 static HTAB *
@@ -242,23 +211,18 @@ index_tables(PsyncDelivery *delivery)
 PsyncDelivery *
 psync_delivery_create(const pg_uuid_t *id, PsyncNextTransaction next)
 {
-	static bool registered = false;
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext,
 												  "payment_sync delivery",
 												  ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	PsyncDelivery *delivery = palloc0(sizeof(PsyncDelivery));
 
-	if (!registered)
-		CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
-	registered = true;
-
 	delivery->context = context;
 	delivery->next = next;
 	delivery->window_context = AllocSetContextCreate(context,
 													 "payment_sync window",
 													 ALLOCSET_DEFAULT_SIZES);
-	delivery->invalidations = invalidations;
+	delivery->invalidations = psync_definition_invalidations();
 	delivery->sync = psync_sync_load(id);
 	if (delivery->sync == NULL || delivery->sync->server == NULL ||
 		!delivery->sync->enabled || !delivery->sync->has_state)
@@ -267,7 +231,7 @@ psync_delivery_create(const pg_uuid_t *id, PsyncNextTransaction next)
 		MemoryContextSwitchTo(old);
 		return delivery;
 	}
-	delivery->definition = fingerprint(delivery->sync);
+	delivery->definition = psync_definition_text(delivery->sync);
 	delivery->tables = make_hash("payment_sync tables", sizeof(Oid),
 								 sizeof(PsyncTableEntry), context);
 	delivery->shapes = make_hash("payment_sync shapes", sizeof(uint32),
@@ -288,78 +252,6 @@ psync_delivery_create(const pg_uuid_t *id, PsyncNextTransaction next)
 	Assert(delivery->target == NULL && !delivery->window_begun);
 	Assert(psync_reader_upto(delivery->reader) == NULL);
 	return delivery;
-}
-
-/*
- * Has a column of a shape in use been renamed or dropped?  Transports have
- * made statements from the names.  New columns come with a new shape, which is
- * none in use yet.
- */
-static bool
-shapes_changed(PsyncDelivery *delivery)
-{
-	HASH_SEQ_STATUS status;
-	PsyncShapeEntry *entry;
-
-	hash_seq_init(&status, delivery->shapes);
-	while ((entry = hash_seq_search(&status)) != NULL)
-	{
-		for (int i = 0; i < entry->shape->ncolumns; i++)
-		{
-			PsyncColumn *column = &entry->shape->columns[i];
-			char	   *now = get_attname(entry->shape->relid, column->attnum, true);
-
-			if ((now == NULL) != (column->current_name == NULL) ||
-				(now != NULL && strcmp(now, column->current_name) != 0))
-			{
-				hash_seq_term(&status);
-				return true;
-			}
-		}
-	}
-	return false;
-}
-
-/*
- * Is the delivery built from an outdated definition?  Looked up only after a
- * relcache invalidation; the functions that change a definition send one.
- *
- * A batch that was asked for meanwhile is no reason to begin anew: it is noted
- * here.
- */
-bool
-psync_delivery_changed(PsyncDelivery *delivery)
-{
-	PsyncSync  *sync;
-	uint64		seen = invalidations;
-
-	if (delivery->definition == NULL)
-		return true;
-	if (delivery->invalidations == seen && !delivery->recheck)
-		return false;
-	delivery->recheck = false;
-
-	sync = psync_sync_load(&delivery->sync->id);
-	if (sync == NULL || !sync->has_state ||
-		strcmp(fingerprint(sync), delivery->definition) != 0 ||
-		shapes_changed(delivery))
-		return true;
-	delivery->sync->batch_pending = sync->batch_pending;
-	delivery->sync->parked = sync->parked;
-	delivery->looks++;
-	psync_batch_load_uncopied(delivery);	/* a batch may be cancelled */
-	delivery->invalidations = seen;
-	return false;
-}
-
-/*
- * A session's commit wakes us before its invalidations are sent, though its
- * changes can be seen: who was woken looks in any case.
- */
-void
-psync_delivery_recheck(PsyncDelivery *delivery)
-{
-	delivery->recheck = true;
 }
 
 /* ------------------------------------------------------------- the target */
@@ -629,33 +521,92 @@ void
 psync_delivery_save(PsyncDelivery *delivery)
 {
 	PsyncDelivery *outer = stepping;
+	MemoryContext caller;
 
 	Assert(!delivery->window_begun);
 
 	if (psync_delivery_unsaved_since(delivery) == 0)
 		return;
+	caller = enter_context(delivery);
 	stepping = delivery;
 	if (delivery->messages == NULL)
 		save_progress(delivery);
 	else if (psync_messages_save(delivery->messages))
 		MemoryContextReset(delivery->window_context);
 	stepping = outer;
+	leave_context(caller);
+}
+
+/*
+ * The transaction that was to save has failed.  Its error is reported, not
+ * raised: it concerns this delivery, whose events since the last save will be
+ * sent again by whoever goes on, and nobody else's.
+ */
+static void
+leave_failed(PsyncDelivery *delivery)
+{
+	ErrorData  *error;
+
+	HOLD_INTERRUPTS();
+	MemoryContextSwitchTo(delivery->context);
+	error = CopyErrorData();
+	AbortCurrentTransaction();
+	FlushErrorState();
+	StartTransactionCommand();
+	MemoryContextSwitchTo(delivery->context);
+	RESUME_INTERRUPTS();
+	ereport(WARNING,
+			(errcode(error->sqlerrcode),
+			 errmsg("could not save the progress of sync \"%s\": %s",
+					delivery->sync->name, error->message),
+			 errdetail("Events that were delivered since the last save are sent again, with the same ids.")));
+	FreeErrorData(error);
+}
+
+/* Apart from its caller, whose variables an error would clobber. */
+static pg_noinline void
+save_or_report(PsyncDelivery *delivery)
+{
+	PG_TRY();
+	{
+		psync_delivery_save(delivery);
+	}
+	PG_CATCH();
+	{
+		leave_failed(delivery);
+	}
+	PG_END_TRY();
+	Assert(IsTransactionState());
 }
 
 /*
  * Before the delivery is left to another process.  A target that takes windows
  * knows its position; one that takes messages does not, and would be sent
- * again what was delivered since the last save.  This may come from within
- * another delivery's wait, which ends its transaction now and then anyway; but
- * not while it reads with a snapshot.
+ * again what was delivered since the last save.
+ *
+ * This may come from within another delivery's wait.  That one's transaction
+ * is committed first, as its wait may do anyway: what it has written must not
+ * depend on whether we can save.  A worker only, and not while the process
+ * reads with a snapshot, which a commit would take away.
  */
 void
 psync_delivery_leave(PsyncDelivery *delivery)
 {
+	PsyncDelivery *outer = stepping;
+	MemoryContext caller;
+
 	Assert(IsTransactionState());
 
-	if (delivery->messages != NULL && !ActiveSnapshotSet())
-		psync_delivery_save(delivery);
+	if (delivery->messages == NULL || delivery->next != psync_worker_next_transaction ||
+		psync_delivery_unsaved_since(delivery) == 0 || ActiveSnapshotSet())
+		return;
+	if (outer == delivery)
+		return;
+	caller = enter_context(delivery);
+	psync_delivery_next_transaction(outer != NULL ? outer : delivery);
+	save_or_report(delivery);
+	leave_context(caller);
+	stepping = outer;
 }
 
 /*
@@ -862,12 +813,14 @@ step(PsyncDelivery *delivery)
 PsyncDeliverResult
 psync_delivery_step(PsyncDelivery *delivery)
 {
+	MemoryContext caller = enter_context(delivery);
 	PsyncDeliverResult result;
 
 	/* after an error, psync_delivery_close() tidies this up */
 	stepping = delivery;
 	result = step(delivery);
 	stepping = NULL;
+	leave_context(caller);
 	return result;
 }
 

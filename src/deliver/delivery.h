@@ -79,6 +79,18 @@ struct PsyncDelivery
 	bool		failing;		/* the state says so: a success clears it */
 };
 
+/* An entry of delivery->shapes; the key first. */
+typedef struct PsyncShapeEntry
+{
+	uint32		id;
+	PsyncShape *shape;
+} PsyncShapeEntry;
+
+/* definition.c */
+extern uint64 psync_definition_invalidations(void);
+extern char *psync_definition_text(const PsyncSync *sync);
+extern bool psync_delivery_changed(PsyncDelivery *delivery);
+
 /* batch.c */
 extern PsyncBatch *psync_batch_load(PsyncDelivery *delivery);
 extern void psync_batch_load_uncopied(PsyncDelivery *delivery);
@@ -92,7 +104,6 @@ extern void psync_batch_free(PsyncBatch *batch);
 /* deliver.c */
 extern void psync_delivery_next_transaction(PsyncDelivery *delivery);
 extern void psync_delivery_cycle_transaction(PsyncDelivery *delivery);
-extern bool psync_delivery_changed(PsyncDelivery *delivery);
 extern bool psync_delivery_locate(PsyncDelivery *delivery, PsyncChange *change,
 								  uint32 shape_id);
 extern bool psync_delivery_resolve(PsyncDelivery *delivery, PsyncChange *change,

@@ -39,6 +39,8 @@
 
 /* A step ends after this time, for the worker to look around. */
 #define PSYNC_STEP_MS			50
+/* Answers are awaited so long before an outdated delivery is closed. */
+#define PSYNC_DRAIN_MS			1000
 /* Changes that are looked at before the answers are. */
 #define PSYNC_FEED_MAX			4096
 /* Progress is saved after this time, or so many events … */
@@ -623,6 +625,24 @@ look_around(PsyncMessages *messages)
 }
 
 /*
+ * The definition has changed, or the target's options have: the successor goes
+ * on from what is saved.  What is under way is awaited, within limits, since
+ * what is not answered now is sent again.  Nothing new is sent.
+ */
+static PsyncDeliverResult
+retire(PsyncMessages *messages)
+{
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), PSYNC_DRAIN_MS);
+	TimestampTz now;
+
+	while (messages->in_flight > 0 && !messages->gone &&
+		   (now = GetCurrentTimestamp()) < until)
+		psync_messages_poll(messages, TimestampDifferenceMilliseconds(now, until));
+	(void) psync_messages_save(messages);
+	return PSYNC_DELIVER_GONE;
+}
+
+/*
  * Deliver for a while; the header comment says how it ends.  Never holds a
  * snapshot while it waits, and never waits for more than one thing at a time.
  */
@@ -645,10 +665,7 @@ psync_messages_step(PsyncDelivery *delivery)
 		long		wait;
 
 		if (!look_around(messages) || !feed(messages))
-		{
-			(void) psync_messages_save(messages);
-			return PSYNC_DELIVER_GONE;
-		}
+			return retire(messages);
 		psync_messages_dispatch(messages, now);
 		if (is_finished(messages))
 			return finish(messages, worked);

@@ -390,24 +390,33 @@ renamed(const RenameStmt *stmt)
 	}
 }
 
-/* What made a sync fail may be mended: let it try at once. */
+/*
+ * What made a sync fail may be mended: let it try at once.  One that does not
+ * fail is told, too, so that its open target gets the new options now and not
+ * with its next change.
+ */
 static void
 server_altered(const char *server)
 {
 	Oid			types[1] = {NAMEOID};
 	Datum		values[1];
 	NameData	name;
+	bool		used;
 
 	Assert(server != NULL);
 
 	namestrcpy(&name, server);
 	values[0] = NameGetDatum(&name);
-	if (psync_owner_execute("UPDATE payment_sync.sync_state SET retry_at = NULL"
-							" WHERE retry_at IS NOT NULL AND sync IN"
-							" (SELECT id FROM payment_sync.sync WHERE server = $1)",
-							1, types, values, NULL) > 0)
-		psync_definition_changed();
+	(void) psync_owner_execute("UPDATE payment_sync.sync_state SET retry_at = NULL"
+							   " WHERE retry_at IS NOT NULL AND sync IN"
+							   " (SELECT id FROM payment_sync.sync WHERE server = $1)",
+							   1, types, values, NULL);
 	SPI_finish();
+	used = psync_owner_execute("SELECT FROM payment_sync.sync WHERE server = $1",
+							   1, types, values, NULL) > 0;
+	SPI_finish();
+	if (used)
+		psync_definition_changed();
 }
 
 /*

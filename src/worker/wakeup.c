@@ -6,8 +6,9 @@
  * come for nothing, and may be merged with others.  README.md lists them.
  *
  * Those about definitions are sent when the transaction that changed them has
- * committed, so that the receiver sees the change; those about changes by the
- * log's commit hook, which runs at the same moment.  Changes of prepared
+ * committed and has sent its cache invalidations, so that the receiver sees
+ * the change also in what it has cached; those about changes by the log's
+ * commit hook, which runs a moment earlier.  Changes of prepared
  * transactions become visible in another session, at COMMIT PREPARED, see
  * hold.c.
  */
@@ -19,6 +20,7 @@
 #include "storage/latch.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
+#include "utils/resowner.h"
 #include "utils/uuid.h"
 
 #include "log/log.h"
@@ -28,6 +30,9 @@
 /* What to send when the current transaction commits. */
 static bool wakeup_config_at_commit = false;
 static bool wakeup_scan_at_commit = false;
+
+/* It has committed; the message waits for its invalidations to be sent. */
+static bool wakeup_config_committed = false;
 
 /*
  * This session has asked for a sync, and has not said yet that it has given
@@ -212,8 +217,8 @@ psync_wakeup_xact_callback(XactEvent event, void *arg)
 		return;
 
 	psync_hold_release();
-	if ((event == XACT_EVENT_COMMIT && wakeup_config_at_commit) ||
-		(event == XACT_EVENT_ABORT && wakeup_config_at_abort))
+	wakeup_config_committed = event == XACT_EVENT_COMMIT && wakeup_config_at_commit;
+	if (event == XACT_EVENT_ABORT && wakeup_config_at_abort)
 		psync_wakeup_send_config();
 	if (event == XACT_EVENT_ABORT)
 		wakeup_config_at_abort = false;
@@ -223,11 +228,28 @@ psync_wakeup_xact_callback(XactEvent event, void *arg)
 	wakeup_scan_at_commit = false;
 }
 
+/*
+ * A worker that looked before a server's invalidation is sent would find the
+ * old options in its cache, and nobody would wake it again.
+ */
+static void
+psync_wakeup_release_callback(ResourceReleasePhase phase, bool is_commit,
+							  bool is_top_level, void *arg)
+{
+	if (!wakeup_config_committed || !is_top_level ||
+		phase != RESOURCE_RELEASE_AFTER_LOCKS)
+		return;
+	wakeup_config_committed = false;
+	Assert(is_commit);
+	psync_wakeup_send_config();
+}
+
 /* With preload only. */
 void
 psync_wakeup_init(void)
 {
 	RegisterXactCallback(psync_wakeup_xact_callback, NULL);
+	RegisterResourceReleaseCallback(psync_wakeup_release_callback, NULL);
 	psync_log_commit_hook = psync_wakeup_changes;
 }
 

@@ -1,0 +1,234 @@
+/*
+ * definition.c
+ *		What a delivery was built from, and whether that has changed.
+ *
+ * A delivery keeps what it has read of its sync, and its target is open with
+ * the options that its server and user mapping had.  Both may change while it
+ * is open: ALTER SERVER with another address, ALTER USER MAPPING with a new
+ * secret.  So what it was built from is remembered as a text, and compared
+ * after an invalidation; a delivery that is outdated is saved, closed and
+ * opened anew.  Of options the text holds a hash only: they bear secrets (P9).
+ */
+#include "postgres.h"
+
+#include "catalog/pg_foreign_data_wrapper.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_user_mapping.h"
+#include "common/hashfn.h"
+#include "foreign/foreign.h"
+#include "utils/acl.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+
+#include "compat.h"
+#include "deliver/delivery.h"
+
+/* Counts invalidations of what deliveries are built from. */
+static uint64 invalidations = 0;
+
+/*
+ * Only count: what a definition says now is looked up by the next step, which
+ * may take locks and raise errors.
+ */
+static void
+relcache_callback(Datum arg, Oid relid)
+{
+	invalidations++;
+}
+
+static void
+syscache_callback(Datum arg, int cacheid, uint32 hashvalue)
+{
+	Assert(cacheid == FOREIGNSERVEROID || cacheid == USERMAPPINGOID ||
+		   cacheid == FOREIGNDATAWRAPPEROID);
+	invalidations++;
+}
+
+/* How many there were; a definition read before they grew may be outdated. */
+uint64
+psync_definition_invalidations(void)
+{
+	static bool registered = false;
+
+	if (!registered)
+	{
+		CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+		CacheRegisterSyscacheCallback(FOREIGNSERVEROID, syscache_callback, (Datum) 0);
+		CacheRegisterSyscacheCallback(USERMAPPINGOID, syscache_callback, (Datum) 0);
+		CacheRegisterSyscacheCallback(FOREIGNDATAWRAPPEROID, syscache_callback, (Datum) 0);
+	}
+	registered = true;
+	return invalidations;
+}
+
+/* ----------------------------------------------------------------- target */
+
+/* The options of a catalog's row, which is released; it may be invalid. */
+static uint64
+hash_options(HeapTuple tuple, int cacheid, AttrNumber attnum)
+{
+	uint64		hash = 1;
+	Datum		options;
+	bool		isnull;
+
+	if (!HeapTupleIsValid(tuple))
+		return 0;
+	options = SysCacheGetAttr(cacheid, tuple, attnum, &isnull);
+	if (!isnull)
+	{
+		struct varlena *plain = PG_DETOAST_DATUM_PACKED(options);
+
+		hash = hash_bytes_extended((unsigned char *) VARDATA_ANY(plain),
+								   VARSIZE_ANY_EXHDR(plain), hash);
+	}
+	ReleaseSysCache(tuple);
+	return hash;
+}
+
+/*
+ * What psync_target_create() reads: the options of server, wrapper and user
+ * mapping, and whether the owner may still use the server.
+ */
+static uint64
+hash_target(const PsyncSync *sync)
+{
+	HeapTuple	tuple = SearchSysCache1(FOREIGNSERVERNAME, CStringGetDatum(sync->server));
+	Form_pg_foreign_server server;
+	Oid			serverid;
+	Oid			fdwid;
+	HeapTuple	mapping;
+	uint64		hash;
+
+	if (!HeapTupleIsValid(tuple))
+		return 0;
+	server = (Form_pg_foreign_server) GETSTRUCT(tuple);
+	serverid = server->oid;
+	fdwid = server->srvfdw;
+	hash = hash_options(tuple, FOREIGNSERVERNAME, Anum_pg_foreign_server_srvoptions);
+	hash = hash_combine64(hash, hash_options(SearchSysCache1(FOREIGNDATAWRAPPEROID,
+															 ObjectIdGetDatum(fdwid)),
+											 FOREIGNDATAWRAPPEROID,
+											 Anum_pg_foreign_data_wrapper_fdwoptions));
+
+	/* as GetUserMapping() finds it */
+	mapping = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(sync->owner),
+							  ObjectIdGetDatum(serverid));
+	if (!HeapTupleIsValid(mapping))
+		mapping = SearchSysCache2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(InvalidOid),
+								  ObjectIdGetDatum(serverid));
+	hash = hash_combine64(hash, hash_options(mapping, USERMAPPINGUSERSERVER,
+											 Anum_pg_user_mapping_umoptions));
+	hash = hash_combine64(hash, serverid);
+	return hash_combine64(hash, psync_server_aclcheck(serverid, sync->owner, ACL_USAGE));
+}
+
+/* ------------------------------------------------------------- definition */
+
+/*
+ * All that a delivery was built from, in one string, in the current memory
+ * context.  Who owns the tables is part of it: a sync whose owner lost one
+ * must stop, and psync_target_create() is where that is refused.
+ */
+char *
+psync_definition_text(const PsyncSync *sync)
+{
+	StringInfoData buf;
+	ListCell   *lc;
+
+	Assert(sync->name != NULL);
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "%d %u %s %s %d", sync->enabled, sync->owner,
+					 sync->name, sync->server ? sync->server : "",
+					 sync->generation);
+	if (sync->server != NULL)
+		appendStringInfo(&buf, " %016llx", (unsigned long long) hash_target(sync));
+	if (sync->transform != NULL)
+		appendStringInfo(&buf, " (%s)", sync->transform);
+	foreach(lc, sync->tables)
+	{
+		PsyncTable *table = lfirst(lc);
+
+		appendStringInfo(&buf, " %u%s \"%s\" \"%s\" \"%s\" \"%s\"", table->relid,
+						 psync_owns_table(table->relid, sync->owner) ? "" : "!",
+						 table->source_schema, table->source_name,
+						 table->target_schema, table->target_name);
+	}
+	foreach(lc, sync->exclude_origins)
+		appendStringInfo(&buf, " -%s", (char *) lfirst(lc));
+	return buf.data;
+}
+
+/*
+ * Has a column of a shape in use been renamed or dropped?  Transports have
+ * made statements from the names.  New columns come with a new shape, which is
+ * none in use yet.
+ */
+static bool
+shapes_changed(PsyncDelivery *delivery)
+{
+	HASH_SEQ_STATUS status;
+	PsyncShapeEntry *entry;
+
+	hash_seq_init(&status, delivery->shapes);
+	while ((entry = hash_seq_search(&status)) != NULL)
+	{
+		for (int i = 0; i < entry->shape->ncolumns; i++)
+		{
+			PsyncColumn *column = &entry->shape->columns[i];
+			char	   *now = get_attname(entry->shape->relid, column->attnum, true);
+
+			if ((now == NULL) != (column->current_name == NULL) ||
+				(now != NULL && strcmp(now, column->current_name) != 0))
+			{
+				hash_seq_term(&status);
+				return true;
+			}
+		}
+	}
+	return false;
+}
+
+/*
+ * Is the delivery built from an outdated definition?  Looked up only after an
+ * invalidation; the functions that change a definition send one, and so do
+ * ALTER SERVER and ALTER USER MAPPING.
+ *
+ * A batch that was asked for meanwhile is no reason to begin anew: it is noted
+ * here.
+ */
+bool
+psync_delivery_changed(PsyncDelivery *delivery)
+{
+	PsyncSync  *sync;
+	uint64		seen = psync_definition_invalidations();
+
+	if (delivery->definition == NULL)
+		return true;
+	if (delivery->invalidations == seen && !delivery->recheck)
+		return false;
+	delivery->recheck = false;
+
+	sync = psync_sync_load(&delivery->sync->id);
+	if (sync == NULL || !sync->has_state ||
+		strcmp(psync_definition_text(sync), delivery->definition) != 0 ||
+		shapes_changed(delivery))
+		return true;
+	delivery->sync->batch_pending = sync->batch_pending;
+	delivery->sync->parked = sync->parked;
+	delivery->looks++;
+	psync_batch_load_uncopied(delivery);	/* a batch may be cancelled */
+	delivery->invalidations = seen;
+	return false;
+}
+
+/*
+ * A session's commit wakes us for its changes before its invalidations are
+ * sent, though what it did can be seen: who was woken looks in any case.
+ */
+void
+psync_delivery_recheck(PsyncDelivery *delivery)
+{
+	delivery->recheck = true;
+}
