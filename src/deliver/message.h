@@ -153,6 +153,14 @@ extern PsyncEventWriter *psync_event_writer(const PsyncTarget *target,
 extern PsyncEvent *psync_event_make(PsyncEventWriter *writer,
 									const PsyncChange *change,
 									PsyncEventKeys *keys);
+
+/* Of the event with which check_target() tries a target: it has no table. */
+static inline bool
+psync_event_is_ping(const PsyncTable *table)
+{
+	return !OidIsValid(table->relid);
+}
+
 extern void psync_event_put_position(StringInfo out, uint64 position);
 extern int	psync_op_index(PsyncOperation op);
 

@@ -94,7 +94,9 @@ name_operations(PsyncEventTable *table)
 	{
 		const char *operation = psync_operation_name(operations[i]);
 
-		table->types[i] = psprintf("%s.%s", table->name, operation);
+		table->types[i] = psync_event_is_ping(table->table) ?
+			psprintf("%s.%s", table->schema, table->name) :
+			psprintf("%s.%s", table->name, operation);
 		table->names[i] = psprintf("\"type\":%s,\"schema\":%s,\"table\":%s,\"operation\":\"%s\"",
 								   json_of(table->types[i]), json_of(table->schema),
 								   json_of(table->name), operation);
@@ -321,6 +323,12 @@ make_id(PsyncEventWriter *writer, const PsyncEventTable *table,
 	resetStringInfo(id);
 	put_text(id, writer->log_id);
 	psync_json_literal(id, "_");
+	if (psync_event_is_ping(change->table))
+	{
+		psync_json_literal(id, "ping_");
+		put_hex(id, change->position);
+		return;
+	}
 	if (change->op == PSYNC_READ)
 	{
 		psync_json_literal(id, "r");

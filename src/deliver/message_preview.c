@@ -16,6 +16,7 @@
 #include "executor/spi.h"
 #include "executor/tuptable.h"
 #include "funcapi.h"
+#include "libpq/pqformat.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -258,17 +259,54 @@ payment_sync_preview_event(PG_FUNCTION_ARGS)
 
 /* -------------------------------------------------------------- the check */
 
-/* An event like any other, but for its type. */
+/*
+ * A row of no table, with one column, as a change: what a target gets of it is
+ * in the target's own format.  Its event's type is "payment_sync.ping", its
+ * key the time.
+ */
 static void
-make_ping(PsyncMessage *ping, const PsyncTarget *target)
+make_ping_change(PsyncChange *change, TimestampTz now)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	static PsyncTable table = {
+		.source_schema = "payment_sync",.source_name = "ping",
+		.target_schema = "payment_sync",.target_name = "ping",
+	};
+	static PsyncColumn column = {
+		.attnum = 1,.key = true,.type = TEXTOID,.typmod = -1,
+		.name = "id",.current_name = "id",.type_name = "text",
+	};
+	static int	key = 0;
+	static PsyncShape shape = {.ncolumns = 1,.columns = &column,.nkeys = 1,.keys = &key};
+	StringInfoData image;
+	char	   *id = psprintf("%llx", (unsigned long long) now);
+
+	Assert(psync_event_is_ping(&table));
+	initStringInfo(&image);
+	pq_sendint16(&image, 1);
+	pq_sendint32(&image, strlen(id));
+	appendStringInfoString(&image, id);
+	change->op = PSYNC_INSERT;
+	change->position = (uint64) now;
+	change->xid = U64FromFullTransactionId(ReadNextFullTransactionId());
+	change->at = now;
+	change->shape = &shape;
+	change->table = &table;
+	change->new_image = image.data;
+	change->new_size = image.len;
+}
+
+/*
+ * With the format raw only a sync's transform makes bodies, and here is none:
+ * then a plain object has to do.
+ */
+static void
+make_plain_ping(PsyncMessage *ping, const PsyncTarget *target, TimestampTz now)
+{
 	StringInfoData at;
 
 	initStringInfo(&at);
 	psync_json_timestamp(&at, now, true);
 	appendStringInfoChar(&at, '\0');
-	ping->attempt = 1;
 	ping->id = psprintf("%s_ping_%llx", target->log_id, (unsigned long long) now);
 	ping->nevents = 1;
 	ping->type = "payment_sync.ping";
@@ -280,6 +318,30 @@ make_ping(PsyncMessage *ping, const PsyncTarget *target)
 	ping->body = psprintf("{\"id\":\"%s\",\"type\":\"%s\",\"at\":%s}", ping->id,
 						  ping->type, at.data);
 	ping->size = strlen(ping->body);
+}
+
+/* An event like any other, but for its type. */
+static void
+make_ping(PsyncMessage *ping, PsyncTarget *target)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	const char *format = psync_services->option(target, "format");
+	PsyncMessages *messages;
+	PsyncChange change = {0};
+	PsyncEventKeys keys;
+	uint64		place;
+
+	if (format != NULL && strcmp(format, "raw") == 0)
+		make_plain_ping(ping, target, now);
+	else
+	{
+		messages = make_engine(target, NULL, GetUserId());
+		make_ping_change(&change, now);
+		place = psync_line_add(messages, psync_event_make(messages->writer, &change, &keys),
+							   &keys);
+		*ping = psync_outgoing_make(messages, &place, 1)->m;
+	}
+	ping->attempt = 1;
 }
 
 typedef struct PsyncCheckRows
