@@ -12,6 +12,8 @@
  */
 #include "postgres.h"
 
+#include <ctype.h>
+
 #include "common/base64.h"
 
 #include "transport/http/http_transport.h"
@@ -101,6 +103,115 @@ init_oauth(PsyncHttpSettings *settings, const PsyncTarget *target)
 	settings->oauth = oauth;
 }
 
+/* By name, then value, as AWS sorts the parameters of a query. */
+static int
+compare_parameters(const ListCell *a, const ListCell *b)
+{
+	const char *one = lfirst(a);
+	const char *other = lfirst(b);
+	size_t		one_size = strcspn(one, "=");
+	size_t		other_size = strcspn(other, "=");
+	int			result = memcmp(one, other, Min(one_size, other_size));
+
+	Assert(one[one_size] == '=' && other[other_size] == '=');
+	if (result == 0 && one_size != other_size)
+		return one_size < other_size ? -1 : 1;
+	return result != 0 ? result : strcmp(one + one_size, other + other_size);
+}
+
+/*
+ * A parameter in AWS's canonical form: "name=value" with all but unreserved
+ * characters percent-encoded, once and in upper case.  Placeholders stay, as
+ * they are filled in like that (request.c).
+ */
+static char *
+canonical_parameter(const char *text)
+{
+	StringInfoData buf;
+	bool		has_value = false;
+
+	initStringInfo(&buf);
+	for (const char *at = text; *at != '\0'; at++)
+	{
+		char		one[2] = {*at, '\0'};
+		unsigned int code;
+
+		if (*at == '{')
+		{
+			size_t		size = strcspn(at, "}");
+
+			appendBinaryStringInfo(&buf, at, size);
+			at += size - 1;
+			continue;
+		}
+		if (*at == '}' || (*at == '=' && !has_value))
+		{
+			has_value |= *at == '=';
+			appendStringInfoChar(&buf, *at);
+			continue;
+		}
+		if (*at == '%' && isxdigit((unsigned char) at[1]) && isxdigit((unsigned char) at[2]) &&
+			sscanf(at + 1, "%2x", &code) == 1)
+		{
+			one[0] = (char) code;
+			at += 2;
+		}
+		appendStringInfoString(&buf, one[0] == '\0' ? "%00" : psync_http_percent_encode(one));
+	}
+	if (!has_value)
+		appendStringInfoChar(&buf, '=');
+	return buf.data;
+}
+
+/*
+ * The same address with its query in canonical form.  libcurl before 8.4 signs
+ * the query as it stands, and AWS would find another signature for any other
+ * form; to the service it makes no difference.
+ */
+static const char *
+canonical_url(const char *url)
+{
+	const char *query = strchr(url, '?');
+	List	   *parameters = NIL;
+	StringInfoData buf;
+	char	   *save = NULL;
+	char	   *copy;
+	ListCell   *lc;
+
+	Assert(url != NULL);
+	if (query == NULL)
+		return url;
+	copy = pnstrdup(query + 1, strcspn(query + 1, "#"));
+	for (char *item = strtok_r(copy, "&", &save); item != NULL; item = strtok_r(NULL, "&", &save))
+		parameters = lappend(parameters, canonical_parameter(item));
+	list_sort(parameters, compare_parameters);
+	initStringInfo(&buf);
+	appendBinaryStringInfo(&buf, url, query - url);
+	foreach(lc, parameters)
+		appendStringInfo(&buf, "%c%s", lc == list_head(parameters) ? '?' : '&', (char *) lfirst(lc));
+	return buf.data;
+}
+
+/*
+ * libcurl before 8.3 signs a header without a value wrongly, so that no
+ * request would be believed.
+ */
+static void
+refuse_empty_headers(const PsyncHttpSettings *settings, const PsyncTarget *target)
+{
+	for (int i = 0; i < settings->nheaders; i++)
+	{
+		Assert(settings->headers[i].name[0] != '\0');
+		if (settings->headers[i].value[0] == '\0')
+			ereport(ERROR,
+					(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+					 errmsg("invalid option \"%s\" of server \"%s\"",
+							"headers", target->server_name),
+					 errdetail("The header \"%s\" has no value, which AWS signature version 4 cannot sign.",
+							   settings->headers[i].name)));
+	}
+}
+
 /*
  * Handed to libcurl, which signs each request when it is sent. It signs all
  * headers that start with x-amz-, so a session token is an ordinary header.
@@ -119,6 +230,9 @@ init_aws(PsyncHttpSettings *settings, const PsyncTarget *target)
 	psync_http_settings_add_secret(settings, settings->aws_userpwd);
 	if (token != NULL)
 		psync_http_settings_add_header(settings, "X-Amz-Security-Token", token, true);
+	refuse_empty_headers(settings, target);
+	for (int i = 0; i < PSYNC_HTTP_NROUTES; i++)
+		settings->routes[i].url = canonical_url(settings->routes[i].url);
 }
 
 /*

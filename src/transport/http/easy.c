@@ -368,9 +368,13 @@ header_line(const PsyncHttpHeader *header)
  * The list of headers, in our memory: libcurl only reads it, and so its own
  * allocations, one per header and request, are spared.  It compares each with
  * a dozen names, so a short list is worth something, too.
+ *
+ * libcurl before 8.3 signs for AWS every line of the list, also those that
+ * take a header out, so that no target believes the signature.  Such requests
+ * keep "Accept"; "Expect" does no harm where nobody waits for its answer.
  */
 static void
-set_headers(PsyncHttpTransfer *transfer)
+set_headers(PsyncHttpTransfer *transfer, bool aws)
 {
 	/* what libcurl would add by itself; a name alone takes it out */
 	static char no_accept[] = "Accept:";
@@ -379,8 +383,9 @@ set_headers(PsyncHttpTransfer *transfer)
 	struct curl_slist *list = palloc((request->nheaders + 2) * sizeof(struct curl_slist));
 	int			n = 0;
 
-	list[n++].data = no_accept;
-	if (request->size > PSYNC_HTTP_EXPECT_MIN)
+	if (!aws)
+		list[n++].data = no_accept;
+	if (!aws && request->size > PSYNC_HTTP_EXPECT_MIN)
 		list[n++].data = no_expect;
 	for (int i = 0; i < request->nheaders; i++)
 		list[n++].data = header_line(&request->headers[i]);
@@ -401,6 +406,8 @@ set_method(CURL *easy, const PsyncHttpRequest *request)
 
 	if (!request->with_body)
 	{
+		/* or AWS's signature would be of the last request's body, long freed */
+		set(easy, CURLOPT_POSTFIELDS, NULL);
 		set(easy, CURLOPT_HTTPGET, 1L);
 		set(easy, CURLOPT_CUSTOMREQUEST, method);
 		return;
@@ -426,9 +433,10 @@ psync_http_easy_prepare(PsyncHttpTransfer *transfer)
 	transfer->loopback_only = !transfer->request->route->tls && !settings->allow_http;
 	set(transfer->easy, CURLOPT_URL, transfer->request->url);
 	set_method(transfer->easy, transfer->request);
-	set_headers(transfer);
+	set_headers(transfer, aws);
 	if (aws)
 	{
+		set(transfer->easy, CURLOPT_EXPECT_100_TIMEOUT_MS, 1L);
 		set(transfer->easy, CURLOPT_AWS_SIGV4, settings->aws_sigv4);
 		set(transfer->easy, CURLOPT_USERPWD, settings->aws_userpwd);
 	}
