@@ -227,7 +227,7 @@ run_check(PsyncHttpSession *session, const PsyncMessage *ping, Check *check)
 	Assert(check->transfer != NULL);
 	check->transfer->message = ping;
 	if (session->settings->oauth != NULL)
-		psync_http_oauth_forget(session);
+		psync_http_oauth_forget_all(session);
 	psync_http_send(check->transfer);
 	if (!await_answer(check))
 		return;

@@ -98,17 +98,28 @@ http_close(PsyncTarget *target)
 
 /* --------------------------------------------------------------- sending */
 
-/* The address must be listed by name where only a proxy sees the address. */
-static bool
-is_refused_by_name(PsyncHttpTransfer *transfer)
+/*
+ * Where only a proxy sees the address, the host must be listed by name, be it
+ * the target's or that of the endpoint that gives tokens.  A refused one is
+ * done without having been started.
+ */
+void
+psync_http_start(PsyncHttpTransfer *transfer)
 {
 	PsyncHttpSession *session = transfer->session;
-
-	if (session->settings->proxy[0] == '\0')
-		return false;
-	transfer->answer.refused =
+	const char *refused = session->settings->proxy[0] == '\0' ? NULL :
 		psync_http_name_refused(session->policy, transfer->request->route->host);
-	return transfer->answer.refused != NULL;
+
+	Assert(!transfer->in_multi);
+	if (refused == NULL)
+	{
+		psync_http_transfer_start(transfer);
+		return;
+	}
+	/* of an attempt before this one, when the token was renewed */
+	memset(&transfer->answer, 0, sizeof(PsyncHttpAnswer));
+	transfer->answer.refused = refused;
+	dlist_push_tail(&session->done, &transfer->node);
 }
 
 /*
@@ -125,7 +136,7 @@ psync_http_send(PsyncHttpTransfer *transfer)
 	Assert(transfer->message != NULL);
 	if (session->settings->oauth != NULL)
 	{
-		token = psync_http_oauth_token(session);
+		token = psync_http_oauth_token(session, &transfer->token_serial);
 		if (token == NULL)
 		{
 			dlist_push_tail(&session->waiting, &transfer->node);
@@ -139,10 +150,10 @@ psync_http_send(PsyncHttpTransfer *transfer)
 												  &transfer->unsendable);
 	MemoryContextSwitchTo(old);
 	Assert((transfer->request == NULL) == (transfer->unsendable != NULL));
-	if (transfer->request == NULL || is_refused_by_name(transfer))
+	if (transfer->request == NULL)
 		dlist_push_tail(&session->done, &transfer->node);
 	else
-		psync_http_transfer_start(transfer);
+		psync_http_start(transfer);
 }
 
 /*
@@ -221,8 +232,9 @@ renew_token(PsyncHttpTransfer *transfer)
 		transfer->token_renewed)
 		return false;
 	transfer->token_renewed = true;
-	psync_http_oauth_forget(transfer->session);
-	dlist_push_tail(&transfer->session->waiting, &transfer->node);
+	psync_http_oauth_forget(transfer->session, transfer->token_serial);
+	/* it waits, unless another request has seen to a new token already */
+	psync_http_send(transfer);
 	return true;
 }
 

@@ -296,6 +296,7 @@ typedef struct PsyncHttpTransfer
 	bool		loopback_only;	/* plain http that is not allowed elsewhere */
 	const char *unsendable;		/* could not become a request: why */
 	bool		token_renewed;	/* sent again with a new token, once */
+	uint64		token_serial;	/* the token it was sent with, see oauth.c */
 	int64		started;		/* psync_http_clock() */
 	size_t		header_bytes;	/* received so far */
 	size_t		body_room;		/* allocated for the answer's body */
@@ -362,9 +363,10 @@ extern void psync_http_socket_opened(PsyncHttpSession *session, curl_socket_t so
 extern void psync_http_socket_closed(PsyncHttpSession *session, curl_socket_t socket);
 
 /* oauth.c */
-extern const char *psync_http_oauth_token(PsyncHttpSession *session);
+extern const char *psync_http_oauth_token(PsyncHttpSession *session, uint64 *serial);
 extern void psync_http_oauth_step(PsyncHttpSession *session);
-extern void psync_http_oauth_forget(PsyncHttpSession *session);
+extern void psync_http_oauth_forget(PsyncHttpSession *session, uint64 serial);
+extern void psync_http_oauth_forget_all(PsyncHttpSession *session);
 extern bool psync_http_oauth_ended(PsyncHttpTransfer *transfer, PsyncOutcome *outcome);
 
 /* outcome.c: in the current context */
@@ -405,6 +407,8 @@ extern void psync_http_check(PsyncTarget *target, const PsyncMessage *ping,
 /* http.c */
 extern PsyncHttpSession *psync_http_session_create(PsyncTarget *target);
 extern void psync_http_session_destroy(PsyncHttpSession *session);
+/* Start the transfer's request, unless its host may not be reached. */
+extern void psync_http_start(PsyncHttpTransfer *transfer);
 /* Make a request of the transfer's message and send it. */
 extern void psync_http_send(PsyncHttpTransfer *transfer);
 

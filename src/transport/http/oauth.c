@@ -31,6 +31,7 @@ typedef struct Token
 	char	   *scope;
 	char	   *audience;
 	char	   *text;			/* NULL: there is none */
+	uint64		serial;			/* which of this process's fetches it is of */
 	int64		renew_at;		/* psync_http_clock() */
 	int64		expires_at;
 } Token;
@@ -88,17 +89,34 @@ forget_text(Token *token)
 
 /* The token to send with, or NULL if one must be fetched first. */
 const char *
-psync_http_oauth_token(PsyncHttpSession *session)
+psync_http_oauth_token(PsyncHttpSession *session, uint64 *serial)
 {
 	Token	   *token = find_token(session->settings->oauth);
 
+	*serial = token->serial;
 	return token->text != NULL && token->expires_at > psync_http_clock() ?
 		token->text : NULL;
 }
 
-/* The target did not accept it, whatever its expiry says. */
+/*
+ * The target did not accept it, whatever its expiry says.  Of many requests in
+ * flight with one token all are refused, one after the other: those that come
+ * late must not take away the new token, which may even make the old ones
+ * invalid once more.
+ */
 void
-psync_http_oauth_forget(PsyncHttpSession *session)
+psync_http_oauth_forget(PsyncHttpSession *session, uint64 serial)
+{
+	Token	   *token = find_token(session->settings->oauth);
+
+	Assert(serial <= token->serial);
+	if (serial == token->serial)
+		forget_text(token);
+}
+
+/* Whatever there is: the next request fetches one. */
+void
+psync_http_oauth_forget_all(PsyncHttpSession *session)
 {
 	Assert(session->settings->oauth != NULL);
 	forget_text(find_token(session->settings->oauth));
@@ -182,8 +200,8 @@ psync_http_oauth_step(PsyncHttpSession *session)
 	old = MemoryContextSwitchTo(transfer->context);
 	transfer->request = token_request(session->settings->oauth);
 	MemoryContextSwitchTo(old);
-	psync_http_transfer_start(transfer);
 	session->token_underway = true;
+	psync_http_start(transfer);
 }
 
 /*
@@ -193,10 +211,12 @@ psync_http_oauth_step(PsyncHttpSession *session)
 static void
 store_token(Token *token, const char *text, int64 life)
 {
+	static uint64 fetches = 0;
 	int64		ahead = Min(PSYNC_HTTP_TOKEN_AHEAD_MAX, life / PSYNC_HTTP_TOKEN_AHEAD_PART);
 
 	Assert(life > 0);
 	forget_text(token);
+	token->serial = ++fetches;
 	token->text = MemoryContextStrdup(TopMemoryContext, text);
 	token->expires_at = psync_http_clock() + life * USECS_PER_SEC;
 	token->renew_at = token->expires_at - ahead * USECS_PER_SEC;

@@ -353,9 +353,11 @@ outcome_of_failure(PsyncHttpTransfer *transfer, PsyncOutcome *outcome)
 
 	outcome->kind = PSYNC_OUTCOME_RETRY;
 	outcome->sqlerrcode = ERRCODE_CONNECTION_FAILURE;
-	outcome->reason = psprintf("no answer from %s: %s", origin,
-							   psync_http_excerpt(transfer->session->settings,
-												  answer->error, strlen(answer->error)));
+	if (answer->error != NULL)
+		outcome->reason = psprintf("no answer from %s: %s", origin,
+								   psync_http_excerpt(transfer->session->settings,
+													  answer->error, strlen(answer->error)));
+	/* refused by name, it was never started and has no words of libcurl's */
 	if (answer->refused != NULL)
 	{
 		outcome->kind = PSYNC_OUTCOME_TARGET;

@@ -331,14 +331,18 @@ init_idempotency(PsyncHttpSettings *settings, const PsyncTarget *target)
 
 /*
  * A proxy reads and changes what is not protected by TLS, so plain http
- * through one is as plain http to anywhere.
+ * through one is as plain http to anywhere.  The client's secret, which goes to
+ * the endpoint of tokens, is guarded likewise.
  */
 static void
 check_plain(const PsyncHttpSettings *settings, const PsyncTarget *target)
 {
-	for (int i = 0; i < PSYNC_HTTP_NROUTES; i++)
+	int			n = PSYNC_HTTP_NROUTES + (settings->oauth != NULL ? 1 : 0);
+
+	for (int i = 0; i < n; i++)
 	{
-		const PsyncHttpRoute *route = &settings->routes[i];
+		const PsyncHttpRoute *route = i < PSYNC_HTTP_NROUTES ?
+			&settings->routes[i] : &settings->oauth->token;
 
 		if (route->tls || settings->allow_http)
 			continue;
@@ -374,7 +378,6 @@ init_transport(PsyncHttpSettings *settings, const PsyncTarget *target)
 	init_version(settings, target);
 	init_compression(settings, target);
 	init_idempotency(settings, target);
-	check_plain(settings, target);
 }
 
 /*
@@ -399,6 +402,7 @@ psync_http_settings_create(PsyncTarget *target)
 		add_header_lines(settings, target, "headers", false);
 		add_header_lines(settings, target, "secret_headers", true);
 		psync_http_auth_init(settings, target);
+		check_plain(settings, target);
 		psync_http_sign_init(settings, target);
 	}
 	PG_CATCH();
