@@ -65,7 +65,7 @@ install_packages()
 # What the tests of the http transport need: nginx, and Node with its judges.
 receiver_packages()
 {
-	echo nginx-light curl openssl
+	echo nginx-light curl openssl zstd
 	command -v npm >/dev/null || echo nodejs npm
 }
 

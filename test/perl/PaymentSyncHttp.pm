@@ -20,7 +20,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes ();
 
-our @EXPORT = qw(start_receiver start_hostile start_nginx certify_http free_port
+our @EXPORT = qw(start_receiver start_hostile start_proxy start_http2 start_nginx certify_http free_port
   create_target receiver_state receiver_requests set_receiver control wait_state
   wait_until judged_well);
 
@@ -34,13 +34,13 @@ sub node_modules
 	if (!-d "$home/node_modules/standardwebhooks")
 	{
 		mkdir $home;
-		copy("$folder/$_", "$home/$_") for qw(package.json receiver.js hostile.js);
+		copy("$folder/package.json", "$home/package.json");
 		local $ENV{npm_config_cache} = "$home/cache";
 		local $ENV{HOME} = $home;
 		my $output = `cd '$home' && npm install --no-audit --no-fund --no-package-lock 2>&1`;
 		die "npm could not install the packages of test/receiver:\n$output" if $?;
 	}
-	copy("$folder/$_", "$home/$_") for qw(receiver.js hostile.js);
+	copy($_, "$home/" . basename($_)) for glob "$folder/*.js";
 	return $home;
 }
 
@@ -81,6 +81,26 @@ sub start_hostile
 	my $hostile = start_node('hostile.js', $config{cert} ? ($config{cert}, $config{key}) : ());
 	$hostile->{base} = ($config{cert} ? 'https://localhost:' : 'http://127.0.0.1:') . $hostile->{port};
 	$hostile->{config} = \%config;
+	return $hostile;
+}
+
+# start_proxy([hosts => {NAME => ADDRESS}, user => "user:password"])
+sub start_proxy
+{
+	my (%config) = @_;
+	my $proxy = start_node('proxy.js', encode_json(\%config));
+	$proxy->{config} = {};
+	$proxy->{base} = "http://127.0.0.1:$proxy->{port}";
+	return $proxy;
+}
+
+# start_http2([cert => FILE, key => FILE]): a hostile server of HTTP/2
+sub start_http2
+{
+	my (%config) = @_;
+	my $hostile = start_node('http2.js', $config{cert} ? ($config{cert}, $config{key}) : ());
+	$hostile->{config} = { %config, http2 => 1 };
+	$hostile->{base} = ($config{cert} ? 'https://localhost:' : 'http://127.0.0.1:') . $hostile->{port};
 	return $hostile;
 }
 

@@ -3,11 +3,13 @@
 //	node receiver.js CONFIG
 //
 // CONFIG is JSON: {secret, publicKey, signers: [{scheme, secret}, …], cert, key, ca,
-// http2, keepAlive, print, oauth: {id, secret, life}}.  It prints "listening PORT" and then serves
+// http2, keepAlive, print, oauth: {id, secret, life, inBody}, basic: "user:password",
+// aws: {region, service, key, secret, token}}.  It prints "listening PORT" and then serves
 //
 //	GET  /_state	what came so far: counts, problems, the table made of the events
 //	GET  /_requests	the last requests: method, url, raw headers, body as base64
 //	POST /_set		behaviour from now on: {fail, refuse, status, headers, body, delay, revoke,
+//					keys: {KEY: {status, headers, body}}, which go before these,
 //					items: {style, codes: {ID: [CODE, TIMES]}}}: results per event;
 //					refuse: answer 422 to what holds this text
 //	POST /token		with "oauth": hands out tokens, which deliveries must bear
@@ -16,13 +18,15 @@
 // Signatures are verified by the package standardwebhooks (v1) and node:crypto
 // (v1a, and the schemes of Stripe, GitHub and Adyen), CloudEvents by the
 // package cloudevents.  These accept much, so the raw headers and bytes are
-// looked at as well.
+// looked at as well.  AWS's signatures are verified by aws.js.
 
 'use strict';
 
 const crypto = require('node:crypto');
 const fs = require('node:fs');
 const zlib = require('node:zlib');
+const { spawnSync } = require('node:child_process');
+const { verifyAws } = require('./aws.js');
 const { Webhook } = require('standardwebhooks');
 const { HTTP } = require('cloudevents');
 
@@ -221,9 +225,24 @@ function judge(request, body)
 	return request.method === 'DELETE' ? [] : readEvents(request, body);
 }
 
+// zstd by its own program: Node has it from version 22 on only
+function unzstd(body)
+{
+	const run = spawnSync('zstd', ['-d', '-c', '--quiet'], { input: body, maxBuffer: 1 << 28 });
+	if (run.status !== 0)
+		throw new Error(`zstd: ${run.error || run.stderr}`);
+	return run.stdout;
+}
+
 function identity(request, body)
 {
-	return request.headers['content-encoding'] === 'gzip' ? zlib.gunzipSync(body) : body;
+	switch (request.headers['content-encoding'])
+	{
+		case undefined: return body;
+		case 'gzip': return zlib.gunzipSync(body);
+		case 'zstd': return unzstd(body);
+		default: throw new Error(`Content-Encoding ${request.headers['content-encoding']}`);
+	}
 }
 
 // Results per event, as EventBridge ("entries") or SQS ("failed") give them.
@@ -252,7 +271,10 @@ function applyItems(events)
 		Entries: results.map((r) => r.code ? { ErrorCode: r.code, ErrorMessage: 'no' } : { EventId: r.event }) });
 }
 
-function receive(request, raw, items)
+// What decides about a message is the key of its first event.
+const firstKey = (events) => events.map((event) => Object.values(event.key || {}).join(','))[0];
+
+function receive(request, raw)
 {
 	state.requests++;
 	requests.push({ method: request.method, url: request.url, version: request.httpVersion,
@@ -266,18 +288,21 @@ function receive(request, raw, items)
 	let events = [];
 	try
 	{
+		if (config.aws)
+			verifyAws(config.aws, request, raw);
 		events = judge(request, identity(request, raw));
 	}
 	catch (error)
 	{
 		problem(`${request.method} ${request.url}: ${error.message}`);
-		return 400;
+		return { status: 400, body: error.message };
 	}
 	if (behaviour.refuse && identity(request, raw).includes(behaviour.refuse))
-		return 422;
+		return { ...behaviour, status: 422 };
+	const says = { ...behaviour, ...((behaviour.keys || {})[firstKey(events)] || {}) };
 	if (behaviour.items)
-		items.body = applyItems(events);
-	else if (works && (behaviour.status || 200) < 300)
+		says.body = applyItems(events);
+	else if (works && (says.status || 200) < 300)
 		events.forEach(apply);
 	if (config.print)
 		for (const event of events)
@@ -285,9 +310,9 @@ function receive(request, raw, items)
 	if (fails)
 	{
 		state.failed++;
-		return 500;
+		return { ...says, status: 500 };
 	}
-	return behaviour.status || 200;
+	return says;
 }
 
 // ------------------------------------------------------------------- OAuth
@@ -297,14 +322,19 @@ let token = null;
 function giveToken(request, body)
 {
 	const form = new URLSearchParams(body.toString());
-	const basic = Buffer.from((request.headers.authorization || '').replace('Basic ', ''), 'base64').toString();
+	const pair = config.oauth.inBody
+		? `${encodeURIComponent(form.get('client_id'))}:${encodeURIComponent(form.get('client_secret'))}`
+		: Buffer.from((request.headers.authorization || '').replace('Basic ', ''), 'base64').toString();
 
 	state.tokens = (state.tokens || 0) + 1;
 	if (form.get('grant_type') !== 'client_credentials' ||
 		request.headers['content-type'] !== 'application/x-www-form-urlencoded' ||
-		basic !== `${encodeURIComponent(config.oauth.id)}:${encodeURIComponent(config.oauth.secret)}`)
+		pair !== `${encodeURIComponent(config.oauth.id)}:${encodeURIComponent(config.oauth.secret)}`)
 		return [401, '{"error":"invalid_client"}'];
+	if (config.oauth.inBody && request.headers.authorization !== undefined)
+		return [400, '{"error":"invalid_request"}'];
 	token = `token-${state.tokens}-of-the-test`;
+	state.tokenForm = { scope: form.get('scope'), audience: form.get('audience') };
 	return [200, JSON.stringify({ token_type: 'Bearer', access_token: token, scope: form.get('scope'),
 		expires_in: config.oauth.life || 3600 })];
 }
@@ -351,10 +381,15 @@ function onRequest(request, response)
 			state.unauthorized = (state.unauthorized || 0) + 1;
 			return answer(response, 401, `no: ${request.headers.authorization}`);
 		}
-		const items = {};
-		const status = receive(request, body, items);
-		const finish = () => answer(response, status, items.body || behaviour.body || '', behaviour.headers);
-		return behaviour.delay ? setTimeout(finish, behaviour.delay) : finish();
+		if (config.basic && request.headers.authorization !==
+			`Basic ${Buffer.from(config.basic).toString('base64')}`)
+		{
+			state.unauthorized = (state.unauthorized || 0) + 1;
+			return answer(response, 401, `no: ${request.headers.authorization}`);
+		}
+		const says = receive(request, body);
+		const finish = () => answer(response, says.status || 200, says.body || '', says.headers);
+		return says.delay ? setTimeout(finish, says.delay) : finish();
 	});
 }
 
