@@ -89,6 +89,11 @@ CALL show($$, format 'raw'$$, $$CASE WHEN event ->> 'operation' <> 'truncate' TH
 CALL payment_sync.incremental_sync('formats');
 SELECT * FROM received();
 CALL forget();
+-- an event that is left out is no event's previous one
+CALL show($$, format 'cloudevents', ordering 'strict'$$, $$CASE WHEN event ->> 'operation' <> 'insert' THEN '{}'::jsonb END$$);
+CALL payment_sync.incremental_sync('formats');
+SELECT * FROM received();
+CALL forget();
 CALL show($$, format 'raw', ordering 'strict'$$, $$($1 ->> 'operation') || ' -- a comment's line'$$);
 CALL show($$, format 'raw', ordering 'strict'$$, $$($1 ->> 'operation') || '!' -- a comment$$);
 CALL payment_sync.incremental_sync('formats');

@@ -231,11 +231,11 @@ find_keys(const PsyncEventTable *table, const PsyncChange *change,
 }
 
 /*
- * The position of the previous event of the same key, or 0; and remember this
- * one's.  A cache: each key has one place, which another key may take.
+ * The position of the previous event of the same key, or 0.  A cache: each key
+ * has one place, which another key may take.
  */
 static uint64
-find_previous(PsyncEventWriter *writer, const PsyncEventKeys *keys, uint64 position)
+find_previous(const PsyncEventWriter *writer, const PsyncEventKeys *keys)
 {
 	uint64		previous = 0;
 
@@ -247,10 +247,27 @@ find_previous(PsyncEventWriter *writer, const PsyncEventKeys *keys, uint64 posit
 
 		if (writer->previous_keys[slot] == keys->keys[i])
 			previous = Max(previous, writer->previous_positions[slot]);
+	}
+	return previous;
+}
+
+/*
+ * It is the next one's previous event.  One that a transform leaves out is
+ * not: a receiver would miss it.
+ */
+static void
+remember_position(PsyncEventWriter *writer, const PsyncEventKeys *keys,
+				  uint64 position)
+{
+	Assert(position > 0);
+
+	for (int i = 0; i < keys->n; i++)
+	{
+		uint32		slot = (uint32) keys->keys[i] & (PSYNC_PREVIOUS_SIZE - 1);
+
 		writer->previous_keys[slot] = keys->keys[i];
 		writer->previous_positions[slot] = position;
 	}
-	return previous;
 }
 
 /* ----------------------------------------------------------------- members */
@@ -689,13 +706,15 @@ psync_event_make(PsyncEventWriter *writer, const PsyncChange *change,
 	}
 	find_keys(table, change, keys);
 	if (writer->settings->previous && change->op != PSYNC_READ)
-		previous = find_previous(writer, keys, change->position);
+		previous = find_previous(writer, keys);
 	make_id(writer, table, change, keys);
 	if (make_text(writer, table, change, previous, &content_type))
 	{
 		event = pack(writer, table, change);
 		event->previous = previous;
 		event->content_type = content_type;
+		if (writer->settings->previous && change->op != PSYNC_READ)
+			remember_position(writer, keys, change->position);
 	}
 	MemoryContextSwitchTo(writer->context);
 	shrink(&writer->text);
