@@ -4,7 +4,7 @@ CREATE ROLE regress_payment_sync_http;
 GRANT USAGE ON FOREIGN DATA WRAPPER payment_sync_http TO regress_payment_sync_http;
 
 CREATE SERVER hook FOREIGN DATA WRAPPER payment_sync_http
-	OPTIONS (url 'https://shop.example.com/hooks/{table}?k={key}', format 'ndjson', max_batch '100',
+	OPTIONS (url 'https://shop.example.com/hooks/{table}', format 'ndjson', max_batch '100',
 		headers E'X-Shop: one\r\nX-Other: two', success_status '200-299, 409', timeout '15');
 CREATE USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (
 	signing_secret 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw, whsec_bmV3IHNlY3JldCBuZXcgc2VjcmV0IG5ldyE=@2027-01-31T00:00:00Z',
@@ -62,6 +62,42 @@ ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (ADD user 'b');
 ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (ADD oauth_client_id 'b');
 ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (ADD client_key 'b');
 ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (ADD aws_access_key 'b');
+
+-- options that make no sense together
+CREATE SERVER batches FOREIGN DATA WRAPPER payment_sync_http OPTIONS (url 'https://shop.example.com/', max_batch '10');
+ALTER SERVER batches OPTIONS (ADD format 'cloudevents');
+ALTER SERVER batches OPTIONS (ADD delete_method 'DELETE');
+ALTER SERVER batches OPTIONS (ADD update_url 'https://shop.example.com/update');
+ALTER SERVER batches OPTIONS (SET url 'https://shop.example.com/{key}');
+ALTER SERVER batches OPTIONS (ADD format 'debezium', ADD thin 'true');
+ALTER SERVER batches OPTIONS (ADD retry_delay_min '120000');
+ALTER SERVER batches OPTIONS (ADD idempotency_key 'none', ADD idempotency_header 'X-Id');
+ALTER SERVER batches OPTIONS (ADD linger '5', SET max_batch '1');
+ALTER SERVER batches OPTIONS (DROP linger, ADD ordering 'none', ADD on_refused 'hold');
+ALTER SERVER batches OPTIONS (SET ordering 'strict', DROP on_refused, ADD max_parked '5');
+
+-- nor with what a sync says
+CREATE TABLE payments (id int PRIMARY KEY);
+SELECT payment_sync.capture_table('payments');
+ALTER SERVER batches OPTIONS (DROP ordering, DROP max_parked, ADD format 'debezium');
+SELECT payment_sync.create_sync('s', '{payments}', server => 'batches', transform => 'event');
+SELECT payment_sync.create_sync('s', '{payments}', server => 'batches', target_schema => 'elsewhere');
+SELECT payment_sync.create_sync('s', '{payments}', server => 'batches', enabled => false);
+SELECT payment_sync.alter_sync('s', transform => 'event');
+ALTER SERVER batches OPTIONS (SET format 'json', ADD thin 'true');
+SELECT payment_sync.alter_sync('s', transform => 'event');
+ALTER SERVER batches OPTIONS (SET thin 'false');
+SELECT payment_sync.alter_sync('s', transform => 'event');
+CREATE SERVER database FOREIGN DATA WRAPPER payment_sync_postgres;
+SELECT payment_sync.alter_sync('s', server => 'database');
+SELECT payment_sync.alter_sync('s', server => 'database', transform => '');
+ALTER SERVER batches OPTIONS (SET format 'raw');
+SELECT payment_sync.alter_sync('s', server => 'batches');
+SELECT payment_sync.alter_sync('s', server => 'batches', transform => 'event');
+SELECT payment_sync.drop_sync('s');
+SELECT payment_sync.release_table('payments');
+DROP TABLE payments;
+DROP SERVER batches, database;
 
 -- secrets are checked, and never shown
 ALTER USER MAPPING FOR CURRENT_USER SERVER hook OPTIONS (SET signing_secret 'sesame');

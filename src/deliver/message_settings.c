@@ -7,6 +7,7 @@
  */
 #include "postgres.h"
 
+#include "foreign/foreign.h"
 #include "utils/builtins.h"
 
 #include "compat.h"
@@ -133,6 +134,9 @@ check_together(const PsyncMessageSettings *settings, const char *transform)
 	if (transform != NULL && settings->format == PSYNC_FORMAT_DEBEZIUM)
 		refuse("Debezium's envelope leaves no place for a transform.",
 			   "Choose another format, or remove the sync's transform.");
+	if (transform != NULL && settings->thin)
+		refuse("A transform makes the whole of an event, so there is nothing left to be thin.",
+			   "Set thin to false, or remove the sync's transform.");
 	if (settings->retry_delay_min > settings->retry_delay_max)
 		refuse("retry_delay_min is greater than retry_delay_max.",
 			   "Raise retry_delay_max, or lower retry_delay_min.");
@@ -168,4 +172,19 @@ psync_message_settings(PsyncMessageSettings *settings, const PsyncTarget *target
 	settings->disable_after = int_option(target, "disable_after", 432000);
 	check_together(settings, transform);
 	Assert(settings->batch_max >= 1 && settings->in_flight_max >= 1);
+}
+
+/*
+ * What would be refused when a delivery begins, for those who define a sync:
+ * by the server's options only, as no message option belongs to a user.
+ */
+void
+psync_message_options_check(const ForeignServer *server, const char *transform)
+{
+	PsyncMessageSettings ignored;
+	PsyncTarget target = {.log_id = ""};
+
+	Assert(server != NULL);
+	target.server_options = server->options;
+	psync_message_settings(&ignored, &target, transform);
 }

@@ -11,4 +11,11 @@
  */
 extern void psync_transform_check(const char *expression, Oid owner);
 
+struct ForeignServer;
+
+/* Raises an error if the options of a server that takes messages contradict
+ * each other, or the transform (NULL: none). */
+extern void psync_message_options_check(const struct ForeignServer *server,
+										const char *transform);
+
 #endif							/* PSYNC_TRANSFORM_H */

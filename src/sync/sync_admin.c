@@ -366,6 +366,34 @@ check_transform(const char *transform, Oid owner, const char *server)
 }
 
 /*
+ * Server and sync may contradict each other: one that takes windows has no use
+ * for a transform, nor some formats; one that takes messages has none for the
+ * names of tables.  Told now, since the sync would only fail later on.
+ */
+static void
+check_with_server(const char *server, const char *transform, bool names)
+{
+	ForeignServer *known = GetForeignServerByName(server, false);
+
+	if (psync_wrapper_takes_messages(known->fdwid))
+	{
+		psync_message_options_check(known, transform);
+		if (names)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("a target that takes messages has no tables"),
+					 errdetail("Events name the table at the source."),
+					 errhint("Leave out the names of tables and schema at the target.")));
+	}
+	else if (transform != NULL &&
+			 strcmp(psync_wrapper_library(known->fdwid), "payment_sync_postgres") == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("server \"%s\" takes no messages, but the sync has a transform", server),
+				 errhint("Remove it with transform => ''.")));
+}
+
+/*
  * The definition and the state, from the arguments of create_sync(); *id is
  * the new sync's.  The position is chosen before either is written.
  */
@@ -445,6 +473,10 @@ payment_sync_create_sync(PG_FUNCTION_ARGS)
 						PG_ARGISNULL(2) ? NULL : NameStr(*PG_GETARG_NAME(2)));
 	if (PG_GETARG_BOOL(10) && !PG_ARGISNULL(2))
 		psync_refuse_mirror(NameStr(*PG_GETARG_NAME(2)));
+	if (!PG_ARGISNULL(2))
+		check_with_server(NameStr(*PG_GETARG_NAME(2)),
+						  PG_ARGISNULL(11) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(11)),
+						  !PG_ARGISNULL(4) || !PG_ARGISNULL(5));
 	insert_sync(fcinfo, &id);
 	add_tables(&id, tables, PG_ARGISNULL(4) ? NULL : PG_GETARG_ARRAYTYPE_P(4),
 			   PG_ARGISNULL(5) ? NULL : NameStr(*PG_GETARG_NAME(5)),
@@ -503,6 +535,25 @@ enum
  * Refuse what makes no sense together, before anything is written.
  */
 static void
+check_altered_server(FunctionCallInfo fcinfo, const PsyncSync *sync)
+{
+	const char *server = sync->server;
+	const char *transform = sync->transform;
+
+	if (server == NULL ||
+		(PG_ARGISNULL(ALTER_SERVER) && PG_ARGISNULL(ALTER_TRANSFORM) &&
+		 PG_ARGISNULL(ALTER_TARGETS)))
+		return;
+	if (!PG_ARGISNULL(ALTER_SERVER))
+		server = NameStr(*PG_GETARG_NAME(ALTER_SERVER));
+	if (!PG_ARGISNULL(ALTER_TRANSFORM))
+		transform = text_to_cstring(PG_GETARG_TEXT_PP(ALTER_TRANSFORM));
+	if (transform != NULL && transform[0] == '\0')
+		transform = NULL;
+	check_with_server(server, transform, !PG_ARGISNULL(ALTER_TARGETS));
+}
+
+static void
 check_alteration(FunctionCallInfo fcinfo, const PsyncSync *sync)
 {
 	bool		batch = !PG_ARGISNULL(ALTER_BATCH) && PG_GETARG_BOOL(ALTER_BATCH);
@@ -533,6 +584,7 @@ check_alteration(FunctionCallInfo fcinfo, const PsyncSync *sync)
 		check_transform(text_to_cstring(PG_GETARG_TEXT_PP(ALTER_TRANSFORM)), sync->owner,
 						PG_ARGISNULL(ALTER_SERVER) ? sync->server :
 						NameStr(*PG_GETARG_NAME(ALTER_SERVER)));
+	check_altered_server(fcinfo, sync);
 }
 
 /*

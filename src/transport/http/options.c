@@ -531,6 +531,117 @@ check_signer(List *options, const char *name, const char *const *names)
 		check_needs(options, signer_keyword(name, *part), name);
 }
 
+/* Is the option given, and is this its value? */
+static bool
+is_set_to(List *options, const char *keyword, const char *value)
+{
+	const char *given = find(options, keyword);
+
+	return given != NULL && strcmp(given, value) == 0;
+}
+
+/* As a number; its default if it is not given. */
+static int64
+int_option(List *options, const char *keyword, int64 otherwise)
+{
+	const char *given = find(options, keyword);
+
+	return given != NULL ? strtoll(given, NULL, 10) : otherwise;
+}
+
+/* Does not return. */
+static void
+refuse_together(const char *one, const char *other, const char *detail)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+			 errmsg("options \"%s\" and \"%s\" contradict each other", one, other),
+			 errdetail_internal("%s", detail)));
+}
+
+/* Not refused: the events of a message may well be alike. */
+static void
+warn_first_counts(const char *keyword, const char *detail)
+{
+	ereport(WARNING,
+			(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+			 errmsg("option \"%s\" concerns the first event of a message only", keyword),
+			 errdetail_internal("%s", detail)));
+}
+
+/* An option without effect beside another one's value: a warning. */
+static void
+warn_useless(List *options, const char *keyword, bool useless, const char *detail)
+{
+	if (useless && find(options, keyword) != NULL)
+		ereport(WARNING,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("option \"%s\" has no effect", keyword),
+				 errdetail_internal("%s", detail)));
+}
+
+/*
+ * A message of several events has the address and the method of its first one,
+ * which is hardly what is meant by an address of its own.  With DELETE it has
+ * no body, so the others would be lost.
+ */
+static void
+check_batch_route(List *options)
+{
+	static const char *const methods[] = {"method", "insert_method", "update_method", "delete_method"};
+	static const char *const urls[] = {"insert_url", "update_url", "delete_url"};
+	static const char detail[] = "A message of several events, see max_batch, has the address of its first one.";
+	const char *url = find(options, "url");
+
+	for (int i = 0; i < lengthof(methods); i++)
+	{
+		if (is_set_to(options, methods[i], "DELETE"))
+			refuse_together(methods[i], "max_batch",
+							"DELETE has no body, which a message of several events needs.");
+	}
+	for (int i = 0; i < lengthof(urls); i++)
+		if (find(options, urls[i]) != NULL)
+			warn_first_counts(urls[i], detail);
+	if (url != NULL && (strstr(url, "{key}") != NULL || strstr(url, "{operation}") != NULL))
+		warn_first_counts("url", detail);
+}
+
+/*
+ * Options that contradict each other whatever a sync says; those that also
+ * depend on its transform are checked when the two come together
+ * (deliver/message_settings.c).
+ */
+static void
+check_together(List *options)
+{
+	bool		batches = int_option(options, "max_batch", 1) > 1;
+	bool		single = is_set_to(options, "format", "cloudevents") ||
+		is_set_to(options, "format", "cloudevents_binary") ||
+		is_set_to(options, "format", "raw");
+	bool		thin = false;
+
+	if (find(options, "thin") != NULL)
+		(void) parse_bool(find(options, "thin"), &thin);
+	if (batches && single)
+		refuse_together("format", "max_batch", "This format has one event per message.");
+	if (thin && (is_set_to(options, "format", "debezium") || is_set_to(options, "format", "raw")))
+		refuse_together("format", "thin", "This format has no thin events.");
+	if (int_option(options, "retry_delay_min", 200) > int_option(options, "retry_delay_max", 60000))
+		refuse_together("retry_delay_min", "retry_delay_max",
+						"The least delay is greater than the greatest one, which is 60000 by default.");
+	if (is_set_to(options, "idempotency_key", "none") && find(options, "idempotency_header") != NULL)
+		refuse_together("idempotency_key", "idempotency_header", "Without the key there is no header.");
+	if (batches)
+		check_batch_route(options);
+	warn_useless(options, "linger", !batches, "Messages have one event each, see max_batch.");
+	warn_useless(options, "max_batch_bytes", !batches, "Messages have one event each, see max_batch.");
+	warn_useless(options, "max_parked", is_set_to(options, "ordering", "strict"),
+				 "With strict ordering nothing may pass an event that fails.");
+	warn_useless(options, "on_refused",
+				 is_set_to(options, "on_refused", "hold") && is_set_to(options, "ordering", "none"),
+				 "Without ordering, no event waits for a refused one.");
+}
+
 /* What a server bears that the table cannot judge. */
 static void
 check_server(List *options)
@@ -547,6 +658,7 @@ check_server(List *options)
 	check_needs(options, "items_error", "items_path");
 	check_needs(options, "items_code", "items_path");
 	check_needs(options, "items_retry", "items_path");
+	check_together(options);
 }
 
 /*
