@@ -9,11 +9,13 @@
  *
  * Local statements run with the rights of the relation's reader and
  * row_security = off, so that a policy that would hide rows raises an error
- * instead of hiding them; so does the session at the target.  The settings on
+ * instead of hiding them; so does the session at the target.  They are
+ * read-only on both sides, whatever functions a condition calls.  The settings on
  * which text forms depend are the same on both sides.
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -111,6 +113,7 @@ run_local(PsyncSide *side)
 	Oid			userid;
 	int			sec_context;
 	int			guc_level;
+	bool		read_only = XactReadOnly;
 	int			ret;
 
 	Assert(!side->remote && ActiveSnapshotSet());
@@ -123,7 +126,11 @@ run_local(PsyncSide *side)
 	(void) set_config_option("enable_seqscan", side->ordered ? "off" : "on",
 							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	SPI_connect();
+
+	/* also for volatile functions; an error resets it with the transaction */
+	XactReadOnly = true;
 	ret = SPI_execute(side->sql, true, 0);
+	XactReadOnly = read_only;
 	if (ret != SPI_OK_SELECT)
 		elog(ERROR, "could not run a query for reconciliation: %s",
 			 SPI_result_code_string(ret));

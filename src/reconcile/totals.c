@@ -219,22 +219,62 @@ read_totals(PsyncTotals *totals, int64 max_wait)
 
 /* ----------------------------------------------------------------- results */
 
+/* A side's row of a group, by the group's text. */
+typedef struct PsyncTotalRow
+{
+	const char *group;
+	int			row;
+} PsyncTotalRow;
+
+/* A side's groups, sorted, so that the other side's can be looked up. */
+typedef struct PsyncTotalRows
+{
+	const PsyncRows *rows;
+	PsyncTotalRow *groups;
+	int			ngroups;
+} PsyncTotalRows;
+
+static int
+compare_groups(const void *a, const void *b)
+{
+	return strcmp(((const PsyncTotalRow *) a)->group,
+				  ((const PsyncTotalRow *) b)->group);
+}
+
+/*
+ * All rows but that of the position.
+ */
+static void
+sort_groups(const PsyncRows *rows, PsyncTotalRows *sorted)
+{
+	sorted->rows = rows;
+	sorted->groups = MemoryContextAllocHuge(CurrentMemoryContext,
+											Max(1, rows->nrows) * sizeof(PsyncTotalRow));
+	sorted->ngroups = 0;
+	for (int i = 0; i < rows->nrows; i++)
+	{
+		if (strcmp(psync_rows_get(rows, i, 0), "0") != 0)
+			continue;
+		sorted->groups[sorted->ngroups].group = psync_rows_get(rows, i, 1);
+		sorted->groups[sorted->ngroups++].row = i;
+	}
+	qsort(sorted->groups, sorted->ngroups, sizeof(PsyncTotalRow), compare_groups);
+}
+
 /*
  * The column's text in the row of this group; NULL if the side has no such
  * group.
  */
 static const char *
-find_total(const PsyncRows *rows, const char *group, int column)
+find_total(const PsyncTotalRows *sorted, const char *group, int column)
 {
-	Assert(column >= 0 && column < rows->ncolumns);
+	PsyncTotalRow wanted = {group, 0};
+	PsyncTotalRow *hit = bsearch(&wanted, sorted->groups, sorted->ngroups,
+								 sizeof(PsyncTotalRow), compare_groups);
 
-	for (int i = 0; i < rows->nrows; i++)
-	{
-		if (strcmp(psync_rows_get(rows, i, 0), "0") == 0 &&
-			strcmp(psync_rows_get(rows, i, 1), group) == 0)
-			return psync_rows_get(rows, i, column);
-	}
-	return NULL;
+	Assert(column >= 0 && column < sorted->rows->ncolumns);
+
+	return hit == NULL ? NULL : psync_rows_get(sorted->rows, hit->row, column);
 }
 
 /*
@@ -251,8 +291,8 @@ to_numeric(const char *text)
  * A row of the result for the count, and one for each sum.
  */
 static void
-put_group(const PsyncTotals *totals, const char *group, Tuplestorestate *store,
-		  TupleDesc desc)
+put_group(const PsyncTotals *totals, const PsyncTotalRows *sides,
+		  const char *group, Tuplestorestate *store, TupleDesc desc)
 {
 	for (int m = 0; m <= list_length(totals->sum); m++)
 	{
@@ -263,8 +303,8 @@ put_group(const PsyncTotals *totals, const char *group, Tuplestorestate *store,
 
 		values[0] = DirectFunctionCall1(jsonb_in, CStringGetDatum(group));
 		values[1] = CStringGetTextDatum(measure);
-		values[2] = to_numeric(find_total(totals->both.rows[0], group, m + 2));
-		values[3] = to_numeric(find_total(totals->both.rows[1], group, m + 2));
+		values[2] = to_numeric(find_total(&sides[PSYNC_SOURCE], group, m + 2));
+		values[3] = to_numeric(find_total(&sides[PSYNC_OTHER], group, m + 2));
 		values[4] = DirectFunctionCall2(numeric_sub, values[3], values[2]);
 		values[5] = Int64GetDatum(totals->in_flight);
 		nulls[5] = totals->both.undecidable;
@@ -276,23 +316,31 @@ put_group(const PsyncTotals *totals, const char *group, Tuplestorestate *store,
 static void
 put_totals(const PsyncTotals *totals, Tuplestorestate *store, TupleDesc desc)
 {
+	PsyncTotalRows sides[2];
+	MemoryContext each = AllocSetContextCreate(CurrentMemoryContext,
+											   "payment_sync totals",
+											   ALLOCSET_DEFAULT_SIZES);
+
+	for (int side = 0; side < 2; side++)
+		sort_groups(totals->both.rows[side], &sides[side]);
 	for (int side = 0; side < 2; side++)
 	{
-		const PsyncRows *rows = totals->both.rows[side];
-
-		for (int i = 0; i < rows->nrows; i++)
+		for (int i = 0; i < sides[side].ngroups; i++)
 		{
-			const char *group = psync_rows_get(rows, i, 1);
+			const char *group = sides[side].groups[i].group;
+			MemoryContext old;
 
 			CHECK_FOR_INTERRUPTS();
-			if (strcmp(psync_rows_get(rows, i, 0), "0") != 0)
-				continue;
 			if (side == PSYNC_OTHER &&
-				find_total(totals->both.rows[PSYNC_SOURCE], group, 2) != NULL)
+				find_total(&sides[PSYNC_SOURCE], group, 2) != NULL)
 				continue;
-			put_group(totals, group, store, desc);
+			old = MemoryContextSwitchTo(each);
+			put_group(totals, sides, group, store, desc);
+			MemoryContextSwitchTo(old);
+			MemoryContextReset(each);
 		}
 	}
+	MemoryContextDelete(each);
 }
 
 /*

@@ -1,7 +1,8 @@
 # 512_reconcile_condition.pl
 #
 # A condition is an expression, at the target as here: it cannot end the
-# statement that it is part of and begin another one.
+# statement that it is part of and begin another one, and the functions that it
+# calls can write on neither side.
 
 use strict;
 use warnings;
@@ -37,5 +38,94 @@ SQL
 isnt($status, 0, 'one that ends the statement is an error');
 is($target->safe_psql('postgres', "SELECT to_regclass('public.smuggled') IS NULL"),
 	't', 'nothing else was run at the target');
+
+# ------------------------------------------------- functions in a condition
+# One that writes, one that makes the next transactions read-write first, and
+# one that tries to make its own so.  The owner of the sync may do all of that
+# on both sides.
+for my $node ($source, $target)
+{
+	$node->safe_psql('postgres', <<'SQL');
+CREATE TABLE noted (id int);
+CREATE SEQUENCE counted;
+CREATE FUNCTION note(id int) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+	INSERT INTO public.noted VALUES (id);
+	RETURN true;
+END $$;
+CREATE FUNCTION open_up(id int) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM set_config('default_transaction_read_only', 'off', false);
+	RETURN true;
+END $$;
+CREATE FUNCTION open_now(id int) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM set_config('transaction_read_only', 'off', false);
+	INSERT INTO public.noted VALUES (id);
+	RETURN true;
+END $$;
+CREATE FUNCTION note_once_open(id int) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+	IF current_setting('default_transaction_read_only') = 'off'
+		AND current_setting('transaction_read_only') = 'off' THEN
+		INSERT INTO public.noted VALUES (id);
+	END IF;
+	PERFORM set_config('default_transaction_read_only', 'off', false);
+	RETURN true;
+END $$;
+SQL
+}
+# the same function does nothing on the other side
+sub only_on
+{
+	my ($node) = @_;
+	for my $name (qw(note open_up open_now note_once_open))
+	{
+		$node->safe_psql('postgres',
+			"ALTER FUNCTION public.$name(int) RENAME TO ${name}_real; " .
+			"CREATE FUNCTION public.$name(int) RETURNS boolean LANGUAGE sql AS 'SELECT true'");
+	}
+	return;
+}
+sub nothing_noted
+{
+	my ($name) = @_;
+	is($_->safe_psql('postgres', 'SELECT count(*) FROM noted'), '0', "$name: nothing is written at " . $_->name)
+	  for ($source, $target);
+	return;
+}
+for my $condition ('public.note(id)', 'public.open_now(id)', q{nextval('public.counted') > 0})
+{
+	my ($ret, $out, $err) = $source->psql('postgres',
+		'SELECT * FROM payment_sync.reconcile(\'pay\', condition => $$' . $condition . '$$)');
+	like($err, qr/read-only transaction|transaction read-write mode/, "$condition is refused");
+	($ret, $out, $err) = $source->psql('postgres',
+		'SELECT * FROM payment_sync.control_totals(\'pay\', \'pay\', condition => $$' . $condition . '$$)');
+	like($err, qr/read-only transaction|transaction read-write mode/, "$condition is refused by control_totals");
+	nothing_noted($condition);
+}
+# many statements, in the session at the target: ranges, then rows, then keys
+$target->safe_psql('postgres', "UPDATE pay SET note = 'y' WHERE id = 7");
+is($source->safe_psql('postgres',
+		"SELECT matched, different FROM payment_sync.reconcile('pay', condition => 'public.note_once_open(id)')"),
+	'9|1', 'settings that a condition makes');
+nothing_noted('a default that was changed before');
+only_on($source);
+for my $condition ('public.note(id)', 'public.open_now(id)')
+{
+	my ($ret, $out, $err) = $source->psql('postgres',
+		"SELECT * FROM payment_sync.reconcile('pay', condition => '$condition')");
+	like($err, qr/read-only transaction|transaction read-write mode/, "$condition is refused at the target");
+}
+nothing_noted('the target alone');
+
+# a transaction that may write may go on to do so
+is($source->safe_psql('postgres', <<'SQL'), "1\n1", 'what comes after may write');
+BEGIN;
+SELECT different FROM payment_sync.reconcile('pay');
+INSERT INTO noted VALUES (1);
+SELECT count(*) FROM noted;
+ROLLBACK;
+SQL
 
 done_testing();

@@ -7,8 +7,13 @@
  * closed, and the target notices that by itself; to send it a cancel would
  * mean to wait for another connection.
  *
- * Whatever the role at the target may do, the session is read-only, and none
- * of its time-outs is taken away: they protect the target.
+ * Whatever the role at the target may do, nothing is written there, and none
+ * of its time-outs is taken away: they protect the target.  A statement may
+ * hold a condition that calls functions, so it is not enough that transactions
+ * of the session are read-only by default: one statement could change the
+ * default for the next.  Each runs in a transaction of its own that is begun
+ * as READ ONLY, which cannot be changed from within once a query has begun, and
+ * that is rolled back, which undoes settings as well.
  */
 #include "postgres.h"
 
@@ -63,6 +68,7 @@ read_send(PsyncTarget *target, const char *sql)
 	PsyncPgSession *session = target->private_data;
 
 	Assert(target->read_only && !session->reading);
+	psync_pg_execute(session, "BEGIN TRANSACTION READ ONLY");
 	if (!PQsendQueryParams(session->conn, sql, 0, NULL, NULL, NULL, NULL, 0) ||
 		!PQsetSingleRowMode(session->conn))
 		psync_pg_lost(session);
@@ -120,6 +126,7 @@ read_row(PsyncTarget *target, int *ncolumns)
 	{
 		PQclear(result);
 		read_ended(session);
+		psync_pg_execute(session, "ROLLBACK");
 		return NULL;
 	}
 	if (PQresultStatus(result) != PGRES_SINGLE_TUPLE)
