@@ -1030,12 +1030,13 @@ CREATE FUNCTION payment_sync.repair(
 	run bigint DEFAULT NULL,
 	rel regclass DEFAULT NULL,
 	dry_run boolean DEFAULT false,
+	direction text DEFAULT 'target',
 	OUT "table" regclass, OUT key jsonb, OUT kind text, OUT operation text,
-	OUT "row" jsonb) RETURNS SETOF record
+	OUT "row" jsonb, OUT statement text, OUT reason text) RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'payment_sync_repair'
 	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
-COMMENT ON FUNCTION payment_sync.repair(name, bigint, regclass, boolean) IS
-	'sends what the source has for each open discrepancy of a run; with dry_run, only says what it would send';
+COMMENT ON FUNCTION payment_sync.repair(name, bigint, regclass, boolean, text) IS
+	'mends the open discrepancies of a run, at the target by sending what the source has, or at the source by statements; with dry_run, only says what it would do';
 
 CREATE FUNCTION payment_sync.reconciliation_report(
 	run bigint,

@@ -277,6 +277,11 @@ extern int64 psync_store_last_suspect(PsyncReconcile *rec);
 extern char ***psync_store_take_suspects(PsyncReconcile *rec, int64 upto, int *n);
 extern int64 psync_store_count_suspects(PsyncReconcile *rec);
 
+/* repair_source.c */
+extern void psync_repair_source(const PsyncSync *sync, const PsyncTable *table,
+								int64 run, bool dry_run,
+								Tuplestorestate *store, TupleDesc desc);
+
 /* reconcile.c */
 
 /* A reconciliation that only looks, for others of this folder. */

@@ -2,7 +2,7 @@
  * repair.c
  *		Mending the target, and accepting what is not to be mended.
  *
- * The source is right.  For a key on which the target differs, a change is
+ * The source is right; if the target is, see repair_source.c.  For a key on which the target differs, a change is
  * logged that says what the source has: an update to the row as it is now,
  * which inserts where there is no such row, or a delete.  It travels as all
  * changes do, so the order of changes to a key and exactly-once hold (P4, P5),
@@ -51,8 +51,8 @@ PG_FUNCTION_INFO_V1(payment_sync_accept_discrepancy);
 /* Discrepancies handled in one go. */
 #define PSYNC_REPAIR_BATCH	1000
 
-/* table, key, kind, operation, row */
-#define NATTS_REPAIR		5
+/* table, key, kind, operation, row, statement, reason */
+#define NATTS_REPAIR		7
 
 /* A discrepancy that is to be repaired. */
 typedef struct PsyncBreak
@@ -171,6 +171,17 @@ key_column(const PsyncRepair *repair, int k)
 	return &repair->shape->columns[repair->shape->keys[k]];
 }
 
+/*
+ * The type without a modifier; unlike "character", which is one character long.
+ */
+static char *
+type_name(Oid type)
+{
+	Assert(OidIsValid(type));
+	return format_type_extended(type, -1,
+								FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY);
+}
+
 /* "unnest('{0,1}'::int[], '{…}'::type[]) r(i, k0)" of the unhandled breaks */
 static int
 append_keys(StringInfo buf, const PsyncRepair *repair)
@@ -195,7 +206,7 @@ append_keys(StringInfo buf, const PsyncRepair *repair)
 		}
 		appendStringInfoString(buf, ", ");
 		psync_append_array(buf, values, n, 1);
-		appendStringInfo(buf, "::%s[]", format_type_be_qualified(key_column(repair, k)->type));
+		appendStringInfo(buf, "::%s[]", type_name(key_column(repair, k)->type));
 	}
 	appendStringInfoString(buf, ") r(_psync_i");
 	for (int k = 0; k < repair->shape->nkeys; k++)
@@ -251,7 +262,7 @@ keys_query(const PsyncRepair *repair)
 		if (k < repair->shape->nkeys)
 			appendStringInfo(&buf, "r._psync_k%d, ", k);
 		else
-			appendStringInfo(&buf, "NULL::%s, ", format_type_be_qualified(column->type));
+			appendStringInfo(&buf, "NULL::%s, ", type_name(column->type));
 	}
 	appendStringInfoString(&buf, "r._psync_i FROM ");
 	if (append_keys(&buf, repair) == 0)
@@ -276,6 +287,10 @@ put_result(PsyncRepair *repair, const PsyncBreak *b, const char *operation, Datu
 	values[3] = CStringGetTextDatum(operation);
 	values[4] = row;
 	nulls[4] = row == (Datum) 0;
+	nulls[5] = true;			/* it is a change, no statement */
+	nulls[6] = strcmp(operation, "none") != 0;
+	values[6] = nulls[6] ? (Datum) 0 :
+		CStringGetTextDatum("the source's row is gone by now, and its delete is on its way");
 	tuplestore_putvalues(repair->store, repair->desc, values, nulls);
 }
 
@@ -551,7 +566,24 @@ latest_run(const PsyncSync *sync, Oid relid)
 }
 
 /*
- * repair(name, run, rel, dry_run)
+ * Who is to be mended.
+ */
+static bool
+is_to_source(FunctionCallInfo fcinfo, int arg)
+{
+	char	   *direction = PG_ARGISNULL(arg) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(arg));
+
+	if (direction == NULL ||
+		(strcmp(direction, "target") != 0 && strcmp(direction, "source") != 0))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid direction \"%s\"", direction ? direction : "null"),
+				 errhint("Valid values are \"target\" and \"source\".")));
+	return strcmp(direction, "source") == 0;
+}
+
+/*
+ * repair(name, run, rel, dry_run, direction)
  *
  * In the caller's transaction: the changes are delivered when it commits, and
  * the locks are kept until then.
@@ -561,6 +593,7 @@ payment_sync_repair(PG_FUNCTION_ARGS)
 {
 	PsyncRepair repair = {0};
 	int64		run = PG_ARGISNULL(1) ? 0 : PG_GETARG_INT64(1);
+	bool		to_source = is_to_source(fcinfo, 4);
 	Oid			relid = PG_ARGISNULL(2) ? InvalidOid : PG_GETARG_OID(2);
 	ListCell   *lc;
 
@@ -579,7 +612,12 @@ payment_sync_repair(PG_FUNCTION_ARGS)
 		PsyncTable *table = lfirst(lc);
 		int64		table_run = run != 0 ? run : latest_run(repair.sync, table->relid);
 
-		if (table_run != 0 && (!OidIsValid(relid) || relid == table->relid))
+		if (table_run == 0 || (OidIsValid(relid) && relid != table->relid))
+			continue;
+		if (to_source)
+			psync_repair_source(repair.sync, table, table_run, repair.dry_run,
+								repair.store, repair.desc);
+		else
 			repair_table(&repair, table, table_run);
 	}
 	return (Datum) 0;

@@ -72,7 +72,7 @@ static const char relation_query[] =
 
 static const char columns_query[] =
 	"SELECT a.attname,"
-	" pg_catalog.format_type(CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END, NULL),"
+	" pg_catalog.format_type(CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END, -1),"
 	" CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END,"
 	" CASE t.typtype WHEN 'd' THEN t.typtypmod ELSE a.atttypmod END,"
 	" a.attcollation = 0 OR EXISTS (SELECT FROM pg_catalog.pg_collation l"
