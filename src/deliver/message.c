@@ -435,7 +435,9 @@ send_time(PsyncMessages *messages)
 	TimestampTz next = DT_NOEND;
 	dlist_iter	iter;
 
-	if (messages->breaker != PSYNC_BREAKER_CLOSED || messages->nfree == 0)
+	if (messages->breaker != PSYNC_BREAKER_CLOSED || messages->nfree == 0 ||
+		(messages->settings.ordering == PSYNC_ORDER_STRICT &&
+		 messages->in_flight > 0))
 		return next;
 	if (messages->pending != NULL && messages->settings.rate_limit > 0)
 		return psync_rate_next(messages);
