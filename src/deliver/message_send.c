@@ -190,6 +190,11 @@ attempt(PsyncMessages *messages, PsyncOutgoing *message, TimestampTz now)
 	if (messages->breaker == PSYNC_BREAKER_OPEN)
 		messages->breaker = PSYNC_BREAKER_PROBING;
 	messages->stats.bytes += message->m.size;
+
+	/* a target that never answers is to be seen, too */
+	messages->stats.changed = true;
+	if (messages->unsaved_since == 0)
+		messages->unsaved_since = now;
 	return true;
 }
 

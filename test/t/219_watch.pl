@@ -35,11 +35,6 @@ create_target($node, "hook$_", { url => $receivers[$_ - 1]{base} . '/hook' }, {}
 $node->safe_psql('postgres', "SELECT payment_sync.create_sync('$_', '{pay}', server => '$_')")
   for 'hole', 'hook1', 'hook2', 'target';
 
-sub in_flight
-{
-	return $node->safe_psql('postgres', "SELECT in_flight FROM payment_sync.stat_target WHERE sync = '$_[0]'");
-}
-
 sub add
 {
 	my ($from, $to) = @_;
@@ -54,6 +49,8 @@ wait_delivered($node, $_) for 'hook1', 'hook2', 'target';
 pass('others are served');
 is(PaymentSyncTest::stat($node, 'hole', 'failures'), '0',
 	'the one that never answers has not failed');
+ok($node->poll_query_until('postgres', "SELECT in_flight = 4 AND requests = 0 AND latency_p50 IS NULL
+	FROM payment_sync.stat_target WHERE sync = 'hole'"), 'but what it was asked is to be seen');
 my ($worker) = worker_pids($node);
 is(scalar(worker_pids($node)), 1, 'by one worker');
 
