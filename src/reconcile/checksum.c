@@ -30,7 +30,7 @@
 
 /* Sampled rows per cell, and sampled pages. */
 #define PSYNC_SAMPLE_ROWS		32
-#define PSYNC_SAMPLE_PAGES		8
+#define PSYNC_SAMPLE_PAGES		4
 /* Parts of hashed cells that are compared in one pass over the table. */
 #define PSYNC_HASH_CELLS_MAX	65536
 /* Differences per cell beyond which its own checksum is not worth computing. */

@@ -13,6 +13,17 @@
  * hashes do not resist somebody who knows the seeds and crafts rows: for that
  * there is sha256 over all rows of the cell, in order.
  *
+ * Why the text of the whole row.  Hashes of the columns' own types would cost
+ * half, but hash_record_extended() adds them up, so that two rows that have
+ * exchanged a value have the same sum; and hash_numeric() does not see the
+ * sign, and those of bigint and of timestamps fold 64 bits into 32.  Chaining
+ * them, each one's result the next one's seed, loses a little of the 128 bits
+ * with each column.
+ *
+ * The lengths of up to two strings are mixed into the seeds instead of being
+ * printed into the text: what is hashed is the pair of both, so nothing is
+ * lost, and printing costs as much as a column does.
+ *
  * The row's text is made once and hashed twice: "OFFSET 0" keeps the planner
  * from making it twice.
  */
@@ -28,6 +39,8 @@
 
 /* Columns that one call of concat_ws() takes: two of its 100 arguments each. */
 #define PSYNC_CONCAT_COLUMNS	40
+/* "OFFSET 0": see the header comment.  Cells without rows are not sent. */
+#define PSYNC_END_OF_DIGESTS	" OFFSET 0) s(x, y) HAVING pg_catalog.count(*) > 0"
 
 /* ---------------------------------------------------------------- arrays */
 
@@ -193,32 +206,100 @@ append_key_text(StringInfo buf, const PsyncReconcile *rec, int side)
 }
 
 /*
- * The text of a row's canonical form.  concat_ws() makes it in two thirds of
- * the time that a row's own text takes, but has at most so many arguments, and
- * lengths of strings that mean something in one encoding only.
+ * An argument of concat_ws(), of which the caller counts the columns.
  */
 static void
-append_row_text(StringInfo buf, const PsyncReconcile *rec, int side)
+append_argument(StringInfo buf, int *n, const char *argument)
 {
-	bool		plain = rec->escape;
+	const char *before = ", ";
+
+	if (*n == 0)
+		before = "pg_catalog.concat_ws('|', ";
+	else if (*n % PSYNC_CONCAT_COLUMNS == 0)
+		before = ") || pg_catalog.concat_ws('|', '', ";
+	appendStringInfo(buf, "%s%s", before, argument);
+	(*n)++;
+}
+
+/*
+ * The text of a row's canonical form, in the same encoding on both sides.
+ * concat_ws() makes it in two thirds of the time that a row's own text takes,
+ * but has at most so many arguments.  With seeds, the lengths of some strings
+ * need not be in it; without, rows follow each other in one text, and all are.
+ */
+static void
+append_concat(StringInfo buf, const PsyncReconcile *rec, int side)
+{
+	const char *last = NULL;
+	int			n = 0;
+
+	for (int i = 0; i < rec->npairs; i++)
+	{
+		const PsyncSideColumn *column = &rec->pairs[i].side[side];
+		PsyncLengthPlace place = rec->run->crypto ? PSYNC_LENGTH_BEFORE :
+			rec->pairs[i].length_place;
+
+		if (place == PSYNC_LENGTH_NOWHERE)
+		{
+			Assert(last == NULL);
+			last = column->hashed;
+		}
+		else if (place == PSYNC_LENGTH_BEFORE && column->length != NULL)
+			append_argument(buf, &n, psprintf("%s, %s", column->length, column->hashed));
+		else
+			append_argument(buf, &n, column->hashed);
+	}
+	if (last != NULL && n == 0)
+		append_argument(buf, &n, "''"); /* tells null from empty */
+	if (last != NULL)
+		append_argument(buf, &n, last);
+	appendStringInfoChar(buf, ')');
+}
+
+/*
+ * The text of a row's canonical form, if the encodings differ: lengths of
+ * strings would mean something in one of them only.
+ */
+static void
+append_escaped_row(StringInfo buf, const PsyncReconcile *rec, int side)
+{
 	StringInfoData row;
+
+	Assert(rec->escape);
 
 	initStringInfo(&row);
 	for (int i = 0; i < rec->npairs; i++)
-	{
-		const PsyncPair *pair = &rec->pairs[i];
-		const char *before = ", ";
-
-		if (i == 0)
-			before = plain ? "ROW(" : "pg_catalog.concat_ws('|', ";
-		else if (!plain && i % PSYNC_CONCAT_COLUMNS == 0)
-			before = ") || pg_catalog.concat_ws('|', '', ";
-		appendStringInfo(&row, "%s%s", before,
-						 plain ? pair->side[side].canonical : pair->side[side].hashed);
-	}
-	appendStringInfoString(&row, plain ? ")::text" : ")");
+		appendStringInfo(&row, "%s%s", i > 0 ? ", " : "ROW(",
+						 rec->pairs[i].side[side].canonical);
+	appendStringInfoString(&row, ")::text");
 	append_escaped(buf, rec, row.data);
 	pfree(row.data);
+}
+
+/*
+ * What is to be mixed into the seeds: the lengths that are not in the text.
+ * Each is less than 2^30, or -1, so that two are told apart in one number.
+ * False if there is nothing.
+ */
+static bool
+append_seed_lengths(StringInfo buf, const PsyncReconcile *rec, int side)
+{
+	int			n = 0;
+
+	if (rec->escape || rec->run->crypto)
+		return false;
+	for (int i = 0; i < rec->npairs; i++)
+	{
+		const PsyncPair *pair = &rec->pairs[i];
+
+		if (pair->length_place != PSYNC_LENGTH_SEED)
+			continue;
+		appendStringInfo(buf, n > 0 ? " + %s" : "%s * 2147483648::bigint",
+						 pair->side[side].length);
+		n++;
+	}
+	Assert(n <= PSYNC_SEED_LENGTHS);
+	return n > 0;
 }
 
 /* ------------------------------------------------------------------ cells */
@@ -264,14 +345,20 @@ append_limits(StringInfo buf, const PsyncReconcile *rec, int side, char **after,
  */
 static void
 append_open_cell(StringInfo buf, const PsyncReconcile *rec, int side,
-				 const PsyncCell *cell, int number, const char *list)
+				 const PsyncCell *cell, int number, const char *list,
+				 const char *digests)
 {
 	Assert(number >= 0);
 
-	appendStringInfo(buf, "SELECT %d AS i, %s FROM %s t WHERE true", number, list,
-					 rec->side[side].from);
+	if (digests != NULL)
+		appendStringInfo(buf, "SELECT %d, %s FROM (SELECT %s", number, digests, list);
+	else
+		appendStringInfo(buf, "SELECT %d AS i, %s", number, list);
+	appendStringInfo(buf, " FROM %s t WHERE true", rec->side[side].from);
 	append_limits(buf, rec, side, cell->after, cell->upto);
 	append_where(buf, rec);
+	if (digests != NULL)
+		appendStringInfoString(buf, PSYNC_END_OF_DIGESTS);
 }
 
 /* ", '{…}'::type[]" per key column */
@@ -306,14 +393,19 @@ append_numbers(StringInfo buf, const int *numbers, int n)
 	appendStringInfoString(buf, "}'::int[]");
 }
 
-/* Cells with both bounds, by one index scan each. */
+/*
+ * Cells with both bounds, by one index scan each.  Digests are made in the
+ * loop over the cells: no row needs to look for its group.
+ */
 static void
 append_closed_cells(StringInfo buf, const PsyncReconcile *rec, int side,
-					PsyncCell **cells, const int *numbers, int n, const char *list)
+					PsyncCell **cells, const int *numbers, int n, const char *list,
+					const char *digests)
 {
 	Assert(n > 0);
 
-	appendStringInfo(buf, "SELECT r._psync_i, %s FROM unnest(", list);
+	appendStringInfo(buf, "SELECT r._psync_i, %s FROM unnest(",
+					 digests != NULL ? "s.*" : list);
 	append_numbers(buf, numbers, n);
 	append_bounds(buf, rec, side, cells, n, false);
 	append_bounds(buf, rec, side, cells, n, true);
@@ -322,7 +414,11 @@ append_closed_cells(StringInfo buf, const PsyncReconcile *rec, int side,
 		appendStringInfo(buf, ", _psync_l%d", k);
 	for (int k = 0; k < rec->nkeys; k++)
 		appendStringInfo(buf, ", _psync_h%d", k);
-	appendStringInfo(buf, ") JOIN %s t ON ", rec->side[side].from);
+	if (digests != NULL)
+		appendStringInfo(buf, ") CROSS JOIN LATERAL (SELECT %s FROM (SELECT %s FROM %s t WHERE ",
+						 digests, list, rec->side[side].from);
+	else
+		appendStringInfo(buf, ") JOIN %s t ON ", rec->side[side].from);
 	append_key(buf, rec, side, NULL);
 	appendStringInfoString(buf, " > ");
 	append_key(buf, rec, side, "r._psync_l");
@@ -331,15 +427,17 @@ append_closed_cells(StringInfo buf, const PsyncReconcile *rec, int side,
 	appendStringInfoString(buf, " <= ");
 	append_key(buf, rec, side, "r._psync_h");
 	append_where(buf, rec);
+	if (digests != NULL)
+		appendStringInfoString(buf, PSYNC_END_OF_DIGESTS ") s");
 }
 
 /*
- * Rows of ranges: those with both bounds in one join, the others by a query
- * each.
+ * Rows of ranges, or their digests: those with both bounds in one join, the
+ * others by a query each.
  */
 static void
 append_ranges(StringInfo buf, const PsyncReconcile *rec, int side, List *cells,
-			  const char *list)
+			  const char *list, const char *digests)
 {
 	PsyncCell **closed = palloc(list_length(cells) * sizeof(PsyncCell *));
 	int		   *numbers = palloc(list_length(cells) * sizeof(int));
@@ -362,7 +460,7 @@ append_ranges(StringInfo buf, const PsyncReconcile *rec, int side, List *cells,
 		else
 		{
 			appendStringInfoString(buf, first ? "" : " UNION ALL ");
-			append_open_cell(buf, rec, side, cell, number, list);
+			append_open_cell(buf, rec, side, cell, number, list, digests);
 			first = false;
 		}
 		number++;
@@ -370,7 +468,7 @@ append_ranges(StringInfo buf, const PsyncReconcile *rec, int side, List *cells,
 	if (nclosed > 0)
 	{
 		appendStringInfoString(buf, first ? "" : " UNION ALL ");
-		append_closed_cells(buf, rec, side, closed, numbers, nclosed, list);
+		append_closed_cells(buf, rec, side, closed, numbers, nclosed, list, digests);
 	}
 }
 
@@ -408,24 +506,47 @@ append_cells(StringInfo buf, const PsyncReconcile *rec, int side, List *cells,
 	if (rec->hashed)
 		append_hashed(buf, rec, side, cells, list);
 	else
-		append_ranges(buf, rec, side, cells, list);
+		append_ranges(buf, rec, side, cells, list, NULL);
 }
 
 /* --------------------------------------------------------------- statements */
 
 /*
- * Two 64-bit sums, or sha256 over all rows in order; see the header comment.
+ * A row as it goes into a digest: its text x, and y, which is a number for the
+ * seeds, the key that sha256 goes by, or nothing.
+ */
+static void
+append_digest_list(StringInfo buf, const PsyncReconcile *rec, int side)
+{
+	if (rec->escape)
+		append_escaped_row(buf, rec, side);
+	else
+		append_concat(buf, rec, side);
+	appendStringInfoString(buf, ", ");
+	if (rec->run->crypto && !rec->hashed)
+	{
+		appendStringInfoString(buf, rec->nkeys > 1 ? "ROW" : "");
+		append_key(buf, rec, side, NULL);
+	}
+	else if (!append_seed_lengths(buf, rec, side))
+		appendStringInfoString(buf, "0::bigint");
+}
+
+/*
+ * The number of rows and two 64-bit sums, or sha256 over all rows in order; see
+ * the header comment.
  */
 static void
 append_digests(StringInfo buf, const PsyncReconcile *rec)
 {
+	appendStringInfoString(buf, "pg_catalog.count(*), ");
 	if (rec->run->crypto)
 		appendStringInfo(buf, "pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to("
 						 "pg_catalog.string_agg(x, E'\\n' ORDER BY %s), 'UTF8')), 'hex'), ''",
-						 rec->hashed ? "x COLLATE \"C\"" : "k");
+						 rec->hashed ? "x COLLATE \"C\"" : "y");
 	else
-		appendStringInfo(buf, "pg_catalog.sum(pg_catalog.hashtextextended(x COLLATE \"C\", " INT64_FORMAT ")),"
-						 " pg_catalog.sum(pg_catalog.hashtextextended(x COLLATE \"C\", " INT64_FORMAT "))",
+		appendStringInfo(buf, "pg_catalog.sum(pg_catalog.hashtextextended(x COLLATE \"C\", '" INT64_FORMAT "'::bigint # y)),"
+						 " pg_catalog.sum(pg_catalog.hashtextextended(x COLLATE \"C\", '" INT64_FORMAT "'::bigint # y))",
 						 rec->run->seeds[0], rec->run->seeds[1]);
 }
 
@@ -438,22 +559,21 @@ psync_query_checksum(const PsyncReconcile *rec, int side, List *cells)
 {
 	StringInfoData buf;
 	StringInfoData list;
+	StringInfoData digests;
 
 	initStringInfo(&list);
-	append_row_text(&list, rec, side);
-	appendStringInfoString(&list, " AS x");
-	if (rec->run->crypto && !rec->hashed)
-	{
-		appendStringInfoString(&list, rec->nkeys > 1 ? ", ROW" : ", ");
-		append_key(&list, rec, side, NULL);
-		appendStringInfoString(&list, " AS k");
-	}
+	append_digest_list(&list, rec, side);
+	initStringInfo(&digests);
+	append_digests(&digests, rec);
 	initStringInfo(&buf);
-	appendStringInfoString(&buf, "SELECT i, pg_catalog.count(*), ");
-	append_digests(&buf, rec);
-	appendStringInfoString(&buf, " FROM (");
-	append_cells(&buf, rec, side, cells, list.data);
-	appendStringInfoString(&buf, " OFFSET 0) s(i, x) GROUP BY i");
+	if (rec->hashed)
+	{
+		appendStringInfo(&buf, "SELECT i, %s FROM (", digests.data);
+		append_hashed(&buf, rec, side, cells, list.data);
+		appendStringInfoString(&buf, " OFFSET 0) s(i, x, y) GROUP BY i");
+	}
+	else
+		append_ranges(&buf, rec, side, cells, list.data, digests.data);
 	return buf.data;
 }
 
@@ -470,7 +590,7 @@ psync_query_split(const PsyncReconcile *rec, int side, const PsyncCell *cell,
 
 	initStringInfo(&buf);
 	append_numbered_keys(&buf, rec, side);
-	append_open_cell(&buf, rec, side, cell, 0, numbered_list(rec, side));
+	append_open_cell(&buf, rec, side, cell, 0, numbered_list(rec, side), NULL);
 	appendStringInfo(&buf, ") s WHERE n %% " INT64_FORMAT " = 0 ORDER BY n", width);
 	return buf.data;
 }

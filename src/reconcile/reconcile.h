@@ -58,6 +58,9 @@
 /* Hashed cells: how many bits of the hash tell them apart at first. */
 #define PSYNC_HASH_BITS			12
 
+/* Lengths of less than 2^31 that a seed of 64 bits has room for. */
+#define PSYNC_SEED_LENGTHS		2
+
 #define PSYNC_SOURCE			0
 #define PSYNC_OTHER				1
 
@@ -71,9 +74,18 @@ typedef struct PsyncSideColumn
 	bool		bytewise;		/* no collation, or one that sorts bytes */
 	bool		not_null;
 	char	   *canonical;		/* expression for checksums, over alias t */
-	char	   *hashed;			/* … as arguments of concat_ws() */
+	char	   *hashed;			/* … as an argument of concat_ws() */
+	char	   *length;			/* of that in bytes, or NULL: not needed */
 	char	   *text;			/* expression for reading */
 } PsyncSideColumn;
+
+/* Where the length of a string goes, without which none could be told apart. */
+typedef enum PsyncLengthPlace
+{
+	PSYNC_LENGTH_BEFORE,		/* before it, into the text that is hashed */
+	PSYNC_LENGTH_SEED,			/* into the seed, of which there is room for two */
+	PSYNC_LENGTH_NOWHERE		/* the string stands last */
+} PsyncLengthPlace;
 
 typedef struct PsyncPair
 {
@@ -82,6 +94,7 @@ typedef struct PsyncPair
 	PsyncSideColumn side[2];
 	Oid			decide_type;	/* its "=" decides if the texts differ; or
 								 * InvalidOid: the texts do */
+	PsyncLengthPlace length_place;	/* if sides have a length */
 	const char *tolerance;		/* largest difference that is none, or NULL */
 } PsyncPair;
 

@@ -244,7 +244,7 @@ shape_of_text(Oid base)
 }
 
 /*
- * A column's part of the text that is hashed, as arguments of concat_ws('|',
+ * A column's part of the text that is hashed, as an argument of concat_ws('|',
  * …).  From the whole, each value can be told: those of types that never print
  * a bar or nothing at all stand as they are, strings bear their length, what
  * else there is is quoted as in a row.  A null prints nothing, and a string's
@@ -255,12 +255,13 @@ set_hashed_form(PsyncSideColumn *column, PsyncShapeOfText shape)
 {
 	const char *form = column->canonical;
 
+	Assert(column->length == NULL);
 	switch (shape)
 	{
 		case PSYNC_TEXT_STRING:
-			column->hashed = psprintf(column->not_null ? "pg_catalog.octet_length(%s), %s" :
-									  "COALESCE(pg_catalog.octet_length(%s), -1), %s",
-									  form, form);
+			column->hashed = column->canonical;
+			column->length = psprintf(column->not_null ? "pg_catalog.octet_length(%s)" :
+									  "COALESCE(pg_catalog.octet_length(%s), -1)", form);
 			break;
 		case PSYNC_TEXT_BARE:
 			column->hashed = column->not_null ? column->canonical :
@@ -287,6 +288,40 @@ set_hashed_forms(PsyncPair *pair)
 		shape = PSYNC_TEXT_BARE;	/* always of the same length */
 	set_hashed_form(&pair->side[0], shape);
 	set_hashed_form(&pair->side[1], shape);
+}
+
+/*
+ * One string needs no length, if it comes last, and two lengths need not be
+ * printed: a length costs as much as a column.  The one without is the last of
+ * those that may be null, whose length is the dearest.
+ */
+static void
+place_lengths(PsyncReconcile *rec)
+{
+	PsyncPair  *last = NULL;
+	int			in_seed = 0;
+
+	for (int i = 0; i < rec->npairs; i++)
+	{
+		PsyncPair  *pair = &rec->pairs[i];
+
+		Assert((pair->side[0].length == NULL) == (pair->side[1].length == NULL));
+		if (pair->side[0].length != NULL &&
+			(last == NULL || last->side[0].not_null || !pair->side[0].not_null))
+			last = pair;
+	}
+	for (int i = 0; i < rec->npairs; i++)
+	{
+		PsyncPair  *pair = &rec->pairs[i];
+
+		if (pair == last)
+			pair->length_place = PSYNC_LENGTH_NOWHERE;
+		else if (pair->side[0].length != NULL && in_seed < PSYNC_SEED_LENGTHS)
+		{
+			pair->length_place = PSYNC_LENGTH_SEED;
+			in_seed++;
+		}
+	}
 }
 
 /*
@@ -430,6 +465,7 @@ describe_columns(PsyncReconcile *rec, List *names, List *other_names, List *key)
 		pair->decide_type = decide_type(pair);
 		rec->npairs++;
 	}
+	place_lengths(rec);
 
 	rec->keys = palloc(list_length(key) * sizeof(int));
 	foreach(lc, key)

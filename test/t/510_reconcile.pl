@@ -260,7 +260,50 @@ is(found('kinds', 'kinds'),
 	'different 1 {num,num2,f4,f8,c,vc,j,jb,ts,tz,iv,i4,arr,by,b,u,r,x}',
 	'each column that differs is named');
 
+# strings next to each other: where one ends and the next begins, nulls, bars
+my @strings = (
+	[ 'a,b', q{'ab','c',NULL,'d','e'}, q{'a','bc',NULL,'d','e'} ],
+	[ 'b,c', q{'a','bc','d','e','f'}, q{'a','b','cd','e','f'} ],
+	[ 'c,d', q{'a','b','cd','e','f'}, q{'a','b','c','de','f'} ],
+	[ 'd,e', q{'a','b','c','de','f'}, q{'a','b','c','d','ef'} ],
+	[ 'a,b', q{'a|b','c','d','e','f'}, q{'a','b|c','d','e','f'} ],
+	[ 'd,e', q{'a','b','c','d|e','f'}, q{'a','b','c','d','e|f'} ],
+	[ 'b', q{'a',NULL,'c','d','e'}, q{'a','','c','d','e'} ],
+	[ 'c', q{'a','b',NULL,'d','e'}, q{'a','b','','d','e'} ],
+	[ 'd', q{'a','b','c',NULL,'e'}, q{'a','b','c','','e'} ],
+	[ 'b,c', q{'a',NULL,'b','c','d'}, q{'a','b',NULL,'c','d'} ],
+	[ 'c,d', q{'a','b',NULL,'c','d'}, q{'a','b','c',NULL,'d'} ],
+	[ 'b,c', q{'a','1','2','c','d'}, q{'a','12','','c','d'} ]);
+for my $column (1, 2)
+{
+	my $values = join ', ', map { "($_, $strings[$_][$column])" } 0 .. $#strings;
+	($column == 1 ? $source : $target)->safe_psql('postgres', <<SQL);
+CREATE TABLE strings (id int PRIMARY KEY, a text NOT NULL, b text, c varchar, d text, e text NOT NULL);
+INSERT INTO strings VALUES $values;
+SQL
+}
+$source->safe_psql('postgres', <<'SQL');
+SELECT payment_sync.capture_table('strings');
+SELECT payment_sync.create_sync('strings', '{strings}', server => 'target');
+SQL
+for my $digest ('hash', 'sha256')
+{
+	is(found('strings', 'strings', "digest => '$digest'"),
+		join("\n", sort map { "different $_ {$strings[$_][0]}" } 0 .. $#strings),
+		"strings are told apart, $digest");
+}
+
 # ---------------------------------------------------------- any two relations
+$source->safe_psql('postgres', <<'SQL');
+CREATE TABLE word (w text);
+INSERT INTO word VALUES ('a'), (NULL);
+CREATE TABLE other_word (w text);
+INSERT INTO other_word VALUES ('a'), ('');
+SQL
+is($source->safe_psql('postgres', <<'SQL'), '1|1|1', 'null is not empty, even alone');
+SELECT matched, missing, unexpected
+FROM payment_sync.reconcile_with('word', 'other_word', key => '{w}')
+SQL
 $source->safe_psql('postgres', <<'SQL');
 CREATE TABLE settlement (reference text, gross numeric, cur text);
 INSERT INTO settlement SELECT 'no ' || i, i, 'EUR' FROM generate_series(1, 1000) i;
