@@ -93,6 +93,20 @@ key_column(const PsyncReconcile *rec, int side, int k)
 }
 
 /*
+ * What values of a key column are cast to: the column's type, or bigint for
+ * any integer, since the other side's may not fit into it.
+ */
+static const char *
+key_type(const PsyncReconcile *rec, int side, int k)
+{
+	const PsyncSideColumn *column = key_column(rec, side, k);
+
+	if (column->base == INT2OID || column->base == INT4OID)
+		return "bigint";
+	return column->type;
+}
+
+/*
  * A key column as its type prints it, which is what the log's keys are turned
  * into; the cast to text differs from that for a few types.
  */
@@ -159,8 +173,7 @@ append_bound(StringInfo buf, const PsyncReconcile *rec, int side, char **bound)
 	appendStringInfoChar(buf, '(');
 	for (int k = 0; k < rec->nkeys; k++)
 		appendStringInfo(buf, "%s%s::%s", k > 0 ? ", " : "",
-						 quote_literal_cstr(bound[k]),
-						 key_column(rec, side, k)->type);
+						 quote_literal_cstr(bound[k]), key_type(rec, side, k));
 	appendStringInfoChar(buf, ')');
 }
 
@@ -376,7 +389,7 @@ append_bounds(StringInfo buf, const PsyncReconcile *rec, int side,
 			values[i] = upper ? cells[i]->upto[k] : cells[i]->after[k];
 		appendStringInfoString(buf, ", ");
 		psync_append_array(buf, values, n, 1);
-		appendStringInfo(buf, "::%s[]", key_column(rec, side, k)->type);
+		appendStringInfo(buf, "::%s[]", key_type(rec, side, k));
 	}
 	pfree(values);
 }
@@ -690,7 +703,7 @@ psync_query_keys(const PsyncReconcile *rec, int side, char ***keys, int nkeys)
 		appendStringInfoString(&buf, k > 0 ? ", " : "");
 		psync_append_array(&buf, values, nkeys, 1);
 		appendStringInfo(&buf, "::%s[]", key_by_text(rec, side, k) ? "text" :
-						 key_column(rec, side, k)->type);
+						 key_type(rec, side, k));
 	}
 	appendStringInfoString(&buf, ") r(");
 	for (int k = 0; k < rec->nkeys; k++)

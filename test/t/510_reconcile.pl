@@ -191,6 +191,8 @@ my %keys = (
 	by_two => [ 'merchant int, id text', "i % 7, 'no ' || i" ],
 	by_two_c => [ 'merchant int, at timestamptz', "i % 7, '2026-01-01 00:00:00+00'::timestamptz + i * interval '1 s'" ],
 	by_char => [ 'currency char(5), id int', "'EUR', i" ],
+	by_c_char => [ 'currency char(5) COLLATE "C", id int', "'EU' || i % 7, i" ],
+	by_bit => [ 'id bit(20)', 'i::bit(20)' ],
 	by_odd => [ '"Odd "" name" int, i int', 'i, i' ]);
 my $n = 20000;
 for my $table (sort keys %keys)
@@ -218,9 +220,9 @@ SQL
 			"$sync: differences, by $division");
 	}
 }
-is($source->safe_psql('postgres', <<'SQL'), "by_c_text|range\nby_time|range\nby_two_c|range\nby_umlaut_latin1|hash\nby_uuid|range", 'cells are ranges where both sides sort alike, else hashes');
+is($source->safe_psql('postgres', <<'SQL'), "by_c_char|range\nby_c_text|range\nby_time|range\nby_two_c|range\nby_umlaut_latin1|hash\nby_uuid|range", 'cells are ranges where both sides sort alike, else hashes');
 SELECT DISTINCT sync, division FROM payment_sync.reconciliations
-WHERE sync IN ('by_c_text', 'by_time', 'by_two_c', 'by_uuid', 'by_umlaut_latin1') ORDER BY 1
+WHERE sync IN ('by_c_char', 'by_c_text', 'by_time', 'by_two_c', 'by_uuid', 'by_umlaut_latin1') ORDER BY 1
 SQL
 
 # ------------------------------------------------------------ what is equal
