@@ -11,6 +11,11 @@
  * Into how many parts a cell is split depends on how many differences such
  * cells had of late: with few differences, few checksums are fetched for
  * each; with many, one more level of division would cost more than it saves.
+ * A range of integers with few gaps is cut evenly, others where keys lie.
+ *
+ * Of ranges that are small enough, the digests of single rows are fetched, and
+ * what is then read are rows that differ, found by their keys: one row instead
+ * of ten or twenty for each difference.
  *
  * Ranges of keys come from a sample of the source's pages, not from the values
  * of keys, so gaps and skew do not matter.  A range may still hold many more
@@ -22,6 +27,7 @@
 #include <math.h>
 
 #include "catalog/pg_class.h"
+#include "common/int.h"
 #include "miscadmin.h"
 #include "utils/memutils.h"
 
@@ -35,8 +41,12 @@
 #define PSYNC_HASH_CELLS_MAX	65536
 /* Differences per cell beyond which its own checksum is not worth computing. */
 #define PSYNC_DENSITY_HIGH		8
+/* With one difference in so many rows or fewer, only those rows are read. */
+#define PSYNC_SINGLE_OUT		3
 /* Enough levels of at least PSYNC_SPLIT_MIN parts for any table. */
 #define PSYNC_RANGE_DEPTH_MAX	10
+/* A range of integers with fewer gaps than that is divided evenly. */
+#define PSYNC_ROOM_FACTOR		4
 /* More bits of a hash tell nothing apart. */
 #define PSYNC_HASH_BITS_MAX		56
 /* Hashed cells are read in passes over the table: as few as memory allows. */
@@ -173,6 +183,63 @@ split_width(const PsyncReconcile *rec, const PsyncCell *cell)
 }
 
 /*
+ * A bound as a number.  False for one that a user has written in other ways.
+ */
+static bool
+bound_number(char **bound, int64 *number)
+{
+	char	   *end;
+
+	if (bound == NULL)
+		return false;
+	errno = 0;
+	*number = strtoll(bound[0], &end, 10);
+	return errno == 0 && end != bound[0] && *end == '\0';
+}
+
+/*
+ * How many keys a range has room for, if that can be told: one integer is the
+ * key, and there are both bounds.  Otherwise 0.
+ */
+static int64
+range_room(const PsyncReconcile *rec, const PsyncCell *cell)
+{
+	int64		after;
+	int64		upto;
+	int64		room;
+
+	Assert(!rec->integer_key || rec->nkeys == 1);
+	if (!rec->integer_key || !bound_number(cell->after, &after) ||
+		!bound_number(cell->upto, &upto) || pg_sub_s64_overflow(upto, after, &room))
+		return 0;
+	return Max(room, 0);
+}
+
+/*
+ * The parts of a range of integers that is well filled: cut without asking
+ * where.
+ */
+static List *
+split_room(const PsyncCell *cell, int64 room, int64 width)
+{
+	List	   *parts = NIL;
+	char	  **after = cell->after;
+	int64		first = atoll(cell->after[0]);
+
+	Assert(width > 0 && room <= PSYNC_ROOM_FACTOR * cell->rows);
+
+	for (int64 at = width; at < room; at += width)
+	{
+		char	  **upto = palloc(sizeof(char *));
+
+		upto[0] = psprintf(INT64_FORMAT, first + at);
+		parts = lappend(parts, make_range(after, upto));
+		after = upto;
+	}
+	return lappend(parts, make_range(after, cell->upto));
+}
+
+/*
  * The parts of a range, cut where the side with more rows has every n-th of
  * its keys.  One part only if there is nowhere to cut.
  */
@@ -180,14 +247,19 @@ static List *
 split_range(PsyncReconcile *rec, PsyncCell *cell)
 {
 	int			side = cell->more_at_other ? PSYNC_OTHER : PSYNC_SOURCE;
-	PsyncRows  *keys = psync_side_query(&rec->side[side],
-										psync_query_split(rec, side, cell,
-														  split_width(rec, cell)));
+	int64		width = split_width(rec, cell);
+	int64		room = range_room(rec, cell);
+	PsyncRows  *keys;
 	List	   *parts = NIL;
 	char	  **after = cell->after;
 
 	Assert(!rec->hashed && cell->rows > PSYNC_LEAF_ROWS);
 
+	if (room > 0 && room <= PSYNC_ROOM_FACTOR * cell->rows)
+		return split_room(cell, room, width);
+
+	keys = psync_side_query(&rec->side[side],
+							psync_query_split(rec, side, cell, width));
 	if (side == PSYNC_OTHER)
 		rec->counts.rows_moved += keys->nrows;
 	for (int i = 0; i < keys->nrows; i++)
@@ -234,12 +306,57 @@ typedef struct PsyncLeaves
 } PsyncLeaves;
 
 /*
+ * Ask for the digests of single rows first, so that only rows that differ are
+ * read?  Not if hardly any would be spared; nor if rows cannot be found by
+ * their keys: without an index, and in files, whose keys may be null.
+ */
+static bool
+single_out(const PsyncReconcile *rec)
+{
+	Assert(rec->density >= 0);
+
+	return rec->sync != NULL && !rec->hashed &&
+		rec->density < PSYNC_CELL_ROWS / PSYNC_SINGLE_OUT;
+}
+
+/*
+ * Examine the rows of these cells that differ by their digests.  A key that is
+ * null at the target is not found by "=": then all of the rows are read.
+ */
+static void
+examine_singled_out(PsyncReconcile *rec, List *cells)
+{
+	PsyncRows  *rows[2];
+	char	 ***keys;
+	int			n;
+
+	psync_side_send(&rec->side[PSYNC_OTHER],
+					psync_query_row_digests(rec, PSYNC_OTHER, cells));
+	psync_side_send(&rec->side[PSYNC_SOURCE],
+					psync_query_row_digests(rec, PSYNC_SOURCE, cells));
+	rows[PSYNC_SOURCE] = psync_side_collect(&rec->side[PSYNC_SOURCE]);
+	rows[PSYNC_OTHER] = psync_side_collect(&rec->side[PSYNC_OTHER]);
+	rec->counts.rows_moved += rows[PSYNC_OTHER]->nrows;
+
+	keys = psync_rows_single_out(rec, rows[PSYNC_SOURCE], rows[PSYNC_OTHER], &n);
+	if (keys == NULL)
+		psync_examine_cells(rec, cells);
+	else
+	{
+		for (int i = 0; i < n; i += PSYNC_READ_KEYS)
+			psync_examine_keys(rec, keys + i, Min(n - i, PSYNC_READ_KEYS));
+	}
+}
+
+/*
  * Read what has been put aside, and forget it.
  */
 static void
 read_leaves(PsyncReconcile *rec, PsyncLeaves *leaves)
 {
-	if (leaves->cells != NIL)
+	if (leaves->cells != NIL && single_out(rec))
+		examine_singled_out(rec, leaves->cells);
+	else if (leaves->cells != NIL)
 		psync_examine_cells(rec, leaves->cells);
 	leaves->cells = NIL;
 	leaves->rows = 0;
@@ -448,9 +565,6 @@ psync_cells_begin(PsyncReconcile *rec)
 }
 
 /*
- * The next PSYNC_STEP_CELLS ranges.  False after the last one.
- */
-/*
  * With so many differences that hardly a cell is equal, its checksum tells
  * nothing: begin with its parts.
  */
@@ -465,8 +579,11 @@ descend_at_once(PsyncReconcile *rec, List *cells)
 	foreach(lc, cells)
 	{
 		PsyncCell  *cell = lfirst(lc);
+		int64		room = range_room(rec, cell);
 
-		cell->rows = PSYNC_CELL_ROWS;
+		/* not counted yet */
+		cell->rows = room > 0 && room <= PSYNC_ROOM_FACTOR * PSYNC_CELL_ROWS ?
+			Max(room, PSYNC_LEAF_ROWS + 1) : PSYNC_CELL_ROWS;
 		parts = list_concat(parts, split_range(rec, cell));
 		if (list_length(parts) < PSYNC_SPLIT_MAX && lnext(cells, lc) != NULL)
 			continue;
@@ -477,16 +594,21 @@ descend_at_once(PsyncReconcile *rec, List *cells)
 	rec->density = (double) (rec->found - before) / list_length(cells);
 }
 
+/*
+ * The next ranges.  False after the last one.  The first step is a short one:
+ * from it, the others know how dense differences are.
+ */
 static bool
 step_ranges(PsyncReconcile *rec)
 {
 	List	   *cells = NIL;
 	bool		last = false;
 	char	  **after = rec->after;
+	int			most = rec->next_bound == 0 ? PSYNC_FIRST_CELLS : PSYNC_STEP_CELLS;
 
 	Assert(rec->next_bound <= rec->nbounds);
 
-	while (!last && list_length(cells) < PSYNC_STEP_CELLS)
+	while (!last && list_length(cells) < most)
 	{
 		char	  **upto;
 

@@ -132,7 +132,7 @@ name_rows(const PsyncReconcile *rec, const PsyncRows *rows, int *n)
 	PsyncNamedRow *named = palloc(Max(1, rows->nrows) * sizeof(PsyncNamedRow));
 
 	*n = 0;
-	Assert(rows->nrows == 0 || rows->ncolumns == 1 + rec->nkeys + rec->npairs);
+	Assert(rows->nrows == 0 || rows->ncolumns > 1 + rec->nkeys);
 	for (int i = 0; i < rows->nrows; i++)
 	{
 		if (is_position_row(rows, i))
@@ -267,4 +267,71 @@ psync_rows_compare(PsyncReconcile *rec, const PsyncRows *source,
 	}
 	Assert(*n <= ns + no);
 	return result;
+}
+
+/* ---------------------------------------------------------------- digests */
+
+/*
+ * Has a row a null in its key?
+ */
+static bool
+null_in_key(const PsyncReconcile *rec, const PsyncNamedRow *rows, int n)
+{
+	for (int i = 0; i < n; i++)
+		for (int k = 0; k < rec->nkeys; k++)
+			if (rows[i].values[k] == NULL)
+				return true;
+	return false;
+}
+
+/*
+ * How many of the rows, from the first on, have the same key as that.
+ */
+static int
+same_key(const PsyncNamedRow *rows, int n)
+{
+	int			count = 0;
+
+	while (count < n && strcmp(rows[count].name, rows[0].name) == 0)
+		count++;
+	return count;
+}
+
+/*
+ * Of rows with their digests, the keys that do not have one row with the same
+ * digest on each side; each once.  A null digest is never the same. NULL if
+ * there are nulls in keys.
+ */
+char ***
+psync_rows_single_out(const PsyncReconcile *rec, const PsyncRows *source,
+					  const PsyncRows *other, int *n)
+{
+	int			ns;
+	int			no;
+	PsyncNamedRow *s = name_rows(rec, source, &ns);
+	PsyncNamedRow *o = name_rows(rec, other, &no);
+	char	 ***keys = palloc(Max(1, ns + no) * sizeof(char **));
+	int			i = 0;
+	int			j = 0;
+
+	*n = 0;
+	if (null_in_key(rec, s, ns) || null_in_key(rec, o, no))
+		return NULL;
+	while (i < ns || j < no)
+	{
+		int			order = i == ns ? 1 : j == no ? -1 : strcmp(s[i].name, o[j].name);
+		int			at_source = order <= 0 ? same_key(s + i, ns - i) : 0;
+		int			at_other = order >= 0 ? same_key(o + j, no - j) : 0;
+		bool		same = at_source == 1 && at_other == 1;
+
+		for (int c = rec->nkeys; same && c < rec->nkeys + 2; c++)
+			same = s[i].values[c] != NULL && o[j].values[c] != NULL &&
+				strcmp(s[i].values[c], o[j].values[c]) == 0;
+		if (!same)
+			keys[(*n)++] = at_source > 0 ? s[i].values : o[j].values;
+		i += at_source;
+		j += at_other;
+	}
+	Assert(*n <= ns + no);
+	return keys;
 }

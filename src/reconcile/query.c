@@ -546,6 +546,23 @@ append_digest_list(StringInfo buf, const PsyncReconcile *rec, int side)
 }
 
 /*
+ * One of the two digests of a row.
+ */
+static void
+append_row_digest(StringInfo buf, const PsyncReconcile *rec, int i)
+{
+	Assert(i == 0 || i == 1);
+
+	if (!rec->run->crypto)
+		appendStringInfo(buf, "pg_catalog.hashtextextended(x COLLATE \"C\", '" INT64_FORMAT "'::bigint # y)",
+						 rec->run->seeds[i]);
+	else if (i == 0)
+		appendStringInfoString(buf, "pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(x, 'UTF8')), 'hex')");
+	else
+		appendStringInfoString(buf, "''");
+}
+
+/*
  * The number of rows and two 64-bit sums, or sha256 over all rows in order; see
  * the header comment.
  */
@@ -558,9 +575,13 @@ append_digests(StringInfo buf, const PsyncReconcile *rec)
 						 "pg_catalog.string_agg(x, E'\\n' ORDER BY %s), 'UTF8')), 'hex'), ''",
 						 rec->hashed ? "x COLLATE \"C\"" : "y");
 	else
-		appendStringInfo(buf, "pg_catalog.sum(pg_catalog.hashtextextended(x COLLATE \"C\", '" INT64_FORMAT "'::bigint # y)),"
-						 " pg_catalog.sum(pg_catalog.hashtextextended(x COLLATE \"C\", '" INT64_FORMAT "'::bigint # y))",
-						 rec->run->seeds[0], rec->run->seeds[1]);
+	{
+		appendStringInfoString(buf, "pg_catalog.sum(");
+		append_row_digest(buf, rec, 0);
+		appendStringInfoString(buf, "), pg_catalog.sum(");
+		append_row_digest(buf, rec, 1);
+		appendStringInfoChar(buf, ')');
+	}
 }
 
 /*
@@ -587,6 +608,43 @@ psync_query_checksum(const PsyncReconcile *rec, int side, List *cells)
 	}
 	else
 		append_ranges(&buf, rec, side, cells, list.data, digests.data);
+	return buf.data;
+}
+
+/*
+ * The digests of the single rows of cells: number of the cell, key, digest in
+ * two columns.
+ */
+char *
+psync_query_row_digests(const PsyncReconcile *rec, int side, List *cells)
+{
+	StringInfoData buf;
+	StringInfoData list;
+
+	Assert(!rec->hashed);
+
+	initStringInfo(&list);
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "SELECT i");
+	for (int k = 0; k < rec->nkeys; k++)
+	{
+		appendStringInfo(&list, "%s, ",
+						 key_text(rec, side, k,
+								  psprintf("t.%s", key_column(rec, side, k)->name)));
+		appendStringInfo(&buf, ", k%d", k);
+	}
+	append_digest_list(&list, rec, side);
+	for (int i = 0; i < 2; i++)
+	{
+		appendStringInfoString(&buf, ", ");
+		append_row_digest(&buf, rec, i);
+	}
+	appendStringInfoString(&buf, " FROM (");
+	append_ranges(&buf, rec, side, cells, list.data, NULL);
+	appendStringInfoString(&buf, " OFFSET 0) s(i");
+	for (int k = 0; k < rec->nkeys; k++)
+		appendStringInfo(&buf, ", k%d", k);
+	appendStringInfoString(&buf, ", x, y)");
 	return buf.data;
 }
 

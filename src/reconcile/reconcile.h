@@ -15,9 +15,11 @@
  *
  * States of a cell, and who moves it:
  *
- *		unknown		-> equal		psync_cells_compare, equal checksums
- *		unknown		-> split		psync_cells_split: it has many rows
- *		unknown		-> read			psync_examine: it has few
+ *		unknown		-> equal		differing_cells, equal checksums
+ *		unknown		-> split		split_range: it has many rows
+ *		unknown		-> singled out	examine_singled_out: it has few, and its
+ *									keys whose rows' digests differ are read
+ *		unknown		-> read			psync_examine_cells, where that is not possible
  *
  * and of a key that was read:
  *
@@ -47,6 +49,7 @@
 #define PSYNC_CELLS_MAX			4096
 /* Cells whose checksums are asked for in one statement. */
 #define PSYNC_STEP_CELLS		16
+#define PSYNC_FIRST_CELLS		2
 /* A cell of so few rows is read rather than split. */
 #define PSYNC_LEAF_ROWS			24
 /* Rows, or keys, that are read in one go. */
@@ -190,6 +193,7 @@ typedef struct PsyncReconcile
 	int			nkeys;
 	int		   *keys;			/* indexes into pairs, in key order */
 	AttrNumber *key_attnums;	/* at the source */
+	bool		integer_key;	/* a single integer, on both sides */
 	bool		hashed;			/* cells are hashes, not ranges */
 	int			hash_bits;		/* if hashed: of the cells at hand */
 	bool		escape;			/* encodings differ: compare UTF-8, escaped */
@@ -228,6 +232,8 @@ extern char *psync_query_split(const PsyncReconcile *rec, int side,
 							   const PsyncCell *cell, int64 width);
 extern char *psync_query_sample(const PsyncReconcile *rec, double percent,
 								int64 stride);
+extern char *psync_query_row_digests(const PsyncReconcile *rec, int side,
+									 List *cells);
 extern char *psync_query_rows(const PsyncReconcile *rec, int side, List *cells);
 extern char *psync_query_keys(const PsyncReconcile *rec, int side,
 							  char ***keys, int nkeys);
@@ -252,6 +258,9 @@ extern char *psync_key_name(const PsyncReconcile *rec, char **key);
 extern PsyncDifference *psync_rows_compare(PsyncReconcile *rec,
 										   const PsyncRows *source,
 										   const PsyncRows *other, int *n);
+extern char ***psync_rows_single_out(const PsyncReconcile *rec,
+									 const PsyncRows *source,
+									 const PsyncRows *other, int *n);
 extern const char *psync_rows_position(const PsyncRows *rows);
 
 /* recheck.c */

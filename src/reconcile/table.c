@@ -531,6 +531,9 @@ choose_division(PsyncReconcile *rec)
 
 	rec->escape = strcmp(rec->side[0].encoding, rec->side[1].encoding) != 0;
 	rec->hashed = !keys_sort_alike(rec);
+	rec->integer_key = rec->nkeys == 1 &&
+		is_integer(rec->pairs[rec->keys[0]].side[0].base) &&
+		is_integer(rec->pairs[rec->keys[0]].side[1].base);
 	for (int i = 0; i < 2; i++)
 	{
 		PsyncSide  *side = &rec->side[i];

@@ -225,6 +225,38 @@ SELECT DISTINCT sync, division FROM payment_sync.reconciliations
 WHERE sync IN ('by_c_char', 'by_c_text', 'by_time', 'by_two_c', 'by_uuid', 'by_umlaut_latin1') ORDER BY 1
 SQL
 
+# many differences, by keys that are evenly spread, skewed, and no numbers
+for my $table ('pay', 'by_uuid', 'by_two_c')
+{
+	my ($column, $all, $key) = $table eq 'pay' ? ('amount', $rows, 'id') : ('v', $n, 'v');
+	$target->safe_psql('postgres', "CREATE TABLE before_$table AS TABLE $table; TRUNCATE $table");
+	$target->safe_psql('postgres', "INSERT INTO $table " . ($table eq 'pay' ? 'TABLE before_pay' :
+		"SELECT $keys{$table}[1], i FROM generate_series(1, $n) i"));
+	my $expected = $target->safe_psql('postgres', <<SQL);
+WITH changed AS (UPDATE $table SET $column = $column - 0.5 WHERE hash_numeric(${key}::numeric) % 50 = 3 RETURNING 1),
+	gone AS (DELETE FROM $table WHERE hash_numeric(${key}::numeric) % 500 = 7 RETURNING 1)
+SELECT concat_ws('|', $all, $all - g, $all - g - c, g, 0, c, 0)
+FROM (SELECT count(*) AS c FROM changed) c, (SELECT count(*) AS g FROM gone) g
+SQL
+	is(counts($table, $table), $expected, "$table: many differences");
+	is(counts($table, $table, "digest => 'sha256'"), $expected, "$table: with sha256");
+	my ($missing, $different) = (split /\|/, $expected)[3, 5];
+	cmp_ok($source->safe_psql('postgres',
+		'SELECT rows_moved FROM payment_sync.reconciliations ORDER BY run DESC LIMIT 1'),
+		'<', 60 * ($missing + $different), "$table: rows moved are in proportion to them");
+}
+$target->safe_psql('postgres', 'TRUNCATE pay; INSERT INTO pay TABLE before_pay');
+
+# a key that does not fit into the source's type
+$source->safe_psql('postgres', 'CREATE TABLE narrow (id int PRIMARY KEY); INSERT INTO narrow VALUES (1), (2)');
+$target->safe_psql('postgres', 'CREATE TABLE narrow (id bigint PRIMARY KEY); INSERT INTO narrow VALUES (1), (5000000000)');
+$source->safe_psql('postgres', <<'SQL');
+SELECT payment_sync.capture_table('narrow');
+SELECT payment_sync.create_sync('narrow', '{narrow}', server => 'target');
+SQL
+is(found('narrow', 'narrow'), "missing 2\nunexpected 5000000000",
+	'a key beyond the range of the type at the source');
+
 # ------------------------------------------------------------ what is equal
 # the same values, written in other ways or as other types
 $source->safe_psql('postgres', <<'SQL');
