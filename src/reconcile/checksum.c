@@ -8,6 +8,9 @@
  * happens to those.  The two sides are read at different moments: rows that
  * change meanwhile make cells differ and nothing worse.
  *
+ * Of a large table, ranges are joined at first, so that not only memory but
+ * also what is moved does not grow with the table.
+ *
  * Into how many parts a cell is split depends on how many differences such
  * cells had of late: with few differences, few checksums are fetched for
  * each; with many, one more level of division would cost more than it saves.
@@ -45,6 +48,8 @@
 #define PSYNC_SINGLE_OUT		3
 /* Enough levels of at least PSYNC_SPLIT_MIN parts for any table. */
 #define PSYNC_RANGE_DEPTH_MAX	10
+/* Ranges of a large table are joined until there are about so many. */
+#define PSYNC_JOINED_CELLS		256
 /* A range of integers with fewer gaps than that is divided evenly. */
 #define PSYNC_ROOM_FACTOR		4
 /* More bits of a hash tell nothing apart. */
@@ -240,6 +245,38 @@ split_room(const PsyncCell *cell, int64 room, int64 width)
 }
 
 /*
+ * A range that ends before the given bound of the run, and begins "n" bounds
+ * before that; the bounds in between are where to split it.
+ */
+static PsyncCell *
+make_joined_range(PsyncReconcile *rec, char **after, char **upto, int n)
+{
+	PsyncCell  *cell = make_range(after, upto);
+
+	Assert(n >= 0 && n <= rec->next_bound);
+	cell->inner = rec->bounds + rec->next_bound - n;
+	cell->ninner = n;
+	return cell;
+}
+
+/*
+ * The ranges that were joined.
+ */
+static List *
+split_joined(PsyncCell *cell)
+{
+	List	   *parts = NIL;
+	char	  **after = cell->after;
+
+	for (int i = 0; i < cell->ninner; i++)
+	{
+		parts = lappend(parts, make_range(after, cell->inner[i]));
+		after = cell->inner[i];
+	}
+	return lappend(parts, make_range(after, cell->upto));
+}
+
+/*
  * The parts of a range, cut where the side with more rows has every n-th of
  * its keys.  One part only if there is nowhere to cut.
  */
@@ -255,6 +292,8 @@ split_range(PsyncReconcile *rec, PsyncCell *cell)
 
 	Assert(!rec->hashed && cell->rows > PSYNC_LEAF_ROWS);
 
+	if (cell->ninner > 0)
+		return split_joined(cell);
 	if (room > 0 && room <= PSYNC_ROOM_FACTOR * cell->rows)
 		return split_room(cell, room, width);
 
@@ -595,6 +634,21 @@ descend_at_once(PsyncReconcile *rec, List *cells)
 }
 
 /*
+ * How many ranges to join into one at first.  So that a large table without
+ * differences needs no more checksums than a small one; with differences in
+ * most of them, joining would only cost one more level.
+ */
+static int
+ranges_to_join(const PsyncReconcile *rec)
+{
+	int			join = (rec->nbounds + PSYNC_JOINED_CELLS) / PSYNC_JOINED_CELLS;
+
+	if (rec->next_bound == 0 || rec->density * join >= 1)
+		return 1;
+	return Min(join, PSYNC_STEP_CELLS);
+}
+
+/*
  * The next ranges.  False after the last one.  The first step is a short one:
  * from it, the others know how dense differences are.
  */
@@ -604,24 +658,28 @@ step_ranges(PsyncReconcile *rec)
 	List	   *cells = NIL;
 	bool		last = false;
 	char	  **after = rec->after;
-	int			most = rec->next_bound == 0 ? PSYNC_FIRST_CELLS : PSYNC_STEP_CELLS;
+	int			left = rec->next_bound == 0 ? PSYNC_FIRST_CELLS : PSYNC_STEP_CELLS;
+	int			ranges = left;
+	int			join = ranges_to_join(rec);
 
-	Assert(rec->next_bound <= rec->nbounds);
-
-	while (!last && list_length(cells) < most)
+	while (!last && left > 0)
 	{
+		int			n = Min(Min(join, left), rec->nbounds + 1 - rec->next_bound);
 		char	  **upto;
 
-		Assert(rec->next_bound <= rec->nbounds);
+		Assert(n > 0 && rec->next_bound <= rec->nbounds);
+		left -= n;
+		rec->next_bound += n - 1;
 		last = rec->next_bound == rec->nbounds;
-		upto = last ? rec->run->upto : rec->bounds[rec->next_bound++];
-		cells = lappend(cells, make_range(after, upto));
+		upto = last ? rec->run->upto : rec->bounds[rec->next_bound];
+		cells = lappend(cells, make_joined_range(rec, after, upto, n - 1));
+		rec->next_bound += !last;
 		after = upto;
 	}
 	if (rec->density >= PSYNC_DENSITY_HIGH)
 		descend_at_once(rec, cells);
 	else
-		descend(rec, differing_cells(rec, cells, &rec->counts), list_length(cells));
+		descend(rec, differing_cells(rec, cells, &rec->counts), ranges - left);
 	rec->after = after;
 	return !last;
 }

@@ -131,6 +131,8 @@ typedef struct PsyncCell
 {
 	char	  **after;			/* exclusive bound, per key column; NULL: open */
 	char	  **upto;			/* inclusive bound */
+	char	 ***inner;			/* bounds at which to split it, if there are */
+	int			ninner;
 	int64		prefix;			/* if hashed: first bits of the keys' hash */
 	int64		rows;			/* of the side that has more */
 	bool		more_at_other;	/* that is the other side */

@@ -375,4 +375,33 @@ is($source->safe_psql('postgres',
 	"SELECT matched, different FROM payment_sync.reconcile_with('pay', 'pay_there')"),
 	($rows - 1) . '|1', 'a foreign table');
 
+# -------------------------------------------------------------- a large table
+# so large that ranges are joined at first
+$rows = 2_600_000;
+for my $node ($source, $target)
+{
+	$node->safe_psql('postgres', <<SQL);
+CREATE TABLE large (id int, v int);
+INSERT INTO large SELECT i, i FROM generate_series(1, $rows) i;
+ALTER TABLE large ADD PRIMARY KEY (id);
+ANALYZE large;
+SQL
+}
+$source->safe_psql('postgres', <<'SQL');
+SELECT payment_sync.capture_table('large');
+SELECT payment_sync.create_sync('large', '{large}', server => 'target');
+SQL
+is(counts('large', 'large'), "$rows|$rows|$rows|0|0|0|0", 'a large table');
+cmp_ok($source->safe_psql('postgres',
+	'SELECT rows_moved FROM payment_sync.reconciliations ORDER BY run DESC LIMIT 1'),
+	'<', 260, 'needs no more checksums than a small one');
+$target->safe_psql('postgres', <<SQL);
+UPDATE large SET v = 0 WHERE id IN (1, 1234567, 1234568);
+DELETE FROM large WHERE id IN (900000, $rows);
+INSERT INTO large VALUES (0, 0);
+SQL
+is(found('large', 'large'), join("\n", sort 'different 1 {v}', 'different 1234567 {v}',
+	'different 1234568 {v}', 'missing 900000', "missing $rows", 'unexpected 0'),
+	'its differences');
+
 done_testing();
