@@ -202,7 +202,11 @@ CREATE TABLE payment_sync.unsettled (
 	tally_relids oid[] NOT NULL,
 	tally_days date[] NOT NULL,
 	tally_operations text[] NOT NULL,
-	tally_counts integer[] NOT NULL
+	tally_counts integer[] NOT NULL,
+	origin bigint,
+	part integer NOT NULL DEFAULT 0,
+	part_numbers bigint[],
+	part_texts text[]
 );
 CREATE INDEX unsettled_sync_idx ON payment_sync.unsettled (sync, state, id);
 COMMENT ON TABLE payment_sync.unsettled IS 'parked events, which are retried while others go on, and dead letters';

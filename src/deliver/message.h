@@ -441,9 +441,14 @@ typedef enum PsyncBreaker
 /* A row of payment_sync.unsettled that is to be sent or holds its keys. */
 typedef struct PsyncParked
 {
-	dlist_node	node;			/* in messages->parked, in order of id */
+	dlist_node	node;			/* in messages->parked, in order of rank */
 	int64		id;				/* 0: not yet saved */
+	int64		origin;			/* id of the row that it was a part of, or its
+								 * own; and which part: together its rank */
+	int			part;
 	bool		held;			/* refused: waits for a human */
+	bool		split;			/* refused as a whole: to be split … */
+	bool		splitting;		/* … with the next save */
 	bool		truncate;
 	int			nevents;
 	int			nkeys;
@@ -462,6 +467,7 @@ typedef enum PsyncRowOp
 	PSYNC_ROW_UPDATE,			/* failed again */
 	PSYNC_ROW_HOLD,				/* a parked one was refused */
 	PSYNC_ROW_KILL,				/* likewise, now dead */
+	PSYNC_ROW_SPLIT,			/* a parked one of several was refused */
 	PSYNC_ROW_DELETE			/* delivered */
 } PsyncRowOp;
 

@@ -106,7 +106,7 @@ waits_for(PsyncKeyTable *earlier, const PsyncParked *parked)
 
 /* ---------------------------------------------------------- in and out */
 
-/* At the end: they are in the order of their rows' ids. */
+/* At the end: they are in the order of their rows. */
 static void
 parked_enter(PsyncMessages *messages, PsyncParked *parked)
 {
@@ -377,8 +377,19 @@ psync_parked_refused(PsyncMessages *messages, PsyncOutgoing *message,
 	bool		hold = messages->settings.hold_refused;
 	PsyncRowChange *change;
 
-	messages->stats.refused += parked->nevents;
 	parked->failures++;
+	if (parked->nevents > 1)
+	{
+		/* as in the line: halves are tried, once there is a row to be split */
+		if (parked->id == 0)
+			unsaved_insertion(messages, parked)->answer = *answer;
+		parked->split = true;
+		parked->next_at = GetCurrentTimestamp();
+		messages->parked_next = 0;
+		forget_body(parked);
+		return;
+	}
+	messages->stats.refused += parked->nevents;
 	if (parked->id == 0)
 	{
 		change = unsaved_insertion(messages, parked);
@@ -409,8 +420,9 @@ psync_parked_refused(PsyncMessages *messages, PsyncOutgoing *message,
 
 static const char list_command[] =
 	"SELECT id, state = 'held', truncate, events, keys, relids, failures, next_at"
-	" FROM payment_sync.unsettled"
-	" WHERE sync = $1 AND state IN ('parked', 'held') ORDER BY id";
+	" , COALESCE(origin, id), part FROM payment_sync.unsettled"
+	" WHERE sync = $1 AND state IN ('parked', 'held')"
+	" ORDER BY COALESCE(origin, id), part";
 
 static const char read_command[] =
 	"SELECT event_id, events, type, schema, \"table\", operation, key,"
@@ -436,12 +448,14 @@ psync_row_changes_done(PsyncMessages *messages)
 				psync_outgoing_free(message);
 			else
 			{
-				change->parked->id = change->id;
+				change->parked->id = change->parked->origin = change->id;
 				messages->parked_next = 0;
 				if (message->state == PSYNC_OUT_IDLE)
 					forget_body(change->parked);
 			}
 		}
+		else if (change->op == PSYNC_ROW_SPLIT)
+			messages->looks = messages->delivery->looks - 1;	/* read them anew */
 		pfree(change);
 	}
 }
@@ -491,7 +505,17 @@ parked_from_row(MemoryContext context, HeapTuple row, TupleDesc desc)
 	parked->failures = DatumGetInt32(SPI_getbinval(row, desc, 7, &isnull));
 	value = SPI_getbinval(row, desc, 8, &isnull);
 	parked->next_at = isnull ? 0 : DatumGetTimestampTz(value);
+	parked->origin = DatumGetInt64(SPI_getbinval(row, desc, 9, &isnull));
+	parked->part = DatumGetInt32(SPI_getbinval(row, desc, 10, &isnull));
 	return parked;
+}
+
+/* The order of their rows: halves are where the whole was. */
+static bool
+comes_before(const PsyncParked *a, const PsyncParked *b)
+{
+	Assert(a->id != 0 && b->id != 0);
+	return a->origin < b->origin || (a->origin == b->origin && a->part < b->part);
 }
 
 /*
@@ -526,9 +550,9 @@ psync_parked_load(PsyncMessages *messages)
 		PsyncParked *parked = parked_from_row(messages->context, SPI_tuptable->vals[i],
 											  SPI_tuptable->tupdesc);
 
-		/* both lists are in order of id */
+		/* both lists are in the same order */
 		while (!dlist_is_empty(&flying) &&
-			   dlist_head_element(PsyncParked, node, &flying)->id < parked->id)
+			   comes_before(dlist_head_element(PsyncParked, node, &flying), parked))
 			dlist_push_tail(&messages->parked, dlist_pop_head_node(&flying));
 		if (!dlist_is_empty(&flying) &&
 			dlist_head_element(PsyncParked, node, &flying)->id == parked->id)
@@ -652,7 +676,8 @@ find_due(PsyncMessages *messages, TimestampTz now)
 		bool		waits = messages->settings.ordering == PSYNC_ORDER_KEY &&
 			waits_for(&earlier, parked);
 
-		if (!waits && !parked->held && parked->id != 0 && parked->message == NULL)
+		if (!waits && !parked->held && !parked->splitting && parked->id != 0 &&
+			parked->message == NULL)
 		{
 			if (parked->next_at <= now)
 			{
@@ -686,8 +711,15 @@ psync_parked_due(PsyncMessages *messages, TimestampTz now)
 		return NULL;
 	while ((parked = find_due(messages, now)) != NULL)
 	{
-		PsyncOutgoing *message = read_message(messages, parked);
+		PsyncOutgoing *message;
 
+		if (parked->split)
+		{
+			add_change(messages, PSYNC_ROW_SPLIT, parked);
+			parked->splitting = true;
+			continue;
+		}
+		message = read_message(messages, parked);
 		if (message != NULL)
 		{
 			message->parked = parked;

@@ -84,6 +84,18 @@ sub finish { sql("SELECT payment_sync.drop_sync('s'); TRUNCATE payments"); retur
 
 sub delivered { wait_delivered($source, 's'); return; }
 
+# A message of so many events is on its way.
+sub wait_until_sent
+{
+	my ($events) = @_;
+	for (1 .. 600)
+	{
+		return if grep { $_->{events} == $events } attempts();
+		select undef, undef, undef, 0.1;
+	}
+	die "no message of $events events";
+}
+
 # Everything settled, nothing parked.
 sub settled
 {
@@ -211,6 +223,39 @@ delivered();
 is(sql('SELECT count(*), min(events) FROM payment_sync.dead_letters'), '1|1',
 	'an answer may refuse one event of several');
 finish();
+
+# The same with a batch that was parked, because no answer came for long.
+for my $mode ('dead_letter', 'hold')
+{
+	begin(", max_batch '64', linger '50', on_refused '$mode'");
+	answer('answer.1', 'hang 0');
+	sql("INSERT INTO payments SELECT i, i, CASE WHEN i IN (3, 20) THEN 'poisonous' END FROM generate_series(1, 20) i");
+	wait_until_sent(20);
+	sql('INSERT INTO payments SELECT i, i FROM generate_series(101, 105) i');
+	wait_for("SELECT (count(*), max(events)) = (1, 20) FROM payment_sync.dead_letters WHERE state = 'parked'",
+		'the batch is not parked');
+	sql('UPDATE payments SET amount = -1, note = NULL WHERE id IN (3, 4)');
+	wait_for("SELECT parked >= 22 FROM payment_sync.stat_target", 'what follows is not parked');
+	answer('poison', 'poisonous');
+	answer('answer.1', undef);
+	$source->restart('immediate');
+	# the later event of the key 3 bears the word as well, as a previous value
+	my ($state, $refused, $held) = $mode eq 'hold' ? ('held', 2, 1) : ('dead', 3, 0);
+	wait_for("SELECT count(*) = $refused FROM payment_sync.dead_letters WHERE state = '$state'", 'none is refused');
+	wait_for("SELECT parked = $held FROM payment_sync.stat_target", 'the others are not delivered');
+	is(sql("SELECT string_agg(key || ' ' || events || ' ' || status, ', ' ORDER BY key::int) FROM payment_sync.dead_letters WHERE state = '$state'"),
+		join(', ', ('3 1 422') x ($refused - 1), '20 1 422'), "$mode: of a parked batch only the events at fault are refused");
+	is(sql('SELECT sum(captured) = sum(delivered) + sum(parked) + sum(held) + sum(dead) FROM payment_sync.ledger'),
+		't', "$mode: the books are balanced");
+	answer('poison', undef);
+	$source->restart('immediate');
+	wait_for("SELECT payment_sync.retry_dead_letters('s') = $refused", 'not retried');
+	settled();
+	wait_for('SELECT count(*) = 0 FROM payment_sync.dead_letters', 'not delivered');
+	is(check_order("$mode: a parked batch"), 27, "$mode: all events have come");
+	is((grep { $_->{key} eq '3' && $_->{type} eq 'payments.update' } attempts()) > 0, 1, "$mode: what followed, too");
+	finish();
+}
 
 # ---------------------------------------------------- the target as a whole
 
