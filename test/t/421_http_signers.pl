@@ -58,6 +58,8 @@ like($headers->{'x-hub-signature-256'}, qr/^sha256=[0-9a-f]{64}$/,
 my $preview = $node->safe_psql('postgres', q{SELECT payment_sync.preview_event('s', '{"id": 1}')});
 like($preview, qr/Stripe-Signature: .*\*\*\*/, 'the preview masks signatures');
 unlike($preview, qr/v1=[0-9a-f]{64}|sha256=[0-9a-f]{64}/, 'of all signers');
+like($preview, qr/\n\n\{"id":"\w+","type":"payments\.insert",.*"new":\{"id":1,"note":.*\}$/s,
+	'and shows the body as it is before compression');
 
 # one signer is taken away; nothing else changes
 $node->safe_psql('postgres', <<'SQL');

@@ -329,7 +329,7 @@ http_preview(PsyncTarget *target, const PsyncMessage *message)
 				(errcode(ERRCODE_FDW_ERROR),
 				 errmsg("the event cannot be sent"),
 				 errdetail("It is refused because %s.", why)));
-	return psync_http_request_show(session->settings, request);
+	return psync_http_request_show(session->settings, request, message);
 }
 
 static const PsyncMessageTransport messages = {

@@ -207,7 +207,8 @@ extern PsyncHttpRequest *psync_http_request_create(const PsyncHttpSettings *sett
 												   TimestampTz now,
 												   const char **why);
 extern char *psync_http_request_show(const PsyncHttpSettings *settings,
-									 const PsyncHttpRequest *request);
+									 const PsyncHttpRequest *request,
+									 const PsyncMessage *message);
 extern void psync_http_request_add_header(PsyncHttpRequest *request,
 										  const char *name, const char *value,
 										  bool secret);

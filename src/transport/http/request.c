@@ -11,6 +11,8 @@
  */
 #include "postgres.h"
 
+#include "mb/pg_wchar.h"
+
 #include "transport/http/http_transport.h"
 
 /* Longer addresses are refused by most servers. */
@@ -289,12 +291,28 @@ append_masked(StringInfo into, const char *value)
 }
 
 /*
+ * A transform may make bodies of any bytes.  Only text can be shown, and in
+ * the database's encoding only.
+ */
+static void
+append_body(StringInfo into, const PsyncMessage *message)
+{
+	char	   *body = pnstrdup(message->body, message->size);
+
+	if (pg_verify_mbstr(PG_UTF8, body, message->size, true))
+		appendStringInfoString(into, pg_any_to_server(body, message->size, PG_UTF8));
+	else
+		appendStringInfo(into, "(%zu bytes that are not text)", message->size);
+}
+
+/*
  * As it would travel over HTTP/1.1, secrets masked.  Headers that libcurl
  * makes by itself (Content-Length, and Authorization for AWS) are shown as
- * far as they are known.
+ * far as they are known; the body before its compression.
  */
 char *
-psync_http_request_show(const PsyncHttpSettings *settings, const PsyncHttpRequest *request)
+psync_http_request_show(const PsyncHttpSettings *settings, const PsyncHttpRequest *request,
+						const PsyncMessage *message)
 {
 	const char *path = request->url + strcspn(request->url, ":") + strlen("://");
 	size_t		authority = strcspn(path, "/?#");
@@ -318,6 +336,9 @@ psync_http_request_show(const PsyncHttpSettings *settings, const PsyncHttpReques
 		appendStringInfoChar(&text, '\n');
 	}
 	if (request->with_body)
-		appendStringInfo(&text, "Content-Length: %zu\n", request->size);
+	{
+		appendStringInfo(&text, "Content-Length: %zu\n\n", request->size);
+		append_body(&text, message);
+	}
 	return text.data;
 }
