@@ -75,20 +75,30 @@ report_address(Check *check)
 	return refused == NULL;
 }
 
+/* Did it fail after TCP stood?  libcurl then has no time for that, either. */
+static bool
+is_tls_failure(CURLcode code)
+{
+	return code == CURLE_PEER_FAILED_VERIFICATION || code == CURLE_SSL_CONNECT_ERROR ||
+		code == CURLE_SSL_CERTPROBLEM || code == CURLE_SSL_CIPHER ||
+		code == CURLE_SSL_CACERT_BADFILE || code == CURLE_SSL_ISSUER_ERROR;
+}
+
 /* Shows the address that was chosen of all that the name has. */
 static bool
 report_connect(Check *check)
 {
 	int64		connected = time_of(check, CURLINFO_CONNECT_TIME_T);
+	bool		ok = connected > 0 || is_tls_failure(check->transfer->answer.code);
 	char	   *address = NULL;
 	long		port = 0;
 
 	(void) curl_easy_getinfo(check->transfer->easy, CURLINFO_PRIMARY_IP, &address);
 	(void) curl_easy_getinfo(check->transfer->easy, CURLINFO_PRIMARY_PORT, &port);
-	step(check, "connection", connected > 0,
-		 connected > 0 ? psprintf("%s port %ld", address, port) : check->outcome.reason,
+	step(check, "connection", ok,
+		 ok ? psprintf("%s port %ld", address, port) : check->outcome.reason,
 		 Max(connected - time_of(check, CURLINFO_NAMELOOKUP_TIME_T), 0));
-	return connected > 0;
+	return ok;
 }
 
 /* The day is enough to see whether a certificate ends soon. */
