@@ -158,7 +158,7 @@ psync_line_add(PsyncMessages *messages, PsyncEvent *event,
 	place->arrived = GetCurrentTimestamp();
 	line->bytes += event_bytes(event);
 	place->gaps = psync_ledger_boundary(&line->ledger);
-	if (event->op != PSYNC_READ)
+	if (event->op != PSYNC_READ && !psync_event_is_ping(event->table->table))
 		place->ledger = psync_ledger_entry(&line->ledger, event->table->table->relid,
 										   event->at, event->op);
 
