@@ -1109,6 +1109,37 @@ COMMENT ON COLUMN payment_sync.reconciliations.started IS 'when it began';
 COMMENT ON COLUMN payment_sync.reconciliations.finished IS 'when it ended';
 COMMENT ON COLUMN payment_sync.reconciliations.error IS 'why it failed';
 
+CREATE FUNCTION payment_sync.read_progress(
+	OUT pid integer, OUT run bigint, OUT sync name, OUT "table" regclass, OUT phase text,
+	OUT started timestamptz, OUT rows_estimated bigint, OUT source_rows bigint,
+	OUT target_rows bigint, OUT missing bigint, OUT unexpected bigint,
+	OUT different bigint, OUT suspects bigint) RETURNS SETOF record
+	AS 'MODULE_PATHNAME', 'payment_sync_read_progress'
+	LANGUAGE C VOLATILE PARALLEL RESTRICTED;
+COMMENT ON FUNCTION payment_sync.read_progress() IS 'what processes that reconcile report';
+
+CREATE VIEW payment_sync.progress_reconcile AS
+	SELECT pid, run, sync, "table", phase, started, rows_estimated, source_rows, target_rows,
+		CASE WHEN rows_estimated > 0
+			THEN round(LEAST(100.0 * source_rows / rows_estimated, 99.9), 1) END AS percent,
+		missing, unexpected, different, suspects
+	FROM payment_sync.read_progress();
+COMMENT ON VIEW payment_sync.progress_reconcile IS 'reconciliations under way, also those that run in a session''s open transaction';
+COMMENT ON COLUMN payment_sync.progress_reconcile.pid IS 'process that compares';
+COMMENT ON COLUMN payment_sync.progress_reconcile.run IS 'number of the run';
+COMMENT ON COLUMN payment_sync.progress_reconcile.sync IS 'the sync''s name; null: reconcile_with';
+COMMENT ON COLUMN payment_sync.progress_reconcile."table" IS 'table that is compared';
+COMMENT ON COLUMN payment_sync.progress_reconcile.phase IS 'comparing, or settling: suspects are looked at again';
+COMMENT ON COLUMN payment_sync.progress_reconcile.started IS 'when this process began with the table';
+COMMENT ON COLUMN payment_sync.progress_reconcile.rows_estimated IS 'the planner''s estimate of the table''s rows';
+COMMENT ON COLUMN payment_sync.progress_reconcile.source_rows IS 'rows compared at the source';
+COMMENT ON COLUMN payment_sync.progress_reconcile.target_rows IS 'rows compared at the target';
+COMMENT ON COLUMN payment_sync.progress_reconcile.percent IS 'source_rows in percent of rows_estimated; null if there is no estimate';
+COMMENT ON COLUMN payment_sync.progress_reconcile.missing IS 'keys that the target lacks';
+COMMENT ON COLUMN payment_sync.progress_reconcile.unexpected IS 'keys that only the target has';
+COMMENT ON COLUMN payment_sync.progress_reconcile.different IS 'keys whose rows differ';
+COMMENT ON COLUMN payment_sync.progress_reconcile.suspects IS 'keys that are to be looked at again, as of the last step';
+
 -- Rows of tables are for the owner alone.
 CREATE VIEW payment_sync.discrepancies WITH (security_barrier = true) AS
 	SELECT d.id, d.last_run AS run, s.name AS sync, d.relid::regclass AS "table",
@@ -1187,7 +1218,7 @@ GRANT USAGE ON SCHEMA payment_sync TO PUBLIC;
 GRANT SELECT ON payment_sync.captured_tables, payment_sync.syncs,
 	payment_sync.stat_sync, payment_sync.progress_batch, payment_sync.changes,
 	payment_sync.stat_target, payment_sync.dead_letters, payment_sync.ledger,
-	payment_sync.reconciliations, payment_sync.discrepancies,
+	payment_sync.reconciliations, payment_sync.progress_reconcile, payment_sync.discrepancies,
 	payment_sync.transport_options
 	TO PUBLIC;
 

@@ -113,6 +113,13 @@
 	pg_foreign_server_aclcheck((oid), (user), (mode))
 #endif
 
+/* A backend's status, by its place in the local copy: renamed in 16. */
+#if PG_VERSION_NUM >= 160000
+#define psync_local_beentry(i)	pgstat_get_local_beentry_by_index(i)
+#else
+#define psync_local_beentry(i)	pgstat_fetch_stat_local_beentry(i)
+#endif
+
 /* Parsing a.b takes a place for soft errors since 16. */
 #include "utils/builtins.h"
 #include "utils/regproc.h"

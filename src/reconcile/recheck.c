@@ -510,6 +510,7 @@ psync_settle(PsyncReconcile *rec)
 		rec->counts.in_flight = psync_store_count_suspects(rec);
 		if (rec->counts.in_flight == 0)
 			return;
+		psync_progress_update(rec, true);
 		settle_round(rec);
 		rec->counts.in_flight = psync_store_count_suspects(rec);
 		if (rec->counts.in_flight == 0 || GetCurrentTimestamp() >= deadline)

@@ -161,6 +161,7 @@ compare_tables(PsyncReconcile *rec)
 		else
 			more = psync_cells_step(rec);
 		cancelled = !psync_run_save(rec, more ? rec->after : NULL);
+		psync_progress_update(rec, !more);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(rec->work);
 		if (cancelled)
@@ -188,8 +189,10 @@ run_table(PsyncReconcile *rec)
 	psync_table_describe(rec);
 	psync_cells_begin(rec);
 	psync_run_begin(rec);
+	psync_progress_begin(rec);
 	next_transaction(rec);
 	compare_tables(rec);
+	psync_progress_end();
 	MemoryContextSwitchTo(old);
 }
 

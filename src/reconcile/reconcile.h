@@ -301,6 +301,11 @@ extern int64 psync_store_last_suspect(PsyncReconcile *rec);
 extern char ***psync_store_take_suspects(PsyncReconcile *rec, int64 upto, int *n);
 extern int64 psync_store_count_suspects(PsyncReconcile *rec);
 
+/* progress.c */
+extern void psync_progress_begin(const PsyncReconcile *rec);
+extern void psync_progress_update(const PsyncReconcile *rec, bool settling);
+extern void psync_progress_end(void);
+
 /* repair_source.c */
 extern void psync_repair_source(const PsyncSync *sync, const PsyncTable *table,
 								int64 run, bool dry_run,

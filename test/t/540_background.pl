@@ -5,6 +5,7 @@ use strict;
 use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/../perl";
+use IPC::Run;
 use PaymentSyncTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -75,6 +76,43 @@ ok(run_is($killed, "state = 'done'"), 'and the rest is done after it, by itself'
 is($source->safe_psql('postgres',
 	"SELECT source_rows, target_rows, missing FROM payment_sync.reconciliations WHERE run = $killed"),
 	"$rows|@{[$rows - 3]}|3", 'nothing is counted twice');
+
+# in a session's own transaction: others see how far it is, and no more
+sub in_session
+{
+	my ($sql) = @_;
+	my $session = { out => '', err => '' };
+	$session->{harness} = IPC::Run::start([ 'psql', '-XAtq', '-h', $source->host, '-p', $source->port, 'postgres', '-c', $sql ],
+		'<', \undef, '>', \$session->{out}, '2>', \$session->{err});
+	$source->poll_query_until('postgres', <<'SQL') or die "no progress: $session->{err}";
+SELECT count(*) = 1 FROM payment_sync.progress_reconcile JOIN pg_stat_activity USING (pid)
+WHERE sync = 'pay' AND "table" = 'pay'::regclass AND phase = 'comparing' AND percent BETWEEN 1 AND 99
+	AND source_rows > 0 AND target_rows > 0 AND missing >= 1 AND backend_type = 'client backend'
+SQL
+	return $session;
+}
+my $slowly = "SELECT missing FROM payment_sync.reconcile('pay', rows_per_second => 40000)";
+my $runs = $source->safe_psql('postgres', 'SELECT count(*) FROM payment_sync.reconciliations');
+my $session = in_session($slowly);
+ok(1, 'progress of a session');
+is($source->safe_psql('postgres', 'CREATE ROLE stranger; SET ROLE stranger; SELECT count(*) FROM payment_sync.progress_reconcile'), '0',
+	'not for strangers');
+$source->safe_psql('postgres', 'SELECT pg_cancel_backend(pid) FROM payment_sync.progress_reconcile');
+$session->{harness}->finish;
+like($session->{err}, qr/canceling statement due to user request/, 'a session is cancelled');
+is($source->safe_psql('postgres', 'SELECT count(*) FROM payment_sync.progress_reconcile'), '0', 'then there is no progress');
+is($source->safe_psql('postgres', 'SELECT count(*) FROM payment_sync.reconciliations'), $runs, 'and nothing is left of it');
+is($source->safe_psql('postgres', "SELECT missing FROM payment_sync.reconcile('pay')"), '3', 'the next one runs');
+$session = in_session($slowly);
+$log = -s $source->logfile;
+kill 'KILL', $source->safe_psql('postgres', 'SELECT pid FROM payment_sync.progress_reconcile');
+$session->{harness}->finish;
+$source->wait_for_log(qr/all server processes terminated; reinitializing/, $log);
+$source->poll_query_until('postgres', 'SELECT true');
+is($source->safe_psql('postgres', 'SELECT count(*) FROM payment_sync.progress_reconcile'), '0', 'nor after kill -9');
+is($source->safe_psql('postgres', "SELECT missing FROM payment_sync.reconcile('pay')"), '3', 'the next one runs');
+ok($target->poll_query_until('postgres', "SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name ~ 'payment_sync' AND state = 'active' AND backend_type = 'client backend'"),
+	'nothing is left running at the target');
 
 # a target that is down
 $target->stop;
