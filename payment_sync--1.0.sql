@@ -311,6 +311,7 @@ CREATE TABLE payment_sync.reconciliation (
 		CHECK (state IN ('pending', 'running', 'done', 'cancelled', 'failed')),
 	division text,
 	cursor text[],
+	compared boolean NOT NULL DEFAULT false,
 	rows_estimated bigint,
 	source_rows bigint NOT NULL DEFAULT 0,
 	target_rows bigint NOT NULL DEFAULT 0,
@@ -985,13 +986,14 @@ CREATE FUNCTION payment_sync.reconcile_with(
 	condition text DEFAULT NULL,
 	tolerance jsonb DEFAULT NULL,
 	digest text DEFAULT 'hash',
+	max_wait interval DEFAULT '00:00:00',
 	OUT run bigint, OUT "table" regclass, OUT source_rows bigint,
 	OUT target_rows bigint, OUT matched bigint, OUT missing bigint,
 	OUT unexpected bigint, OUT different bigint, OUT in_flight bigint,
 	OUT started timestamptz, OUT finished timestamptz, OUT "position" text) RETURNS SETOF record
 	AS 'MODULE_PATHNAME', 'payment_sync_reconcile_with'
 	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
-COMMENT ON FUNCTION payment_sync.reconcile_with(regclass, regclass, name[], name[], name[], text, jsonb, text) IS
+COMMENT ON FUNCTION payment_sync.reconcile_with(regclass, regclass, name[], name[], name[], text, jsonb, text, interval) IS
 	'compares a relation with another one of this database: a foreign table, or a file loaded into a table';
 
 CREATE FUNCTION payment_sync.start_reconciliation(
@@ -1010,6 +1012,21 @@ CREATE FUNCTION payment_sync.start_reconciliation(
 	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 COMMENT ON FUNCTION payment_sync.start_reconciliation(name, regclass, text, text[], text[], boolean, jsonb, text, name, integer, interval) IS
 	'asks for a reconciliation without waiting for it; returns the number of the run';
+
+CREATE FUNCTION payment_sync.start_reconciliation_with(
+	rel regclass,
+	other regclass,
+	key name[] DEFAULT NULL,
+	columns name[] DEFAULT NULL,
+	other_columns name[] DEFAULT NULL,
+	condition text DEFAULT NULL,
+	tolerance jsonb DEFAULT NULL,
+	digest text DEFAULT 'hash',
+	max_wait interval DEFAULT '00:00:00') RETURNS bigint
+	AS 'MODULE_PATHNAME', 'payment_sync_start_reconciliation_with'
+	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.start_reconciliation_with(regclass, regclass, name[], name[], name[], text, jsonb, text, interval) IS
+	'asks for a comparison of two relations without waiting for it; returns the number of the run';
 
 CREATE PROCEDURE payment_sync.run_reconciliation(run bigint)
 	AS 'MODULE_PATHNAME', 'payment_sync_run_reconciliation'

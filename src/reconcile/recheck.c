@@ -30,8 +30,11 @@
  * While a batch of the table is pending or running, rows may be missing that
  * will come without any change: then nothing is decided.
  *
- * For reconcile_with() there is no sync: both relations are read under one
- * snapshot, and what differs, differs.
+ * For reconcile_with() there is no sync, and no log that could explain a
+ * difference: both relations are read under one snapshot, and what differs,
+ * differs.  If the other one follows the source by means of its own, max_wait
+ * says for how long: what differs is looked at again until then, and what
+ * differs at the end is a discrepancy.
  */
 #include "postgres.h"
 
@@ -317,6 +320,8 @@ examine_with_log(PsyncReconcile *rec, const char *source, const char *other, int
 	PsyncDifference *differences;
 
 	psync_read_begin(rec, source, other, &both);
+	for (int side = 0; side < 2; side++)
+		rec->rows_read[side] = both.rows[side]->nrows - 1;
 	differences = psync_rows_compare(rec, both.rows[PSYNC_SOURCE],
 									 both.rows[PSYNC_OTHER], n);
 	if (*n > 0)
@@ -367,6 +372,7 @@ static PsyncDifference *
 examine_at_once(PsyncReconcile *rec, const char *source, const char *other, int *n)
 {
 	PsyncRows  *rows[2];
+	PsyncDifference *differences;
 
 	Assert(rec->sync == NULL && !rec->side[PSYNC_OTHER].remote);
 
@@ -377,7 +383,12 @@ examine_at_once(PsyncReconcile *rec, const char *source, const char *other, int 
 	rows[1] = psync_side_collect_here(&rec->side[PSYNC_OTHER]);
 	PopActiveSnapshot();
 	rec->counts.rows_moved += rows[1]->nrows - 1;
-	return psync_rows_compare(rec, rows[0], rows[1], n);
+	for (int side = 0; side < 2; side++)
+		rec->rows_read[side] = rows[side]->nrows - 1;
+	differences = psync_rows_compare(rec, rows[0], rows[1], n);
+	if (rec->run->max_wait > 0 && !rec->deciding)
+		touch_all(differences, *n);
+	return differences;
 }
 
 /*
@@ -400,6 +411,25 @@ count_verdicts(PsyncReconcile *rec, const PsyncDifference *differences, int n)
 }
 
 /*
+ * Of a run about recent keys nobody else counts the rows: they are counted
+ * when they are decided, since keys that are not are read again.
+ */
+static void
+count_recent(PsyncReconcile *rec, const PsyncDifference *differences, int n)
+{
+	rec->counts.source_rows += rec->rows_read[PSYNC_SOURCE];
+	rec->counts.target_rows += rec->rows_read[PSYNC_OTHER];
+	for (int i = 0; i < n; i++)
+	{
+		if (!differences[i].touched)
+			continue;
+		rec->counts.source_rows -= differences[i].source != NULL;
+		rec->counts.target_rows -= differences[i].target != NULL;
+	}
+	Assert(rec->counts.source_rows >= 0 && rec->counts.target_rows >= 0);
+}
+
+/*
  * Read, compare, and file what differs: as a verdict, or as a suspect.
  */
 static void
@@ -419,6 +449,8 @@ examine(PsyncReconcile *rec, const char *source, const char *other)
 	else
 		differences = examine_at_once(rec, source, other, &n);
 	count_verdicts(rec, differences, n);
+	if (rec->run->recent)
+		count_recent(rec, differences, n);
 	psync_store_differences(rec, differences, n);
 	psync_store_suspects(rec, differences, n);
 	rec->found += n;
@@ -513,14 +545,42 @@ psync_settle(PsyncReconcile *rec)
 		psync_progress_update(rec, true);
 		settle_round(rec);
 		rec->counts.in_flight = psync_store_count_suspects(rec);
-		if (rec->counts.in_flight == 0 || GetCurrentTimestamp() >= deadline)
+		if (rec->counts.in_flight == 0)
 			return;
+		if (GetCurrentTimestamp() >= deadline)
+			break;
 		psync_pause_ms(pause);
 		pause = Min(2 * pause, PSYNC_PAUSE_MAX);
+	}
+	if (rec->sync == NULL)
+	{
+		rec->deciding = true;
+		settle_round(rec);
+		rec->counts.in_flight = psync_store_count_suspects(rec);
+		Assert(rec->counts.in_flight == 0);
 	}
 }
 
 /* ------------------------------------------------------------ recent changes */
+
+/*
+ * Another key; they are filed a thousand at a time.
+ */
+static void
+suspect_key(PsyncReconcile *rec, PsyncDifference *keys, int *n, char **key)
+{
+	if (key == NULL)
+		return;
+	keys[*n].key = key;
+	keys[*n].name = psync_key_name(rec, key);
+	keys[(*n)++].touched = true;
+	Assert(*n <= PSYNC_READ_KEYS);
+	if (*n == PSYNC_READ_KEYS)
+	{
+		psync_store_suspects(rec, keys, *n);
+		*n = 0;
+	}
+}
 
 /*
  * Instead of the whole table: suspect each key that a change in the log is
@@ -549,16 +609,10 @@ psync_suspect_recent(PsyncReconcile *rec)
 		change.shape = get_shape(&shapes, shape_id);
 		if (change.shape->relid != rec->run->relid)
 			continue;
-		keys[n].key = change_key(rec, &change, change.op == PSYNC_DELETE);
-		if (keys[n].key == NULL)
-			continue;
-		keys[n].name = psync_key_name(rec, keys[n].key);
-		keys[n++].touched = true;
-		if (n == PSYNC_READ_KEYS)
-		{
-			psync_store_suspects(rec, keys, n);
-			n = 0;
-		}
+		if (change.op != PSYNC_DELETE)
+			suspect_key(rec, keys, &n, change_key(rec, &change, false));
+		if (change.op == PSYNC_DELETE || change.key_changed)
+			suspect_key(rec, keys, &n, change_key(rec, &change, true));
 	}
 	psync_store_suspects(rec, keys, n);
 	AtEOXact_GUC(true, guc_level);

@@ -146,7 +146,7 @@ next_transaction(PsyncReconcile *rec)
 static void
 compare_tables(PsyncReconcile *rec)
 {
-	bool		more = true;
+	bool		more = !rec->run->compared;
 	bool		cancelled;
 
 	while (more)
@@ -160,7 +160,7 @@ compare_tables(PsyncReconcile *rec)
 		}
 		else
 			more = psync_cells_step(rec);
-		cancelled = !psync_run_save(rec, more ? rec->after : NULL);
+		cancelled = !psync_run_save(rec, more ? rec->after : NULL, !more);
 		psync_progress_update(rec, !more);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(rec->work);
@@ -170,7 +170,11 @@ compare_tables(PsyncReconcile *rec)
 		psync_reconcile_pause(rec);
 	}
 	psync_settle(rec);
-	(void) psync_run_save(rec, NULL);
+
+	/* keys of recent changes are counted when they are decided */
+	if (rec->run->recent)
+		rec->counts.source_rows += rec->counts.in_flight;
+	(void) psync_run_save(rec, NULL, true);
 	psync_run_finish(rec);
 }
 

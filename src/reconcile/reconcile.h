@@ -165,6 +165,7 @@ typedef struct PsyncRun
 	char	   *state;
 	char	  **cursor;			/* keys up to here are done */
 	int			ncursor;
+	bool		compared;		/* all steps are done, suspects may be left */
 	bool		started;
 } PsyncRun;
 
@@ -196,6 +197,7 @@ typedef struct PsyncReconcile
 	int		   *keys;			/* indexes into pairs, in key order */
 	AttrNumber *key_attnums;	/* at the source */
 	bool		integer_key;	/* a single integer, on both sides */
+	bool		deciding;		/* reconcile_with: the wait is over */
 	bool		hashed;			/* cells are hashes, not ranges */
 	int			hash_bits;		/* if hashed: of the cells at hand */
 	bool		escape;			/* encodings differ: compare UTF-8, escaped */
@@ -209,6 +211,7 @@ typedef struct PsyncReconcile
 	double		density;		/* differences per cell of PSYNC_CELL_ROWS, of late */
 	int64		found;			/* differences and suspects so far */
 	PsyncCounts counts;
+	int64		rows_read[2];	/* by the last examination */
 	int64		rows_before;	/* compared before this process began */
 	TimestampTz started;		/* when it did */
 } PsyncReconcile;
@@ -289,7 +292,7 @@ extern void psync_suspect_recent(PsyncReconcile *rec);
 /* store.c */
 extern PsyncRun *psync_run_load(int64 number, Oid relid, PsyncCounts *counts);
 extern void psync_run_begin(PsyncReconcile *rec);
-extern bool psync_run_save(PsyncReconcile *rec, char **cursor);
+extern bool psync_run_save(PsyncReconcile *rec, char **cursor, bool compared);
 extern void psync_run_finish(PsyncReconcile *rec);
 extern void psync_run_failed(int64 run, const char *message);
 extern int64 psync_run_request_due(const char *due_command);

@@ -29,6 +29,7 @@
 PG_FUNCTION_INFO_V1(payment_sync_reconcile);
 PG_FUNCTION_INFO_V1(payment_sync_reconcile_with);
 PG_FUNCTION_INFO_V1(payment_sync_start_reconciliation);
+PG_FUNCTION_INFO_V1(payment_sync_start_reconciliation_with);
 PG_FUNCTION_INFO_V1(payment_sync_run_reconciliation);
 PG_FUNCTION_INFO_V1(payment_sync_cancel_reconciliation);
 
@@ -49,7 +50,7 @@ enum
 #define ARGS_RECONCILE	(ARG_MAX_WAIT + 1)
 };
 
-/* Arguments of reconcile_with(). */
+/* Arguments of reconcile_with() and start_reconciliation_with(). */
 enum
 {
 	WITH_REL,
@@ -59,8 +60,9 @@ enum
 	WITH_OTHER_COLUMNS,
 	WITH_CONDITION,
 	WITH_TOLERANCE,
-	WITH_DIGEST
-#define ARGS_WITH	(WITH_DIGEST + 1)
+	WITH_DIGEST,
+	WITH_MAX_WAIT
+#define ARGS_WITH	(WITH_MAX_WAIT + 1)
 };
 
 static const char request_command[] =
@@ -79,7 +81,7 @@ static const char request_command[] =
  */
 static const char request_with_command[] =
 	"INSERT INTO payment_sync.reconciliation (run, owner, relid, other, key, columns,"
-	" other_columns, condition, tolerance, digest)"
+	" other_columns, condition, tolerance, digest, max_wait)"
 	" SELECT $1, $2::regrole, $3, $4, COALESCE($5, (SELECT array_agg(a.attname ORDER BY n)"
 	"  FROM pg_index i, generate_series(0, i.indnkeyatts - 1) n, pg_attribute a"
 	"  WHERE i.indrelid = $3 AND i.indisprimary AND a.attrelid = $3 AND a.attnum = i.indkey[n])),"
@@ -87,7 +89,7 @@ static const char request_with_command[] =
 	"  WHERE a.attrelid = $3 AND a.attnum > 0 AND NOT a.attisdropped AND EXISTS"
 	"  (SELECT FROM pg_attribute o WHERE o.attrelid = $4 AND o.attname = a.attname"
 	"   AND o.attnum > 0 AND NOT o.attisdropped))),"
-	" $7, $8, $9, $10";
+	" $7, $8, $9, $10, COALESCE($11, interval '0')";
 
 static const char result_command[] =
 	"SELECT run, relid::regclass, source_rows, target_rows, matched, missing, unexpected,"
@@ -245,13 +247,18 @@ static int64
 request_with(FunctionCallInfo fcinfo)
 {
 	static const Oid arg_types[ARGS_WITH] = {OIDOID, OIDOID, NAMEARRAYOID, NAMEARRAYOID,
-	NAMEARRAYOID, TEXTOID, JSONBOID, TEXTOID};
-	int64		run = next_run();
+	NAMEARRAYOID, TEXTOID, JSONBOID, TEXTOID, INTERVALOID};
+	int64		run;
 	Oid			types[ARGS_WITH + 2] = {INT8OID, OIDOID};
 	Datum		values[ARGS_WITH + 2];
 	char		nulls[ARGS_WITH + 3] = "  ";
 	PsyncCounts counts;
 
+	if (PG_ARGISNULL(WITH_REL) || PG_ARGISNULL(WITH_OTHER))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("arguments \"rel\" and \"other\" must not be null")));
+	run = next_run();
 	check_digest(fcinfo, WITH_DIGEST);
 	for (int arg = WITH_KEY; arg <= WITH_OTHER_COLUMNS; arg++)
 	{
@@ -340,20 +347,15 @@ payment_sync_reconcile(PG_FUNCTION_ARGS)
 
 /*
  * reconcile_with(rel, other, key, columns, other_columns, condition,
- *				  tolerance, digest)
+ *				  tolerance, digest, max_wait)
  */
 Datum
 payment_sync_reconcile_with(PG_FUNCTION_ARGS)
 {
 	TupleDesc	desc;
 	Tuplestorestate *store = psync_result_begin(fcinfo, &desc);
-	int64		run;
+	int64		run = request_with(fcinfo);
 
-	if (PG_ARGISNULL(WITH_REL) || PG_ARGISNULL(WITH_OTHER))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("arguments \"rel\" and \"other\" must not be null")));
-	run = request_with(fcinfo);
 	psync_reconcile_run(run, NULL, false);
 	return_run(store, desc, run);
 	return (Datum) 0;
@@ -368,6 +370,19 @@ Datum
 payment_sync_start_reconciliation(PG_FUNCTION_ARGS)
 {
 	int64		run = request_run(fcinfo);
+
+	psync_wakeup_config();
+	PG_RETURN_INT64(run);
+}
+
+/*
+ * start_reconciliation_with(…): the same arguments as reconcile_with().  The
+ * relations are read with the caller's rights, there as here.
+ */
+Datum
+payment_sync_start_reconciliation_with(PG_FUNCTION_ARGS)
+{
+	int64		run = request_with(fcinfo);
 
 	psync_wakeup_config();
 	PG_RETURN_INT64(run);

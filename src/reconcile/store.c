@@ -32,7 +32,7 @@ static const char load_command[] =
 	" key_after, key_upto, recent, digest = 'sha256', tolerance::text,"
 	" rows_per_second, (extract(epoch FROM max_wait) * 1000)::bigint,"
 	" seeds[1], seeds[2], state, cursor, started IS NOT NULL,"
-	" source_rows, target_rows, missing, unexpected, different, rows_moved"
+	" source_rows, target_rows, missing, unexpected, different, rows_moved, compared"
 	" FROM payment_sync.reconciliation WHERE run = $1 AND relid = $2";
 
 /*
@@ -156,6 +156,7 @@ run_from_row(PsyncCounts *counts)
 	counts->unexpected = run_int(24);
 	counts->different = run_int(25);
 	counts->rows_moved = run_int(26);
+	run->compared = run_bool(27);
 	return run;
 }
 
@@ -236,16 +237,17 @@ psync_run_begin(PsyncReconcile *rec)
 
 /*
  * A step is done.  False if somebody has cancelled the run meanwhile.  The
- * cursor is NULL until a step has an end.
+ * cursor is NULL until a step has an end; after the last step all is compared,
+ * and who goes on with the run has nothing left but suspects.
  */
 bool
-psync_run_save(PsyncReconcile *rec, char **cursor)
+psync_run_save(PsyncReconcile *rec, char **cursor, bool compared)
 {
 	PsyncCounts *counts = &rec->counts;
-	Oid			types[9] = {INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID,
-	INT8OID, TEXTARRAYOID, TEXTOID};
-	Datum		values[9];
-	char		nulls[10] = "         ";
+	Oid			types[10] = {INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID,
+	INT8OID, TEXTARRAYOID, TEXTOID, BOOLOID};
+	Datum		values[10];
+	char		nulls[11] = "          ";
 
 	Assert(counts->missing >= 0 && counts->in_flight >= 0);
 
@@ -269,12 +271,13 @@ psync_run_save(PsyncReconcile *rec, char **cursor)
 	}
 	nulls[8] = rec->position != NULL ? ' ' : 'n';
 	values[8] = rec->position != NULL ? CStringGetTextDatum(rec->position) : (Datum) 0;
+	values[9] = BoolGetDatum(compared);
 	return execute_run(rec, "UPDATE payment_sync.reconciliation SET source_rows = $3,"
 					   " target_rows = $4, missing = $5, unexpected = $6, different = $7,"
 					   " in_flight = $8, rows_moved = $9, cursor = COALESCE($10, cursor),"
-					   " position = COALESCE($11, position), saved = clock_timestamp()"
+					   " position = COALESCE($11, position), compared = $12, saved = clock_timestamp()"
 					   " WHERE run = $1 AND relid = $2 AND state = 'running'",
-					   9, types, values, nulls) > 0;
+					   10, types, values, nulls) > 0;
 }
 
 /*
