@@ -38,11 +38,19 @@
 /* Events taken from epoll at a time. */
 #define PSYNC_HTTP_EVENTS_MAX	64
 
+/* Of the descriptors that the server grants, what is left to others. */
+#define PSYNC_HTTP_SPARED_FDS	32
+
 /* Room for descriptors to begin with. */
 #define PSYNC_HTTP_SOCKETS_MIN	1024
 
 StaticAssertDecl(EPOLLIN <= 0xff && EPOLLOUT <= 0xff,
 				 "the bits of a socket's interest do not fit");
+
+/* All sessions of this process, and the sockets that they have open. */
+static dlist_head sessions = DLIST_STATIC_INIT(sessions);
+static int	nsessions = 0;
+static int	nsockets_open = 0;
 
 /* The system's time may be set; timeouts must not notice. */
 int64
@@ -146,14 +154,27 @@ psync_http_socket_opened(PsyncHttpSession *session, curl_socket_t socket)
 	uint32	   *bits = socket_bits(session, socket);
 
 	Assert(socket >= 0);
+	session->nopen++;
+	nsockets_open++;
 	if (bits != NULL)
 		*bits = SOCKET_OURS;
+}
+
+/* May one more be opened?  A request that fails is better than a worker. */
+bool
+psync_http_socket_room(void)
+{
+	Assert(nsockets_open >= 0);
+	return nsockets_open + nsessions < max_safe_fds / 3 - PSYNC_HTTP_SPARED_FDS / 2;
 }
 
 /* Before it is closed; epoll forgets it by itself. */
 void
 psync_http_socket_closed(PsyncHttpSession *session, curl_socket_t socket)
 {
+	Assert(session->nopen > 0 && nsockets_open >= session->nopen);
+	session->nopen--;
+	nsockets_open--;
 	if (socket < session->nsockets)
 		session->sockets[socket] = 0;
 }
@@ -180,6 +201,82 @@ check_multi(CURLMcode code)
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("libcurl failed: %s", curl_multi_strerror(code))));
+}
+
+static CURLM *
+multi_create(PsyncHttpSession *session)
+{
+	CURLM	   *multi = curl_multi_init();
+
+	if (multi == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory")));
+	check_multi(curl_multi_setopt(multi, CURLMOPT_SOCKETFUNCTION, on_socket));
+	check_multi(curl_multi_setopt(multi, CURLMOPT_SOCKETDATA, session));
+	check_multi(curl_multi_setopt(multi, CURLMOPT_TIMERFUNCTION, on_timer));
+	check_multi(curl_multi_setopt(multi, CURLMOPT_TIMERDATA, session));
+	check_multi(curl_multi_setopt(multi, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX));
+	return multi;
+}
+
+/*
+ * The server grants each process a third of its files for descriptors that
+ * are none of its own, and whoever waits for a latch needs one of them: if
+ * sessions took all, the worker itself would fail, and go on failing.
+ */
+static int
+sockets_granted(void)
+{
+	return max_safe_fds / 3 - PSYNC_HTTP_SPARED_FDS - nsessions;
+}
+
+/* How many requests a session may have in flight, now that there are so many. */
+static int
+session_share(const PsyncHttpSession *session)
+{
+	Assert(nsessions > 0);
+	return Max(1, Min(session->nbusy_max, sockets_granted() / nsessions));
+}
+
+/* Sockets that are open, or will be once libcurl begins with its requests. */
+static int
+sockets_needed(void)
+{
+	int			needed = 0;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &sessions)
+	{
+		PsyncHttpSession *session = dlist_container(PsyncHttpSession, node, iter.cur);
+
+		Assert(session->listed);
+		needed += Max(session->nopen, session->nbusy);
+	}
+	return needed;
+}
+
+/*
+ * Idle sessions keep connections from when their share was larger.  libcurl
+ * closes one only when another comes back, so all go, with their multi.
+ */
+static void
+shed_idle_connections(const PsyncHttpSession *wanting)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &sessions)
+	{
+		PsyncHttpSession *session = dlist_container(PsyncHttpSession, node, iter.cur);
+		CURLM	   *old = session->multi;
+
+		if (session == wanting || session->nbusy > 0 || session->nopen == 0)
+			continue;
+		Assert(dlist_is_empty(&session->running));
+		session->multi = multi_create(session);
+		(void) curl_multi_cleanup(old);
+		session->timer = -1;
+	}
 }
 
 /* On error, psync_http_session_end() frees what there is. */
@@ -209,19 +306,10 @@ psync_http_session_start(PsyncHttpSession *session, int in_flight_max)
 				 errdetail("There are too many open files on this server."),
 				 errhint("Raise the server's max_files_per_process and/or \"ulimit -n\" limits.")));
 
-	session->multi = curl_multi_init();
-	if (session->multi == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("out of memory")));
-	check_multi(curl_multi_setopt(session->multi, CURLMOPT_SOCKETFUNCTION, on_socket));
-	check_multi(curl_multi_setopt(session->multi, CURLMOPT_SOCKETDATA, session));
-	check_multi(curl_multi_setopt(session->multi, CURLMOPT_TIMERFUNCTION, on_timer));
-	check_multi(curl_multi_setopt(session->multi, CURLMOPT_TIMERDATA, session));
-	check_multi(curl_multi_setopt(session->multi, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX));
-	/* idle connections are kept for as many as may be in flight again */
-	check_multi(curl_multi_setopt(session->multi, CURLMOPT_MAXCONNECTS,
-								  (long) session->nbusy_max + 1));
+	session->multi = multi_create(session);
+	dlist_push_tail(&sessions, &session->node);
+	nsessions++;
+	session->listed = true;
 }
 
 /* Ends all that is under way, without waiting.  Must not raise. */
@@ -245,6 +333,12 @@ psync_http_session_end(PsyncHttpSession *session)
 	if (session->multi != NULL)
 		(void) curl_multi_cleanup(session->multi);
 	session->multi = NULL;
+	if (session->listed)
+	{
+		dlist_delete(&session->node);
+		nsessions--;
+	}
+	session->listed = false;
 	if (session->epoll >= 0)
 		close(session->epoll);
 	session->epoll = -1;
@@ -289,9 +383,18 @@ PsyncHttpTransfer *
 psync_http_transfer_get(PsyncHttpSession *session, PsyncHttpPurpose purpose)
 {
 	PsyncHttpTransfer *transfer;
+	int			share = session_share(session);
 
-	if (session->nbusy >= session->nbusy_max && purpose != PSYNC_HTTP_FOR_TOKEN)
+	if (session->nbusy >= share && purpose != PSYNC_HTTP_FOR_TOKEN)
 		return NULL;
+	if (session->nbusy >= session->nopen && sockets_needed() >= sockets_granted())
+	{
+		shed_idle_connections(session);
+		/* with one at least each session gets on */
+		if (session->nbusy > 0 && purpose != PSYNC_HTTP_FOR_TOKEN &&
+			sockets_needed() >= sockets_granted())
+			return NULL;
+	}
 	if (dlist_is_empty(&session->idle))
 		transfer = transfer_create(session);
 	else
@@ -320,6 +423,9 @@ psync_http_transfer_start(PsyncHttpTransfer *transfer)
 	transfer->header_bytes = 0;
 	transfer->body_room = 0;
 	psync_http_easy_prepare(transfer);
+	/* idle connections are kept for as many as may be in flight again */
+	check_multi(curl_multi_setopt(session->multi, CURLMOPT_MAXCONNECTS,
+								  (long) session_share(session)));
 	check_multi(curl_multi_add_handle(session->multi, transfer->easy));
 	transfer->in_multi = true;
 	dlist_push_tail(&session->running, &transfer->node);

@@ -54,7 +54,7 @@ on_open_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *address)
 		if (transfer->answer.refused != NULL)
 			return CURL_SOCKET_BAD;
 	}
-	if (!AcquireExternalFD())
+	if (!psync_http_socket_room() || !AcquireExternalFD())
 		return CURL_SOCKET_BAD;
 	socket_fd = socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
 	if (socket_fd == CURL_SOCKET_BAD)

@@ -333,6 +333,9 @@ struct PsyncHttpSession
 	dlist_head	done;
 	int			nbusy;			/* not idle */
 	int			nbusy_max;
+	int			nopen;			/* sockets, those of idle connections among them */
+	dlist_node	node;			/* in the process's list of sessions */
+	bool		listed;
 	int			fresh_due;		/* so many new connections are to be made */
 	int			stale_in_row;	/* attempts lost with stale connections */
 	bool		token_underway;	/* a token is being fetched */
@@ -360,6 +363,7 @@ extern bool psync_http_session_wait(PsyncHttpSession *session, long timeout_ms);
 /* easy.c: libcurl's options.  Sockets are told to curl.c. */
 extern void psync_http_easy_init(PsyncHttpTransfer *transfer);
 extern void psync_http_easy_prepare(PsyncHttpTransfer *transfer);
+extern bool psync_http_socket_room(void);
 extern void psync_http_socket_opened(PsyncHttpSession *session, curl_socket_t socket);
 extern void psync_http_socket_closed(PsyncHttpSession *session, curl_socket_t socket);
 
