@@ -276,9 +276,10 @@ psync_ledger_record(PsyncMessages *messages, const PsyncOutgoing *message)
 	{
 		PsyncPlace *place = PSYNC_PLACE(&messages->line, message->places[i]);
 
-		if (place->ledger == NULL)
+		/* a save that found the sync dropped is tried once more on leaving */
+		if (place->ledger == NULL || place->recorded)
 			continue;
-		Assert(!place->recorded && place->state == PSYNC_PLACE_TAKEN);
+		Assert(place->state == PSYNC_PLACE_TAKEN);
 		place->recorded = true;
 		messages->line.ledger.nrecorded++;
 		place->ledger->captured++;
