@@ -106,6 +106,9 @@ extern long (*psync_deliver_wait_hook) (void);
 /* payment_sync.ledger_retention, in days; 0: for ever */
 extern int	psync_ledger_retention;
 
+/* How long a transform may take for one event, in ms; 0: no limit. */
+extern int	psync_transform_timeout;
+
 /*
  * May a delivery that takes messages wait for their answers itself?  Set by the
  * worker layer: true if it has nothing else to look after.  NULL: yes.

@@ -249,6 +249,7 @@ static bool
 feed(PsyncMessages *messages)
 {
 	PsyncDelivery *delivery = messages->delivery;
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), PSYNC_STEP_MS);
 	bool		looked = false;
 
 	messages->more = false;
@@ -259,6 +260,9 @@ feed(PsyncMessages *messages)
 
 		if (!psync_line_has_room(&messages->line) || !pass_fence(messages))
 			return true;
+		/* what a transform does may take its time */
+		if (messages->writer->transform != NULL && GetCurrentTimestamp() > until)
+			break;
 		if (!messages->window_open && messages->chunk_at != NULL)
 		{
 			feed_row(messages);

@@ -10,6 +10,10 @@
  * so that neither the worker's rights nor the caller's are lent to it.  It may
  * read tables; it should depend on nothing but the event, or the same event
  * sent again after a crash might look different.
+ *
+ * While it runs, the worker can do nothing else, and hears of nothing; so its
+ * time is limited, by the server's own statement timeout.  What exceeds it has
+ * failed, which is that sync's failure (P7).
  */
 #include "postgres.h"
 
@@ -23,9 +27,12 @@
 #include "utils/memutils.h"
 #include "utils/plancache.h"
 #include "utils/snapmgr.h"
+#include "utils/timeout.h"
 
 #include "compat.h"
 #include "deliver/message.h"
+
+int			psync_transform_timeout = 5000;
 
 /* Made once per delivery; the plan is SPI's, and lasts until it is freed. */
 struct PsyncTransform
@@ -172,6 +179,67 @@ parse_event(const char *event, int size)
 }
 
 /*
+ * Evaluate the expression; the result is SPI's.
+ */
+static Datum
+evaluate(PsyncTransform *transform, Datum event, bool *isnull)
+{
+	Datum		values[1] = {event};
+
+	if (transform->plan == NULL)
+		prepare(transform);
+	if (SPI_execute_plan(transform->plan, values, NULL, false, 2) != SPI_OK_SELECT ||
+		SPI_processed != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_CARDINALITY_VIOLATION),
+				 errmsg("transform must yield one value")));
+	return SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, isnull);
+}
+
+/*
+ * The same within the time allowed, unless the caller's own statement timeout
+ * is running: then that holds.
+ */
+static Datum
+evaluate_in_time(PsyncTransform *transform, Datum event, bool *isnull)
+{
+	TimestampTz started = GetCurrentTimestamp();
+	bool		limited = psync_transform_timeout > 0 &&
+		!get_timeout_active(STATEMENT_TIMEOUT);
+	volatile Datum result = (Datum) 0;
+
+	if (!limited)
+		return evaluate(transform, event, isnull);
+
+	enable_timeout_after(STATEMENT_TIMEOUT, psync_transform_timeout);
+	PG_TRY();
+	{
+		result = evaluate(transform, event, isnull);
+		disable_timeout(STATEMENT_TIMEOUT, false);
+	}
+	PG_CATCH();
+	{
+		disable_timeout(STATEMENT_TIMEOUT, false);
+		if (geterrcode() == ERRCODE_QUERY_CANCELED &&
+			TimestampDifferenceExceeds(started, GetCurrentTimestamp(),
+									   psync_transform_timeout))
+		{
+			FlushErrorState();
+			ereport(ERROR,
+					(errcode(ERRCODE_QUERY_CANCELED),
+					 errmsg("transform took longer than %d ms for an event",
+							psync_transform_timeout),
+					 errdetail("Other syncs have to wait for it."),
+					 errhint("Make it faster, or raise payment_sync.transform_timeout.")));
+		}
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	Assert(!get_timeout_active(STATEMENT_TIMEOUT));
+	return result;
+}
+
+/*
  * Append to "body" what the expression makes of the event; false if it leaves
  * it out.  Raises whatever the expression raises: the sync stops at the event
  * then.
@@ -180,23 +248,15 @@ bool
 psync_transform_run(PsyncTransform *transform, const char *event, int size,
 					StringInfo body, const char **content_type)
 {
-	Datum		values[1] = {parse_event(event, size)};
 	PsyncTransformContext save;
+	Datum		parsed = parse_event(event, size);
 	Datum		result;
 	bool		isnull;
 
 	Assert(size > 0);
 
 	enter(&save, transform->owner);
-	if (transform->plan == NULL)
-		prepare(transform);
-	if (SPI_execute_plan(transform->plan, values, NULL, false, 2) != SPI_OK_SELECT ||
-		SPI_processed != 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_CARDINALITY_VIOLATION),
-				 errmsg("transform must yield one value")));
-	result = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-						   &isnull);
+	result = evaluate_in_time(transform, parsed, &isnull);
 	if (!isnull)
 		append_result(body, transform->type, result);
 	leave(&save);

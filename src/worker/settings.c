@@ -105,6 +105,13 @@ psync_settings_define_delays(void)
 static void
 psync_settings_define_books(void)
 {
+	DefineCustomIntVariable("payment_sync.transform_timeout",
+							"Sets how long a transform may take for one event.",
+							"A sync whose transform takes longer fails, and is tried again. 0 sets no limit.",
+							&psync_transform_timeout,
+							5000, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
 	DefineCustomIntVariable("payment_sync.ledger_retention",
 							"Sets for how many days the ledger keeps what is settled.",
 							"0 keeps it for ever.",

@@ -79,6 +79,30 @@ wait_delivered($node, $_) for 'hook1', 'hook2', 'target';
 judged_well($receivers[$_], 'receiver ' . ($_ + 1)) for 0, 1;
 same_rows($node, $target, 'SELECT * FROM pay', 'the other server has all rows');
 
+# ------------------------------------------------ a transform that takes long
+
+$node->append_conf('postgresql.conf', "payment_sync.transform_timeout = '300ms'");
+$node->reload;
+$node->safe_psql('postgres', <<'SQL');
+SELECT payment_sync.create_sync('slow', '{pay}', server => 'hook1',
+	transform => 'to_jsonb((SELECT 1 FROM pg_catalog.pg_sleep(3600)))');
+SQL
+for my $i (1501 .. 1503)
+{
+	add($i, $i);
+	wait_delivered($node, $_) for 'hook1', 'hook2', 'target';
+}
+ok($node->poll_query_until('postgres', "SELECT last_error LIKE 'transform took longer than 300 ms%'
+	AND last_error_state = '57014' AND state IN ('waiting', 'running', 'pending') AND failures > 0
+	FROM payment_sync.stat_sync WHERE name = 'slow'"), 'a transform that takes too long fails');
+is(join(',', map { PaymentSyncTest::stat($node, $_, 'failures') } 'hook1', 'hook2', 'target'), '0,0,0',
+	'others are served meanwhile');
+is((worker_pids($node))[0], $worker, 'by the same worker');
+$node->safe_psql('postgres', "SELECT payment_sync.alter_sync('slow', transform => 'event')");
+$node->safe_psql('postgres', "SELECT payment_sync.enable_sync('slow')");
+wait_delivered($node, 'slow');
+$node->safe_psql('postgres', "SELECT payment_sync.drop_sync('slow')");
+
 # ------------------------------------------------ a target that is down
 
 $node->safe_psql('postgres', "SELECT payment_sync.drop_sync('$_')") for 'hole', 'hook1', 'hook2', 'target';
