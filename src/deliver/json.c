@@ -193,7 +193,36 @@ put_plain(StringInfo out, const PsyncJsonShape *plan, const PsyncField *field)
 	}
 }
 
-/* Values of the key's columns, comma-separated, for addresses and people. */
+/*
+ * From there on, commas and backslashes get a backslash: one of several values
+ * must not look like two.
+ */
+static void
+escape_commas(StringInfo out, int start)
+{
+	int			size = out->len - start;
+	char	   *text;
+
+	Assert(size >= 0);
+	if (memchr(out->data + start, ',', size) == NULL &&
+		memchr(out->data + start, '\\', size) == NULL)
+		return;
+	text = palloc(size);
+	memcpy(text, out->data + start, size);
+	out->len = start;
+	for (int i = 0; i < size; i++)
+	{
+		if (text[i] == ',' || text[i] == '\\')
+			psync_json_literal(out, "\\");
+		psync_json_put(out, &text[i], 1);
+	}
+	pfree(text);
+}
+
+/*
+ * Values of the key's columns, comma-separated, for addresses and people.  Of
+ * different keys of a table they differ.
+ */
 void
 psync_json_key_text(StringInfo out, const PsyncJsonShape *plan)
 {
@@ -204,6 +233,12 @@ psync_json_key_text(StringInfo out, const PsyncJsonShape *plan)
 		if (i > 0)
 			psync_json_literal(out, ",");
 		if (field->size >= 0)
+		{
+			int			start = out->len;
+
 			put_plain(out, plan, field);
+			if (plan->shape->nkeys > 1)
+				escape_commas(out, start);
+		}
 	}
 }

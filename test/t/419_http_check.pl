@@ -161,5 +161,18 @@ unlike($shown . slurp_file($node->logfile),
 	qr/\Q$secret\E|stripe-secret|a-bearer-token|an-api-key|tenant-seven|client-secret|open sesame|T0KEN|secret-path/,
 	'no secret is shown');
 
+# different keys have different addresses
+$node->safe_psql('postgres', <<"SQL");
+CREATE TABLE pairs (a text, b text, PRIMARY KEY (a, b));
+INSERT INTO pairs VALUES ('a', 'b,c'), ('a,b', 'c'), ('a\\', 'b'), ('a', '\\,b');
+SELECT payment_sync.capture_table('pairs');
+CREATE SERVER pairs FOREIGN DATA WRAPPER payment_sync_http OPTIONS (url 'http://127.0.0.1:1/{key}');
+CREATE USER MAPPING FOR CURRENT_USER SERVER pairs;
+SELECT payment_sync.create_sync('pairs', '{pairs}', server => 'pairs');
+SQL
+is(sql(q{SELECT string_agg((regexp_match(payment_sync.preview_event('pairs', to_jsonb(p)), '^POST (\S+)'))[1], ' ' ORDER BY a, b) FROM pairs p}),
+	'/a%2C%5C%5C%5C%2Cb /a%2Cb%5C%2Cc /a%5C%2Cb%2Cc /a%5C%5C%2Cb',
+	'different keys have different addresses');
+
 $node->stop;
 done_testing();

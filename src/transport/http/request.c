@@ -155,7 +155,9 @@ fill_url(const char *template, const PsyncMessage *message, const char **why)
 		}
 		if (!fits_into_path(known[i].value))
 		{
-			*why = "the event's key cannot be part of an address";
+			*why = strcmp(message->operation, "truncate") == 0 ?
+				"a truncation has no key, and the address wants one" :
+				"the event's key cannot be part of an address";
 			return NULL;
 		}
 		appendStringInfoString(&url, psync_http_percent_encode(known[i].value));
