@@ -455,6 +455,10 @@ send_time(PsyncMessages *messages)
 	TimestampTz next = DT_NOEND;
 	dlist_iter	iter;
 
+	/* with nothing in the line, a parked one is the next probe */
+	if (messages->breaker == PSYNC_BREAKER_OPEN && messages->in_flight == 0 &&
+		messages->pending == NULL && messages->nparked > 0)
+		return messages->parked_next;
 	if (messages->breaker != PSYNC_BREAKER_CLOSED || messages->nfree == 0 ||
 		(messages->settings.ordering == PSYNC_ORDER_STRICT &&
 		 messages->in_flight > 0))

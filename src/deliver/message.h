@@ -456,6 +456,7 @@ typedef struct PsyncParked
 	int			nrelids;
 	Oid		   *relids;
 	int			failures;
+	int			again;			/* attempts in a row that ended so */
 	TimestampTz next_at;
 	PsyncOutgoing *message;		/* NULL: to be read from the table */
 } PsyncParked;
@@ -607,6 +608,8 @@ extern bool psync_park(PsyncMessages *messages, PsyncOutgoing *message);
 extern void psync_bury(PsyncMessages *messages, PsyncOutgoing *message,
 					   const PsyncAnswer *answer);
 extern void psync_parked_delivered(PsyncMessages *messages, PsyncOutgoing *message);
+extern void psync_parked_again(PsyncMessages *messages, PsyncOutgoing *message,
+							   TimestampTz now);
 extern void psync_parked_failed(PsyncMessages *messages, PsyncOutgoing *message,
 								const PsyncAnswer *answer);
 extern void psync_parked_refused(PsyncMessages *messages, PsyncOutgoing *message,

@@ -347,6 +347,23 @@ forget_body(PsyncParked *parked)
 	parked->message = NULL;
 }
 
+/*
+ * The attempt says nothing about the message: it is as it was, and due at
+ * once.  If its body stayed, it would be taken to be under way for ever.
+ */
+void
+psync_parked_again(PsyncMessages *messages, PsyncOutgoing *message, TimestampTz now)
+{
+	PsyncParked *parked = message->parked;
+
+	Assert(message->state == PSYNC_OUT_IDLE && parked->message == message);
+	parked->again = message->again;
+	parked->next_at = now;
+	messages->parked_next = 0;
+	forget_body(parked);
+	Assert(parked->id == 0 || parked->message == NULL);
+}
+
 /* It waits longer each time; its body is read again when it is due. */
 void
 psync_parked_failed(PsyncMessages *messages, PsyncOutgoing *message,
@@ -356,6 +373,7 @@ psync_parked_failed(PsyncMessages *messages, PsyncOutgoing *message,
 	int64		delay;
 
 	parked->failures++;
+	parked->again = 0;
 	messages->stats.retries++;
 	delay = psync_retry_delay(&messages->settings, parked->failures,
 							  answer->retry_after_ms);
@@ -651,6 +669,7 @@ read_message(PsyncMessages *messages, PsyncParked *parked)
 
 		message = outgoing_from_row(SPI_tuptable->vals[0], SPI_tuptable->tupdesc);
 		message->m.attempt = parked->failures;
+		message->again = parked->again;
 		MemoryContextSwitchTo(old);
 	}
 	SPI_finish();
@@ -697,7 +716,8 @@ find_due(PsyncMessages *messages, TimestampTz now)
 /*
  * A parked message that is to be tried again now, read from its row; NULL if
  * there is none.  Parked ones get a quarter of the slots, so that what fails
- * does not keep what is new from being sent (P7).
+ * does not keep what is new from being sent (P7).  While the breaker is open
+ * the caller asks only if nothing of the line can be the probe.
  */
 PsyncOutgoing *
 psync_parked_due(PsyncMessages *messages, TimestampTz now)
@@ -705,8 +725,8 @@ psync_parked_due(PsyncMessages *messages, TimestampTz now)
 	PsyncParked *parked;
 
 	/* parked ones must not take all slots while new ones wait */
+	Assert(messages->breaker != PSYNC_BREAKER_PROBING);
 	if (messages->nparked == 0 || now < messages->parked_next ||
-		messages->breaker != PSYNC_BREAKER_CLOSED ||
 		messages->parked_flying >= Max(messages->nslots / 4, 1))
 		return NULL;
 	while ((parked = find_due(messages, now)) != NULL)

@@ -17,7 +17,7 @@
  *
  * A refusal is an answer like a success: the target is alive.  Failures of
  * parked messages do not count: they are parked because they fail although
- * the target answers.
+ * the target answers.  Unless one is the probe, since nothing else is left.
  */
 #include "postgres.h"
 

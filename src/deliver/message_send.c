@@ -95,7 +95,8 @@ failed_due(PsyncMessages *messages, TimestampTz now)
 
 /*
  * A message to see whether the target is back: another one each time, new ones
- * first, lest one that no target would take keep the breaker open.
+ * first, lest one that no target would take keep the breaker open.  If there
+ * is none, the caller takes a parked one.
  */
 static PsyncOutgoing *
 probe(PsyncMessages *messages, TimestampTz now)
@@ -386,6 +387,9 @@ failed(PsyncMessages *messages, PsyncOutgoing *message,
 	if (message->parked != NULL)
 	{
 		psync_parked_failed(messages, message, answer);
+		/* as a probe it has told that the target is not back */
+		if (messages->breaker == PSYNC_BREAKER_PROBING)
+			psync_breaker_failure(messages, answer, now);
 		return;
 	}
 	message->failures++;
@@ -549,10 +553,7 @@ send_again(PsyncMessages *messages, PsyncOutgoing *message, TimestampTz now)
 		messages->breaker_until = now;
 	}
 	if (message->parked != NULL)
-	{
-		message->parked->next_at = now;
-		messages->parked_next = 0;
-	}
+		psync_parked_again(messages, message, now);
 	else
 		psync_message_requeue(messages, message, now);
 }
@@ -566,7 +567,7 @@ target_failed(PsyncMessages *messages, PsyncOutgoing *message,
 			  const PsyncAnswer *answer, TimestampTz now)
 {
 	if (message->parked != NULL)
-		message->parked->next_at = now;
+		psync_parked_again(messages, message, now);
 	else
 		psync_message_requeue(messages, message, now);
 	messages->gone |= answer->kind == PSYNC_OUTCOME_GONE;

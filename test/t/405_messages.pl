@@ -142,6 +142,18 @@ is(scalar(grep { $_->{key} ne '1' } attempts()), 40, 'a key that fails holds up 
 is(scalar(grep { $_->{type} eq 'payments.update' && $_->{key} eq '1' } attempts()), 0,
 	'its later event waits behind it');
 is(sql("SELECT parked FROM payment_sync.stat_target"), '2', 'stat_target counts both');
+# an attempt that says nothing about the event is followed by others
+for my $verdict ('again 0', 'target 401')
+{
+	answer('answer.1', $verdict);
+	my $before = attempts();
+	for (1 .. 600)
+	{
+		last if attempts() >= $before + 3;
+		select undef, undef, undef, 0.1;
+	}
+	cmp_ok(scalar(attempts()), '>=', $before + 3, "$verdict: a parked event is tried again");
+}
 answer('answer.1', undef);
 settled();
 is(check_order('a key that failed'), 42, 'all events have come');
