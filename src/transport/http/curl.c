@@ -453,10 +453,13 @@ finish_transfer(PsyncHttpSession *session, PsyncHttpTransfer *transfer, CURLcode
 	PsyncHttpAnswer *answer = &transfer->answer;
 	long		status = 0;
 	long		connects = 0;
+	curl_off_t	announced = -1;
 
 	Assert(transfer->in_multi);
 	(void) curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
 	(void) curl_easy_getinfo(transfer->easy, CURLINFO_NUM_CONNECTS, &connects);
+	(void) curl_easy_getinfo(transfer->easy, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &announced);
+	answer->announced = announced;
 	answer->code = code;
 	answer->status = (int) status;
 	answer->reused = connects == 0;

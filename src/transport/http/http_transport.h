@@ -268,6 +268,7 @@ typedef struct PsyncHttpAnswer
 	bool		body_overflow;	/* likewise */
 	char	   *body;			/* zero-terminated, may hold zeros; NULL: none */
 	size_t		body_size;		/* bytes without the final zero */
+	int64		announced;		/* body bytes by Content-Length, -1: not told */
 	char		retry_after[64];	/* of these headers the begin, "" if none */
 	char		date[64];
 	char		tls_version[16];	/* for check_target() only, as is the next */

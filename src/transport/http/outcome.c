@@ -294,8 +294,27 @@ outcome_of_status(PsyncHttpTransfer *transfer, PsyncOutcome *outcome)
 /* --------------------------------------------------------------- failure */
 
 /*
+ * Had the answer come to its end when an HTTP/2 stream failed?  Its length
+ * tells.  Without one: a server may reset a stream without error (NO_ERROR),
+ * to be spared the rest of the request, only after the whole answer; for any
+ * other code libcurl has words of its own.
+ */
+static bool
+is_whole(const PsyncHttpAnswer *answer)
+{
+	Assert(answer->code != CURLE_OK);
+	if (answer->code != CURLE_HTTP2 && answer->code != CURLE_HTTP2_STREAM)
+		return false;
+	if (answer->announced >= 0)
+		return answer->body_size == (uint64) answer->announced;
+	return answer->status == 204 ||
+		(answer->code == CURLE_HTTP2_STREAM &&
+		 strcmp(answer->error, curl_easy_strerror(answer->code)) == 0);
+}
+
+/*
  * Can the status be trusted although the transfer has failed?  Yes, if it was
- * us who stopped reading; if an HTTP/2 server reset the stream after its
+ * us who stopped reading; if an HTTP/2 server reset the stream after its whole
  * answer, as it may; and if it is no acknowledgement anyway.
  */
 static bool
@@ -307,9 +326,8 @@ status_counts(const PsyncHttpTransfer *transfer)
 		return false;
 	if (answer->code == CURLE_OK || answer->body_overflow)
 		return true;
-	if (answer->code == CURLE_HTTP2 || answer->code == CURLE_HTTP2_STREAM)
-		return true;
-	return !is_success(transfer->session->settings, answer->status);
+	return is_whole(answer) ||
+		!is_success(transfer->session->settings, answer->status);
 }
 
 /*
