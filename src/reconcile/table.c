@@ -210,6 +210,25 @@ set_forms(PsyncSideColumn *column, const PsyncSideColumn *peer)
 	column->canonical = pstrdup(name);
 }
 
+/*
+ * A number that is kept as text, such as a file's amount, has no trailing zeros
+ * either where it is compared with a numeric, whose text has none.  Keys are
+ * left as they are: rows are looked up by them.
+ */
+static void
+trim_number_in_text(PsyncSideColumn *column, const PsyncSideColumn *peer)
+{
+	if (peer->base != NUMERICOID ||
+		(column->base != TEXTOID && column->base != VARCHAROID && column->base != BPCHAROID))
+		return;
+	Assert(column->text != NULL && column->canonical != NULL);
+	/* the collation may be one that regular expressions do not support */
+	column->text = psprintf("pg_catalog.regexp_replace(t.%s::text COLLATE \"C\","
+							" '^(-?[0-9]+)([.]0+|([.][0-9]*[1-9])0+)$', E'\\\\1\\\\3')",
+							column->name);
+	column->canonical = pstrdup(column->text);
+}
+
 typedef enum PsyncShapeOfText
 {
 	PSYNC_TEXT_BARE,			/* never a bar, never empty */
@@ -440,6 +459,21 @@ query_columns(PsyncSide *side)
 										   quote_literal_cstr(side->relname)));
 }
 
+/* The forms of a column on both sides, once it is known whether it is in the key. */
+static void
+set_pair_forms(PsyncPair *pair)
+{
+	set_forms(&pair->side[0], &pair->side[1]);
+	set_forms(&pair->side[1], &pair->side[0]);
+	if (!pair->key)
+	{
+		trim_number_in_text(&pair->side[0], &pair->side[1]);
+		trim_number_in_text(&pair->side[1], &pair->side[0]);
+	}
+	set_hashed_forms(pair);
+	pair->decide_type = decide_type(pair);
+}
+
 /* names and other_names are parallel; key is a part of names. */
 static void
 describe_columns(PsyncReconcile *rec, List *names, List *other_names, List *key)
@@ -459,13 +493,8 @@ describe_columns(PsyncReconcile *rec, List *names, List *other_names, List *key)
 		describe_column(rec, PSYNC_SOURCE, source, pair, pair->name);
 		describe_column(rec, PSYNC_OTHER, other, pair,
 						list_nth(other_names, rec->npairs));
-		set_forms(&pair->side[0], &pair->side[1]);
-		set_forms(&pair->side[1], &pair->side[0]);
-		set_hashed_forms(pair);
-		pair->decide_type = decide_type(pair);
 		rec->npairs++;
 	}
-	place_lengths(rec);
 
 	rec->keys = palloc(list_length(key) * sizeof(int));
 	foreach(lc, key)
@@ -479,6 +508,10 @@ describe_columns(PsyncReconcile *rec, List *names, List *other_names, List *key)
 		}
 	}
 	Assert(rec->nkeys == list_length(key));
+
+	for (int i = 0; i < rec->npairs; i++)
+		set_pair_forms(&rec->pairs[i]);
+	place_lengths(rec);
 }
 
 /* ------------------------------------------------------------ division */

@@ -355,6 +355,22 @@ SQL
 is($source->safe_psql('postgres', <<'SQL'), "different|no 7\nmissing|no 8\nunexpected|no 9\nunexpected|stray", 'its differences');
 SELECT kind, key->>'ref' FROM payment_sync.discrepancies WHERE other = 'settlement'::regclass ORDER BY 1, 2
 SQL
+# amounts in a file of text: those are equal whose numbers are
+$source->safe_psql('postgres', <<'SQL');
+CREATE TABLE raw_file (reference text, gross varchar(20));
+INSERT INTO raw_file SELECT ref, amount FROM ours;
+UPDATE raw_file SET gross = '10.50' WHERE reference = 'no 10';
+UPDATE ours SET amount = 10.5 WHERE ref = 'no 10';
+UPDATE raw_file SET gross = '110.00' WHERE reference = 'no 11';
+UPDATE raw_file SET gross = 'twelve' WHERE reference = 'no 12';
+UPDATE raw_file SET gross = NULL WHERE reference = 'no 13';
+UPDATE raw_file SET gross = '1' WHERE reference = 'no 100';
+SQL
+is($source->safe_psql('postgres', <<'SQL'), '996|4', 'amounts of a file of text');
+SELECT matched, different
+FROM payment_sync.reconcile_with('ours', 'raw_file', key => '{ref}',
+	columns => '{ref,amount}', other_columns => '{reference,gross}')
+SQL
 ($ret, $out, $err) = $source->psql('postgres',
 	"SET ROLE stranger; SELECT * FROM payment_sync.reconcile_with('ours', 'settlement', key => '{ref}', columns => '{ref}', other_columns => '{reference}')");
 like($err, qr/permission denied/, 'who may not read may not compare');
