@@ -565,10 +565,11 @@ leave_failed(PsyncDelivery *delivery)
 
 /* Apart from its caller, whose variables an error would clobber. */
 static pg_noinline void
-save_or_report(PsyncDelivery *delivery)
+save_or_report(PsyncDelivery *delivery, long await_ms)
 {
 	PG_TRY();
 	{
+		psync_messages_await(delivery->messages, await_ms);
 		psync_delivery_save(delivery);
 	}
 	PG_CATCH();
@@ -582,7 +583,8 @@ save_or_report(PsyncDelivery *delivery)
 /*
  * Before the delivery is left to another process.  A target that takes windows
  * knows its position; one that takes messages does not, and would be sent
- * again what was delivered since the last save.
+ * again what was delivered since the last save, and what is under way: its
+ * answers are awaited for so long.
  *
  * This may come from within another delivery's wait.  That one's transaction
  * is committed first, as its wait may do anyway: what it has written must not
@@ -590,7 +592,7 @@ save_or_report(PsyncDelivery *delivery)
  * reads with a snapshot, which a commit would take away.
  */
 void
-psync_delivery_leave(PsyncDelivery *delivery)
+psync_delivery_leave(PsyncDelivery *delivery, long await_ms)
 {
 	PsyncDelivery *outer = stepping;
 	MemoryContext caller;
@@ -598,13 +600,16 @@ psync_delivery_leave(PsyncDelivery *delivery)
 	Assert(IsTransactionState());
 
 	if (delivery->messages == NULL || delivery->next != psync_worker_next_transaction ||
-		psync_delivery_unsaved_since(delivery) == 0 || ActiveSnapshotSet())
+		ActiveSnapshotSet())
+		return;
+	if (psync_delivery_unsaved_since(delivery) == 0 &&
+		delivery->messages->in_flight == 0)
 		return;
 	if (outer == delivery)
 		return;
 	caller = enter_context(delivery);
 	psync_delivery_next_transaction(outer != NULL ? outer : delivery);
-	save_or_report(delivery);
+	save_or_report(delivery, await_ms);
 	leave_context(caller);
 	stepping = outer;
 }

@@ -49,7 +49,7 @@ extern PsyncDeliverResult psync_delivery_step(PsyncDelivery *delivery);
 extern void psync_delivery_save(PsyncDelivery *delivery);
 
 /* Save what must not be delivered again by another process that takes over. */
-extern void psync_delivery_leave(PsyncDelivery *delivery);
+extern void psync_delivery_leave(PsyncDelivery *delivery, long await_ms);
 extern void psync_delivery_close(PsyncDelivery *delivery);
 
 /*
@@ -81,6 +81,9 @@ extern TimestampTz psync_delivery_wake_at(const PsyncDelivery *delivery);
  */
 extern pgsocket psync_delivery_watch(const PsyncDelivery *delivery,
 									 TimestampTz *until);
+
+/* May a step end with PSYNC_DELIVER_WATCH?  NULL: no. */
+extern bool psync_delivery_watchable(const PsyncDelivery *delivery);
 
 /* Why a delivery waits, after PSYNC_DELIVER_WAIT; it has been recorded. */
 typedef struct PsyncDeliveryFailure

@@ -40,7 +40,7 @@
 /* A step ends after this time, for the worker to look around. */
 #define PSYNC_STEP_MS			50
 /* Answers are awaited so long before an outdated delivery is closed. */
-#define PSYNC_DRAIN_MS			1000
+#define PSYNC_RETIRE_MS			1000
 /* Changes that are looked at before the answers are. */
 #define PSYNC_FEED_MAX			4096
 /* Progress is saved after this time, or so many events … */
@@ -651,19 +651,31 @@ look_around(PsyncMessages *messages)
 }
 
 /*
- * The definition has changed, or the target's options have: the successor goes
- * on from what is saved.  What is under way is awaited, within limits, since
- * what is not answered now is sent again.  Nothing new is sent.
+ * Await the answers to what is under way, but not for longer than that: what is
+ * not answered before the delivery is closed, is sent again.  Nothing new is
+ * sent.
+ */
+void
+psync_messages_await(PsyncMessages *messages, long limit_ms)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz until = TimestampTzPlusMilliseconds(now, limit_ms);
+
+	while (messages->in_flight > 0 && !messages->gone && now < until)
+	{
+		psync_messages_poll(messages, TimestampDifferenceMilliseconds(now, until));
+		now = GetCurrentTimestamp();
+	}
+}
+
+/*
+ * The delivery is outdated: save what there is.  Its successor goes on from
+ * what is saved.
  */
 static PsyncDeliverResult
 retire(PsyncMessages *messages)
 {
-	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), PSYNC_DRAIN_MS);
-	TimestampTz now;
-
-	while (messages->in_flight > 0 && !messages->gone &&
-		   (now = GetCurrentTimestamp()) < until)
-		psync_messages_poll(messages, TimestampDifferenceMilliseconds(now, until));
+	psync_messages_await(messages, PSYNC_RETIRE_MS);
 	(void) psync_messages_save(messages);
 	return PSYNC_DELIVER_GONE;
 }
@@ -745,6 +757,14 @@ psync_delivery_wake_at(const PsyncDelivery *delivery)
 		messages->parked_next == DT_NOEND)
 		return 0;
 	return Max(messages->parked_next, 1);
+}
+
+/* deliver.h has the contract. */
+bool
+psync_delivery_watchable(const PsyncDelivery *delivery)
+{
+	return delivery != NULL && delivery->messages != NULL &&
+		delivery->messages->transport->watch != NULL;
 }
 
 /* deliver.h has the contract. */

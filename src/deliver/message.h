@@ -655,5 +655,6 @@ extern void psync_stats_note(PsyncMessages *messages, const PsyncOutgoing *messa
 /* message.c */
 extern PsyncMessages *psync_messages_open(PsyncDelivery *delivery);
 extern PsyncDeliverResult psync_messages_step(PsyncDelivery *delivery);
+extern void psync_messages_await(PsyncMessages *messages, long limit_ms);
 
 #endif							/* PSYNC_MESSAGE_H */

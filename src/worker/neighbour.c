@@ -275,6 +275,9 @@ psync_neighbour_waiting(void)
 	TimestampTz wanted_at;
 	bool		asked;
 
+	/* Its own time is limited; what we do meanwhile is to give syncs back. */
+	if (psync_serve.leaving)
+		return -1;
 	if (psync_serve.end_by != PSYNC_NEVER)
 		return psync_neighbour_ending(now);
 
@@ -290,6 +293,11 @@ psync_neighbour_waiting(void)
 	wanted_at = asked ? now : psync_neighbour_wanted_at(now);
 	if (wanted_at == PSYNC_NEVER)
 		return -1;
+
+	/* It need not be left nor given up: its turn ends, and it is watched. */
+	if (psync_delivery_watchable(psync_serve.serving->delivery))
+		return wanted_at <= now ? 0 :
+			Max(TimestampDifferenceMilliseconds(now, wanted_at), 1);
 
 	patient_until = psync_after(psync_serve.turn_started, PSYNC_PATIENCE_MS);
 	wanted_at = Max(wanted_at, patient_until);

@@ -36,6 +36,9 @@
 #define PSYNC_STUCK_MS			5000
 #define PSYNC_STUCK_DOUBLINGS_MAX	10
 
+/* How long answers are awaited when a sync is left to others. */
+#define PSYNC_LEAVE_MS			500
+
 /* How long an ending process waits for its targets. */
 #define PSYNC_END_MS			500
 
@@ -72,6 +75,7 @@ typedef struct PsyncServeState
 	TimestampTz turn_started;	/* valid if serving */
 	bool		called_off;		/* the turn was ended because its sync had been
 								 * disabled or dropped */
+	bool		leaving;		/* a sync is being given back */
 	TimestampTz end_by;			/* SIGTERM: wait for targets no longer than
 								 * this; else PSYNC_NEVER */
 	bool		reload_wanted;	/* definitions may have changed */

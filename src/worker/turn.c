@@ -31,8 +31,12 @@ psync_turn_release(PsyncServed *served, TimestampTz not_before)
 	Assert(served->owned);
 	Assert(IsTransactionState());
 
+	/* what is under way may still be answered; nobody is served meanwhile */
+	psync_serve.leaving = true;
 	if (delivery != NULL)
-		psync_delivery_leave(delivery);
+		psync_delivery_leave(delivery, psync_serve.end_by == PSYNC_NEVER ?
+							 PSYNC_LEAVE_MS : PSYNC_END_MS / 5);
+	psync_serve.leaving = false;
 
 	/* Forget it first: an interrupt must not make us close it twice. */
 	served->delivery = NULL;

@@ -38,17 +38,19 @@ psync_watch_alone(void)
 	/* not in a turn: nobody else is waited for while we save or close */
 	if (psync_serve.serving == NULL)
 		return true;
+	if ((pg_atomic_read_u32(&psync_serve.slot->wake) & ~PSYNC_WAKE_CHANGES) != 0 ||
+		psync_serve.reload_wanted)
+		return false;
 	dlist_foreach(iter, &psync_serve.syncs)
 	{
 		PsyncServed *other = dlist_container(PsyncServed, node, iter.cur);
 
 		if (other == psync_serve.serving)
 			continue;
-		if (pg_atomic_read_u32(&psync_serve.slot->wake) != 0 ||
-			psync_serve.reload_wanted)
-			return false;
 		if (!other->owned && other->not_before > now)
 			continue;
+		if (pg_atomic_read_u32(&psync_serve.slot->wake) != 0)
+			return false;
 		if (other->pending || other->watched || other->wake_at != 0 ||
 			psync_served_unsaved_since(other) != 0)
 			return false;
