@@ -173,7 +173,7 @@ psync_event_writer(const PsyncTarget *target, const PsyncMessageSettings *settin
 		if (*at != '-')
 			writer->log_id[n++] = *at;
 	writer->tables = make_tables(CurrentMemoryContext);
-	writer->source_json = json_of(utf8(settings->source));
+	writer->source_json = json_of(settings->source);
 	writer->database_json = json_of(utf8(get_database_name(MyDatabaseId)));
 	writer->previous_keys = palloc0(PSYNC_PREVIOUS_SIZE * sizeof(uint64));
 	writer->previous_positions = palloc0(PSYNC_PREVIOUS_SIZE * sizeof(uint64));

@@ -142,6 +142,19 @@ check_together(const PsyncMessageSettings *settings, const char *transform)
 			   "Raise retry_delay_max, or lower retry_delay_min.");
 }
 
+/* A copy in UTF-8, as all that is sent. */
+static char *
+utf8(const char *text)
+{
+	StringInfoData buf;
+
+	Assert(text != NULL);
+	initStringInfo(&buf);
+	psync_json_plain_utf8(&buf, text);
+	appendStringInfoChar(&buf, '\0');
+	return buf.data;
+}
+
 /* Read in the current memory context; raises an error if they contradict. */
 void
 psync_message_settings(PsyncMessageSettings *settings, const PsyncTarget *target,
@@ -156,7 +169,7 @@ psync_message_settings(PsyncMessageSettings *settings, const PsyncTarget *target
 	settings->previous = bool_option(target, "previous", true);
 	settings->json.numeric_quoted = is_quoted(target, "numeric_as");
 	settings->json.bigint_quoted = is_quoted(target, "bigint_as");
-	settings->source = source != NULL ? pstrdup(source) :
+	settings->source = source != NULL ? utf8(source) :
 		psprintf("urn:uuid:%s", target->log_id);
 	settings->batch_max = (int) int_option(target, "max_batch", 1);
 	settings->batch_bytes_max = (int) int_option(target, "max_batch_bytes", 1024 * 1024);

@@ -30,6 +30,21 @@ function flood(socket, chunk)
 	more();
 }
 
+const nonsense = Buffer.from('\xe9\x8e\xff\xed\xa0\x80\xc0\xaf\xf8\x88\x80\x80\x80\x8e' +
+	'\x00\x1b[2J\xc3\xa9\xe6\x97', 'latin1');
+
+function send(socket, status, body)
+{
+	socket.write(Buffer.from(`HTTP/1.1 ${status}\r\nContent-Length: ${body.length}\r\n\r\n`, 'latin1'));
+	socket.write(body);
+}
+
+function illegal(socket, status, head)
+{
+	const [, pair] = /^authorization: Basic (.*)/im.exec(head) || ['', ''];
+	send(socket, status, Buffer.concat([Buffer.from('no: '), nonsense, Buffer.from(pair, 'base64'), nonsense]));
+}
+
 const modes = {
 	ok: (socket) => socket.write(ok),
 	silent: () => {},
@@ -60,6 +75,13 @@ const modes = {
 	binary: (socket) => socket.write(Buffer.concat([
 		Buffer.from('HTTP/1.1 500 Oops\r\nContent-Length: 6\r\n\r\n'),
 		Buffer.from([0xff, 0xfe, 0x00, 0x1b, 0x0a, 0x41])])),
+	// text that is none: a character of UTF-8, halves of others, surrogates, what
+	// is too long for its code, a lead byte of EUC_JP, control characters, and
+	// what authorized the request
+	illegal: (socket, head) => illegal(socket, '500 Oops', head),
+	refusal: (socket, head) => illegal(socket, '422 No \xe9\x8e\xff', head),
+	items: (socket) => send(socket, '200 OK', Buffer.concat([
+		Buffer.from('{"Failed": [{"Id": "0", "Code": "Bad'), nonsense, Buffer.from('"}]}')])),
 	// acknowledges, and closes the connection now and then, also while the next
 	// request is on its way
 	flaky: (socket) =>
@@ -83,7 +105,7 @@ function control(socket, path)
 	}
 	else
 		text = JSON.stringify({ count, acknowledged });
-	socket.end(`HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: ${text.length}\r\n\r\n${text}`);
+	socket.end(`HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: ${Buffer.byteLength(text)}\r\n\r\n${text}`);
 }
 
 // One complete request at a time off the front of what has come.
@@ -106,7 +128,7 @@ function takeRequest(socket)
 		count++;
 		if (acknowledges[mode])
 			acknowledged.push(body);
-		modes[mode](socket);
+		modes[mode](socket, head);
 	}
 	return true;
 }

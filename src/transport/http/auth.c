@@ -18,18 +18,11 @@
 
 #include "transport/http/http_transport.h"
 
-/* The user mapping's value goes before the server's. */
-static const char *
-option(const PsyncTarget *target, const char *keyword)
-{
-	return psync_http_services->option(target, keyword);
-}
-
 /* The option, or an error that says which one needs it. */
 static const char *
 required_option(const PsyncTarget *target, const char *keyword, const char *by)
 {
-	const char *value = option(target, keyword);
+	const char *value = psync_http_option(target, keyword);
 
 	if (value == NULL || value[0] == '\0')
 		ereport(ERROR,
@@ -44,7 +37,7 @@ static void
 init_basic(PsyncHttpSettings *settings, const PsyncTarget *target)
 {
 	const char *password = required_option(target, "password", "user");
-	char	   *pair = psprintf("%s:%s", option(target, "user"), password);
+	char	   *pair = psprintf("%s:%s", psync_http_option(target, "user"), password);
 	int			room = pg_b64_enc_len(strlen(pair));
 	char	   *value = palloc0(strlen("Basic ") + room + 1);
 	int			n;
@@ -64,10 +57,10 @@ init_basic(PsyncHttpSettings *settings, const PsyncTarget *target)
 static void
 init_bearer(PsyncHttpSettings *settings, const PsyncTarget *target)
 {
-	const char *token = option(target, "bearer_token");
+	const char *token = psync_http_option(target, "bearer_token");
 	char	   *value = psprintf("Bearer %s", token);
 
-	Assert(option(target, "bearer_token") != NULL);
+	Assert(psync_http_option(target, "bearer_token") != NULL);
 	psync_http_settings_add_header(settings, "Authorization", value, true);
 	psync_http_settings_add_secret(settings, token);
 	explicit_bzero(value, strlen(value));
@@ -82,14 +75,14 @@ static void
 init_oauth(PsyncHttpSettings *settings, const PsyncTarget *target)
 {
 	PsyncHttpOauth *oauth = palloc0(sizeof(PsyncHttpOauth));
-	const char *auth = option(target, "oauth_auth");
+	const char *auth = psync_http_option(target, "oauth_auth");
 
 	Assert(settings->oauth == NULL);
-	oauth->client_id = pstrdup(option(target, "oauth_client_id"));
+	oauth->client_id = pstrdup(psync_http_option(target, "oauth_client_id"));
 	oauth->client_secret = pstrdup(required_option(target, "oauth_client_secret",
 												   "oauth_client_id"));
-	oauth->scope = option(target, "oauth_scope");
-	oauth->audience = option(target, "oauth_audience");
+	oauth->scope = psync_http_option(target, "oauth_scope");
+	oauth->audience = psync_http_option(target, "oauth_audience");
 	oauth->in_body = auth != NULL && strcmp(auth, "body") == 0;
 	oauth->token.method = "POST";
 	oauth->token.url = pstrdup(required_option(target, "oauth_token_url", "oauth_client_id"));
@@ -219,13 +212,13 @@ refuse_empty_headers(const PsyncHttpSettings *settings, const PsyncTarget *targe
 static void
 init_aws(PsyncHttpSettings *settings, const PsyncTarget *target)
 {
-	const char *token = option(target, "aws_session_token");
+	const char *token = psync_http_option(target, "aws_session_token");
 	const char *secret = required_option(target, "aws_secret_key", "aws_access_key");
 
 	settings->aws_sigv4 = psprintf("aws:amz:%s:%s",
 								   required_option(target, "aws_region", "aws_access_key"),
 								   required_option(target, "aws_service", "aws_access_key"));
-	settings->aws_userpwd = psprintf("%s:%s", option(target, "aws_access_key"), secret);
+	settings->aws_userpwd = psprintf("%s:%s", psync_http_option(target, "aws_access_key"), secret);
 	psync_http_settings_add_secret(settings, secret);
 	psync_http_settings_add_secret(settings, settings->aws_userpwd);
 	if (token != NULL)
@@ -249,7 +242,7 @@ psync_http_auth_init(PsyncHttpSettings *settings, PsyncTarget *target)
 
 	Assert(settings->context != NULL);
 	for (int i = 0; i < lengthof(schemes); i++)
-		nschemes += option(target, schemes[i]) != NULL;
+		nschemes += psync_http_option(target, schemes[i]) != NULL;
 	if (nschemes > 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
@@ -257,19 +250,19 @@ psync_http_auth_init(PsyncHttpSettings *settings, PsyncTarget *target)
 						target->server_name),
 				 errdetail("Each of them makes the header \"Authorization\".")));
 
-	if (option(target, "bearer_token") != NULL)
+	if (psync_http_option(target, "bearer_token") != NULL)
 		init_bearer(settings, target);
-	if (option(target, "user") != NULL)
+	if (psync_http_option(target, "user") != NULL)
 		init_basic(settings, target);
-	if (option(target, "oauth_client_id") != NULL)
+	if (psync_http_option(target, "oauth_client_id") != NULL)
 		init_oauth(settings, target);
-	if (option(target, "aws_access_key") != NULL)
+	if (psync_http_option(target, "aws_access_key") != NULL)
 		init_aws(settings, target);
-	if (option(target, "api_key") != NULL)
+	if (psync_http_option(target, "api_key") != NULL)
 	{
-		const char *header = option(target, "api_key_header");
+		const char *header = psync_http_option(target, "api_key_header");
 
 		psync_http_settings_add_header(settings, header ? header : "X-API-Key",
-									   option(target, "api_key"), true);
+									   psync_http_option(target, "api_key"), true);
 	}
 }

@@ -157,6 +157,9 @@ typedef struct PsyncHttpSettings
 /* Fill in the rest of a route by its URL; false if that is none. */
 extern bool psync_http_route_parse(PsyncHttpRoute *route);
 
+/* An option of the target in UTF-8; NULL if it has none. */
+extern const char *psync_http_option(const PsyncTarget *target, const char *keyword);
+
 /*
  * Raises an error that says which option is wrong, without its value.  The
  * settings belong to a context below the target's.

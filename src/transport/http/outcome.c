@@ -36,9 +36,13 @@
 
 /* ------------------------------------------------------------------ text */
 
-/* Overwrite each secret that occurs in the text. */
+/*
+ * Overwrite each secret that occurs in the text, which may hold zeros.  Both
+ * are UTF-8, so this comes before the text is made one of the database's
+ * encoding: of a secret beyond ASCII the rest would remain.
+ */
 static void
-mask_secrets(const PsyncHttpSettings *settings, char *text)
+mask_secrets(const PsyncHttpSettings *settings, char *text, size_t size)
 {
 	ListCell   *lc;
 
@@ -46,10 +50,14 @@ mask_secrets(const PsyncHttpSettings *settings, char *text)
 	{
 		const char *secret = lfirst(lc);
 		size_t		length = strlen(secret);
+		char	   *at = text;
 
 		Assert(length > 0);
-		for (char *at = strstr(text, secret); at != NULL; at = strstr(at, secret))
+		while ((at = memmem(at, text + size - at, secret, length)) != NULL)
+		{
 			memset(at, '*', length);
+			at += length;
+		}
 	}
 }
 
@@ -101,8 +109,10 @@ psync_http_excerpt(const PsyncHttpSettings *settings, const char *text, size_t s
 	if (size > 0)
 		memcpy(excerpt, text, size);
 	excerpt[size] = '\0';
+	mask_secrets(settings, excerpt, size);
 	sanitize(excerpt, size);
-	mask_secrets(settings, excerpt);
+	/* blanks in place of control characters may have made a secret */
+	mask_secrets(settings, excerpt, size);
 	if (size > PSYNC_HTTP_EXCERPT_BYTES_MAX)
 	{
 		size = GetDatabaseEncoding() == PG_UTF8 ?

@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "common/string.h"
 #include "mb/pg_wchar.h"
 
 #include "transport/http/http_transport.h"
@@ -292,6 +293,17 @@ append_masked(StringInfo into, const char *value)
 	appendStringInfoString(into, "***");
 }
 
+/* What was made UTF-8 to be sent is shown as it was. */
+static void
+append_utf8(StringInfo into, const char *value)
+{
+	bool		as_is = GetDatabaseEncoding() == PG_SQL_ASCII || pg_is_ascii(value);
+
+	Assert(value != NULL);
+	appendStringInfoString(into, as_is ? value :
+						   pg_any_to_server(value, strlen(value), PG_UTF8));
+}
+
 /*
  * A transform may make bodies of any bytes.  Only text can be shown, and in
  * the database's encoding only.
@@ -334,7 +346,7 @@ psync_http_request_show(const PsyncHttpSettings *settings, const PsyncHttpReques
 		if (request->headers[i].secret)
 			append_masked(&text, request->headers[i].value);
 		else
-			appendStringInfoString(&text, request->headers[i].value);
+			append_utf8(&text, request->headers[i].value);
 		appendStringInfoChar(&text, '\n');
 	}
 	if (request->with_body)

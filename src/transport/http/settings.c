@@ -8,6 +8,8 @@
  */
 #include "postgres.h"
 
+#include "common/string.h"
+#include "mb/pg_wchar.h"
 #include "nodes/parsenodes.h"
 #include "utils/builtins.h"
 #include "utils/formatting.h"
@@ -27,18 +29,29 @@
 /* The oldest libcurl whose HTTP/2 was found to lose no requests. */
 #define PSYNC_HTTP_SOUND_HTTP2		0x080e00
 
-/* The user mapping's value goes before the server's. */
-static const char *
-option(const PsyncTarget *target, const char *keyword)
+/*
+ * The user mapping's value goes before the server's.  In UTF-8, as all that a
+ * target is sent and all that is looked for in its answers; NULL if there is
+ * none.  A copy is in the current memory context.
+ */
+const char *
+psync_http_option(const PsyncTarget *target, const char *keyword)
 {
-	return psync_http_services->option(target, keyword);
+	const char *value = psync_http_services->option(target, keyword);
+	int			encoding = GetDatabaseEncoding();
+
+	Assert(keyword != NULL);
+	if (value == NULL || encoding == PG_UTF8 || encoding == PG_SQL_ASCII ||
+		pg_is_ascii(value))
+		return value;
+	return pg_server_to_any(value, strlen(value), PG_UTF8);
 }
 
 /* With a default; defaults that people ask about are told in options.c. */
 static const char *
 option_or(const PsyncTarget *target, const char *keyword, const char *otherwise)
 {
-	const char *value = option(target, keyword);
+	const char *value = psync_http_option(target, keyword);
 
 	return value != NULL ? value : otherwise;
 }
@@ -47,7 +60,7 @@ option_or(const PsyncTarget *target, const char *keyword, const char *otherwise)
 static bool
 option_bool(const PsyncTarget *target, const char *keyword)
 {
-	const char *value = option(target, keyword);
+	const char *value = psync_http_option(target, keyword);
 	bool		result = false;
 
 	if (value != NULL)
@@ -126,7 +139,7 @@ static void
 add_header_lines(PsyncHttpSettings *settings, const PsyncTarget *target,
 				 const char *keyword, bool secret)
 {
-	const char *lines = option(target, keyword);
+	const char *lines = psync_http_option(target, keyword);
 	char	   *copy = lines != NULL ? pstrdup(lines) : NULL;
 	char	   *next;
 
@@ -195,9 +208,9 @@ init_route(PsyncHttpSettings *settings, const PsyncTarget *target,
 {
 	PsyncHttpRoute *route = &settings->routes[kind];
 
-	if (option(target, url_keyword) == NULL)
+	if (psync_http_option(target, url_keyword) == NULL)
 		url_keyword = "url";
-	route->url = option(target, url_keyword);
+	route->url = psync_http_option(target, url_keyword);
 	if (route->url == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
@@ -271,13 +284,13 @@ init_success(PsyncHttpSettings *settings, const PsyncTarget *target)
 			break;
 		at = end + 1;
 	}
-	settings->success_body = option(target, "success_body");
-	settings->items_path = option(target, "items_path");
-	settings->items_index = option(target, "items_index");
-	settings->items_error = option(target, "items_error");
+	settings->success_body = psync_http_option(target, "success_body");
+	settings->items_path = psync_http_option(target, "items_path");
+	settings->items_index = psync_http_option(target, "items_index");
+	settings->items_error = psync_http_option(target, "items_error");
 	if (settings->items_error == NULL && settings->items_index == NULL)
 		settings->items_error = "error";
-	settings->items_code = option(target, "items_code");
+	settings->items_code = psync_http_option(target, "items_code");
 	settings->items_retry = option_or(target, "items_retry", PSYNC_HTTP_ITEMS_RETRY);
 }
 
@@ -302,7 +315,7 @@ init_compression(PsyncHttpSettings *settings, const PsyncTarget *target)
 static void
 init_version(PsyncHttpSettings *settings, const PsyncTarget *target)
 {
-	const char *version = option(target, "http_version");
+	const char *version = psync_http_option(target, "http_version");
 	const curl_version_info_data *info = curl_version_info(CURLVERSION_NOW);
 
 	Assert(target != NULL);
@@ -358,22 +371,23 @@ check_plain(const PsyncHttpSettings *settings, const PsyncTarget *target)
 	}
 }
 
-/* How requests travel. All texts stay the target's, which outlives us. */
+/* How requests travel. Texts are the target's, which outlives us, or ours. */
 static void
 init_transport(PsyncHttpSettings *settings, const PsyncTarget *target)
 {
 	settings->proxy = option_or(target, "proxy", "");
 	settings->allow_http = option_bool(target, "allow_http");
-	settings->ca_file = option(target, "ca_file");
+	/* bytes to the file system, in which PostgreSQL names files, too */
+	settings->ca_file = psync_http_services->option(target, "ca_file");
 	settings->connect_timeout_ms = 1000L *
-		(option(target, "connect_timeout") ? atol(option(target, "connect_timeout")) :
+		(psync_http_option(target, "connect_timeout") ? atol(psync_http_option(target, "connect_timeout")) :
 		 PSYNC_HTTP_CONNECT_TIMEOUT);
 	settings->timeout_ms = 1000L *
-		(option(target, "timeout") ? atol(option(target, "timeout")) :
+		(psync_http_option(target, "timeout") ? atol(psync_http_option(target, "timeout")) :
 		 PSYNC_HTTP_TIMEOUT);
-	settings->client_cert = option(target, "client_cert");
-	settings->client_key = option(target, "client_key");
-	settings->client_key_password = option(target, "client_key_password");
+	settings->client_cert = psync_http_option(target, "client_cert");
+	settings->client_key = psync_http_option(target, "client_key");
+	settings->client_key_password = psync_http_option(target, "client_key_password");
 	psync_http_settings_add_secret(settings, settings->client_key_password);
 	init_version(settings, target);
 	init_compression(settings, target);

@@ -184,7 +184,7 @@ keys_from_option(PsyncHttpSettings *settings, const PsyncTarget *target,
 				 const char *keyword, const char *encoding, const char *hash,
 				 List **keys)
 {
-	const char *value = psync_http_services->option(target, keyword);
+	const char *value = psync_http_option(target, keyword);
 	char	   *copy = value != NULL ? pstrdup(value) : NULL;
 
 	Assert(*keys == NIL);
@@ -217,7 +217,7 @@ keys_from_option(PsyncHttpSettings *settings, const PsyncTarget *target,
 static const char *
 option_or(const PsyncTarget *target, const char *keyword, const char *otherwise)
 {
-	const char *value = psync_http_services->option(target, keyword);
+	const char *value = psync_http_option(target, keyword);
 
 	return value != NULL ? value : otherwise;
 }
@@ -299,12 +299,12 @@ psync_http_sign_init(PsyncHttpSettings *settings, PsyncTarget *target)
 					 &settings->signing_keys);
 	for (const char *const *name = psync_http_signer_names; *name; name++)
 	{
-		const char *scheme = psync_http_services->option(target, *name);
+		const char *scheme = psync_http_option(target, *name);
 		char	   *secret = psprintf("%s_secret", *name);
 
 		if (scheme != NULL)
 			init_signer(settings, target, *name, scheme);
-		else if (psync_http_services->option(target, secret) != NULL)
+		else if (psync_http_option(target, secret) != NULL)
 			ereport(ERROR,
 					(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
 					 errmsg("option \"%s\" of server \"%s\" needs option \"%s\"",
