@@ -367,28 +367,6 @@ report_step(void *arg, const char *step, bool ok, const char *detail,
 	tuplestore_putvalues(rows->store, rows->desc, values, nulls);
 }
 
-static void
-begin_rows(FunctionCallInfo fcinfo, PsyncCheckRows *rows)
-{
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	MemoryContext old;
-
-	if (rsinfo == NULL || !IsA(rsinfo, ReturnSetInfo) ||
-		(rsinfo->allowedModes & SFRM_Materialize) == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("set-valued function called in context that cannot accept a set")));
-	old = MemoryContextSwitchTo(rsinfo->econtext->ecxt_per_query_memory);
-	if (get_call_result_type(fcinfo, NULL, &rows->desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	rows->desc = CreateTupleDescCopy(rows->desc);
-	rows->store = tuplestore_begin_heap(true, false, work_mem);
-	MemoryContextSwitchTo(old);
-	rsinfo->returnMode = SFRM_Materialize;
-	rsinfo->setResult = rows->store;
-	rsinfo->setDesc = rows->desc;
-}
-
 /*
  * check_target(server): a row per step of reaching the target, as the caller,
  * up to a signed ping that the target must take.
@@ -404,7 +382,7 @@ payment_sync_check_target(PG_FUNCTION_ARGS)
 	bool		reading = psync_deliver_reading;
 
 	psync_require_argument(fcinfo, 0, "server");
-	begin_rows(fcinfo, &rows);
+	rows.store = psync_result_begin(fcinfo, &rows.desc);
 	sync.name = "check_target";
 	sync.id_text = "00000000-0000-0000-0000-000000000000";
 	sync.server = pstrdup(NameStr(*PG_GETARG_NAME(0)));

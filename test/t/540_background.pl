@@ -94,7 +94,7 @@ SQL
 my $slowly = "SELECT missing FROM payment_sync.reconcile('pay', rows_per_second => 40000)";
 my $runs = $source->safe_psql('postgres', 'SELECT count(*) FROM payment_sync.reconciliations');
 my $session = in_session($slowly);
-ok(1, 'progress of a session');
+pass('progress of a session');
 is($source->safe_psql('postgres', 'CREATE ROLE stranger; SET ROLE stranger; SELECT count(*) FROM payment_sync.progress_reconcile'), '0',
 	'not for strangers');
 $source->safe_psql('postgres', 'SELECT pg_cancel_backend(pid) FROM payment_sync.progress_reconcile');
