@@ -2,7 +2,7 @@
 # src/transport, all built by PGXS.  The control file holds the version.
 EXTENSION = payment_sync
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" payment_sync.control)
-DATA = payment_sync--1.0.sql
+DATA = $(sort $(wildcard payment_sync--*.sql))
 MODULE_big = payment_sync
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/capture/*.c src/log/*.c \
 	src/sync/*.c src/deliver/*.c src/reconcile/*.c src/worker/*.c src/stats/*.c src/transport/*.c \
