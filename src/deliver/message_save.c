@@ -76,8 +76,6 @@ psync_stats_note(PsyncMessages *messages, const PsyncOutgoing *message,
 	int			class = answer->status >= 100 && answer->status < 600 ?
 		answer->status / 100 : 0;
 
-	Assert(answer->elapsed_us >= 0);
-
 	stats->changed = true;
 	stats->requests++;
 	stats->statuses[answer->kind == PSYNC_OUTCOME_DELIVERED && class == 0 ? 2 : class]++;

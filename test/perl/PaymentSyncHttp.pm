@@ -10,6 +10,7 @@ use strict;
 use warnings;
 
 use Exporter 'import';
+use Fcntl ':flock';
 use File::Basename;
 use File::Copy;
 use HTTP::Tiny;
@@ -27,20 +28,22 @@ our @EXPORT = qw(start_receiver start_hostile start_proxy start_http2 start_ngin
 my $folder = dirname(__FILE__) . '/../receiver';
 my @started;
 
-# The packages that judge, installed once for all tests of a run.
+# The packages that judge and our programs, put in place once for all tests of
+# a run, which may start side by side.
 sub node_modules
 {
 	my $home = ($ENV{TMPDIR} || '/tmp') . '/payment_sync_receiver';
-	if (!-d "$home/node_modules/standardwebhooks")
-	{
-		mkdir $home;
-		copy("$folder/package.json", "$home/package.json");
-		local $ENV{npm_config_cache} = "$home/cache";
-		local $ENV{HOME} = $home;
-		my $output = `cd '$home' && npm install --no-audit --no-fund --no-package-lock 2>&1`;
-		die "npm could not install the packages of test/receiver:\n$output" if $?;
-	}
+	open my $lock, '>', "$home.lock" or die "cannot write $home.lock: $!";
+	flock $lock, LOCK_EX or die "cannot lock $home.lock: $!";
+	return $home if -e "$home/ready";
+	mkdir $home;
+	copy("$folder/package.json", "$home/package.json");
 	copy($_, "$home/" . basename($_)) for glob "$folder/*.js";
+	local $ENV{npm_config_cache} = "$home/cache";
+	local $ENV{HOME} = $home;
+	my $output = `cd '$home' && npm install --no-audit --no-fund --no-package-lock 2>&1`;
+	die "npm could not install the packages of test/receiver:\n$output" if $?;
+	open my $ready, '>', "$home/ready" or die "cannot write $home/ready: $!";
 	return $home;
 }
 

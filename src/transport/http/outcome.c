@@ -235,7 +235,6 @@ kind_of_status(const PsyncHttpTransfer *transfer)
 	const PsyncHttpSettings *settings = transfer->session->settings;
 	int			status = transfer->answer.status;
 
-	Assert(transfer->answer.status >= 100);
 	switch (status)
 	{
 		case 408:
@@ -312,7 +311,6 @@ outcome_of_status(PsyncHttpTransfer *transfer, PsyncOutcome *outcome)
 static bool
 is_whole(const PsyncHttpAnswer *answer)
 {
-	Assert(answer->code != CURLE_OK);
 	if (answer->code != CURLE_HTTP2 && answer->code != CURLE_HTTP2_STREAM)
 		return false;
 	if (answer->announced >= 0)

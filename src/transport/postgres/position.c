@@ -89,7 +89,6 @@ position_table_exists(PsyncPgSession *session, bool *schema_exists)
 	result = psync_pg_query(session,
 							"SELECT pg_catalog.to_regnamespace($1) IS NOT NULL,"
 							" pg_catalog.to_regclass($2) IS NOT NULL", 2, params);
-	Assert(PQntuples(result) == 1);
 	*schema_exists = PQgetvalue(result, 0, 0)[0] == 't';
 	found = PQgetvalue(result, 0, 1)[0] == 't';
 	PQclear(result);
