@@ -16,6 +16,17 @@ use Test::More;
 our @EXPORT = qw(start_source start_target connect_target wait_delivered
   same_rows differing_rows stat worker_pids);
 
+# A poll that times out and whose result nobody looks at ends the test.
+{
+	no warnings 'redefine';
+	my $poll = \&PostgreSQL::Test::Cluster::poll_query_until;
+	*PostgreSQL::Test::Cluster::poll_query_until = sub {
+		my $became_true = $poll->(@_);
+		die "timed out waiting for: $_[2]" if !$became_true && !defined wantarray;
+		return $became_true;
+	};
+}
+
 # start_source(NAME, [preload => 0|1], [conf => TEXT])
 sub start_source
 {
