@@ -722,9 +722,11 @@ psync_log_flush_wal(void)
 
 	/*
 	 * At a page boundary the insert position lies behind the next page's
-	 * header, which no record has written yet.
+	 * header, which no record has written yet.  Only the first page of a
+	 * segment has a long header: as far into any other page, a record ends.
 	 */
-	if (in_page == SizeOfXLogShortPHD || in_page == SizeOfXLogLongPHD)
+	if (XLogSegmentOffset(upto, wal_segment_size) == SizeOfXLogLongPHD ||
+		in_page == SizeOfXLogShortPHD)
 		upto -= in_page;
 	XLogFlush(upto);
 }
