@@ -109,6 +109,7 @@ static int	pending_capacity = 0;
  */
 static uint64 last_position = 0;	/* the greatest one given out; 0: none */
 static bool logged = false;		/* a change was completed */
+static bool ending = false;		/* our callback before the end has run */
 
 /* The change between psync_log_begin() and psync_log_end(). */
 static PsyncPending *current = NULL;
@@ -533,9 +534,33 @@ psync_log_old(void)
 }
 
 /*
+ * Before commit: positions must lie before the end of the WAL that this
+ * transaction has written, or the next change of the same key by another
+ * transaction could get a smaller one (P4).
+ *
+ * They do, except when a table skipped WAL (wal_level = minimal) or a
+ * savepoint was rolled back just now; then pad.  A record of nothing is skipped
+ * by recovery and by logical decoding.
+ */
+static void
+ensure_wal_beyond(uint64 position)
+{
+	static char padding[4096];
+
+	while (XactLastRecEnd <= position)
+	{
+		XLogBeginInsert();
+		XLogRegisterData(padding, sizeof(padding));
+		(void) XLogInsert(RM_XLOG_ID, XLOG_NOOP);
+	}
+	Assert(XactLastRecEnd > position);
+}
+
+/*
  * The change is complete.  If the chunk has outgrown a page by it, the chunk is
  * written without it, and it begins the next one.  Usually nothing is written
- * here: a page takes dozens of changes.
+ * here: a page takes dozens of changes.  After our callback before the commit
+ * nobody would come back for it, so each change is written by itself.
  */
 void
 psync_log_end(uint8 flags)
@@ -575,31 +600,10 @@ psync_log_end(uint8 flags)
 	entry->changes++;
 
 	/* one that fills a page by itself need not wait for company */
-	if (entry->data.len > PSYNC_CHUNK_BYTES_MAX)
+	if (entry->data.len > PSYNC_CHUNK_BYTES_MAX || ending)
 		write_chunk(entry);
-}
-
-/*
- * Before commit: positions must lie before the end of the WAL that this
- * transaction has written, or the next change of the same key by another
- * transaction could get a smaller one (P4).
- *
- * They do, except when a table skipped WAL (wal_level = minimal) or a
- * savepoint was rolled back just now; then pad.  A record of nothing is skipped
- * by recovery and by logical decoding.
- */
-static void
-ensure_wal_beyond(uint64 position)
-{
-	static char padding[4096];
-
-	while (XactLastRecEnd <= position)
-	{
-		XLogBeginInsert();
-		XLogRegisterData(padding, sizeof(padding));
-		(void) XLogInsert(RM_XLOG_ID, XLOG_NOOP);
-	}
-	Assert(XactLastRecEnd > position);
+	if (ending)
+		ensure_wal_beyond(last_position);
 }
 
 /*
@@ -613,6 +617,7 @@ forget_pending(void)
 		empty_chunk(&pending[--pending_count]);
 	last_position = 0;
 	logged = false;
+	ending = false;
 	current = NULL;
 }
 
@@ -620,9 +625,9 @@ forget_pending(void)
  * The ends of transactions.
  *
  * Before a commit is the last moment that may fail, and deferred triggers have
- * run; what they captured is pending, too.  Callbacks run in the reverse order
- * of registration, so with the library preloaded, other extensions' last
- * changes come before this.
+ * run; what they captured is pending, too.  Other libraries' callbacks may
+ * still change captured tables after ours: such a change does not wait for
+ * company, psync_log_end() writes it.
  *
  * A prepared transaction is written like a committed one; nobody is woken when
  * it is committed later by another session, delivery finds it by its timer.
@@ -636,6 +641,7 @@ xact_callback(XactEvent event, void *arg)
 	{
 		case XACT_EVENT_PRE_COMMIT:
 		case XACT_EVENT_PRE_PREPARE:
+			ending = true;
 			if (!logged)
 				break;
 			Assert(pending_count <= 1);

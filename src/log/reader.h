@@ -59,6 +59,17 @@ typedef struct PsyncBlockRange
 	BlockNumber end;			/* exclusive */
 } PsyncBlockRange;
 
+/*
+ * The block that was a table's last, recognised by its first tuple: VACUUM may
+ * cut off blocks in which all was rolled back, and they may be filled again.
+ */
+typedef struct PsyncAnchor
+{
+	BlockNumber block;			/* InvalidBlockNumber: it had no tuple */
+	uint64		xid;			/* with position, names a chunk */
+	uint64		position;
+} PsyncAnchor;
+
 /* A walk over blocks of one table. */
 typedef struct PsyncScan
 {
@@ -104,6 +115,7 @@ struct PsyncReader
 												 * seen to hold a committed
 												 * chunk: no crash takes it away */
 	BlockNumber nblocks[PSYNC_LOG_TABLES];	/* under B */
+	PsyncAnchor anchor[PSYNC_LOG_TABLES];	/* of the tail, when last measured */
 	PsyncHoldout *holdouts;
 	int			nholdouts;
 	int			holdouts_capacity;

@@ -334,6 +334,60 @@ choose_ranges(PsyncReader *reader)
 	reader->nranges = n + 1;
 }
 
+/*
+ * Recognise the block by its first tuple.  None if it has no tuple yet, or none
+ * any more.
+ */
+static PsyncAnchor
+find_anchor(Relation rel, BlockNumber block)
+{
+	PsyncAnchor anchor = {InvalidBlockNumber};
+	Buffer		buffer = ReadBuffer(rel, block);
+	Page		page = BufferGetPage(buffer);
+	ItemId		item;
+
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
+	if (!PageIsNew(page) && PageGetMaxOffsetNumber(page) >= FirstOffsetNumber)
+	{
+		item = PageGetItemId(page, FirstOffsetNumber);
+		if (ItemIdIsNormal(item))
+		{
+			HeapTupleData tuple;
+
+			tuple.t_data = (HeapTupleHeader) PageGetItem(page, item);
+			anchor.block = block;
+			anchor.xid = PSYNC_LOG_TUPLE(&tuple)->xid;
+			anchor.position = (uint64) PSYNC_LOG_TUPLE(&tuple)->position;
+		}
+	}
+	UnlockReleaseBuffer(buffer);
+	return anchor;
+}
+
+/*
+ * Is what was before the table's tail when it was last walked still before it?
+ * VACUUM (TRUNCATE) may have cut off pages of rolled back chunks since, and
+ * others may have filled them up again: then the block that was the tail begins
+ * with another chunk, if it is there at all.
+ */
+static bool
+tail_stands(const PsyncReader *reader, int table, Relation rel,
+			BlockNumber blocks)
+{
+	const PsyncAnchor *old = &reader->anchor[table];
+	PsyncAnchor now;
+
+	/* no more was walked than what cannot be cut off */
+	if (reader->hint.block[table] <= reader->committed[table] &&
+		(reader->hint.block[table] == 0 || reader->hint.block[table] < blocks))
+		return true;
+	if (old->block == InvalidBlockNumber || old->block >= blocks)
+		return false;
+	now = find_anchor(rel, old->block);
+	return now.block == old->block && now.xid == old->xid &&
+		now.position == old->position;
+}
+
 /* All that is remembered of the table is void: read it from its first block. */
 static void
 forget_table(PsyncReader *reader, int table)
@@ -350,8 +404,9 @@ forget_table(PsyncReader *reader, int table)
 
 /*
  * Note each log table's file and size under B.  A table that has another file
- * than remembered was truncated since, and one that has become shorter lost
- * its end to VACUUM (TRUNCATE): chunks may lie anywhere in it.
+ * than remembered was truncated since: chunks may lie anywhere in it.  One
+ * that has lost its end to VACUUM (TRUNCATE) still has all up to the last
+ * committed chunk that was seen.
  */
 static void
 measure_tables(PsyncReader *reader)
@@ -362,11 +417,20 @@ measure_tables(PsyncReader *reader)
 		Oid			filenode = rel->rd_rel->relfilenode;
 		BlockNumber blocks = RelationGetNumberOfBlocks(rel);
 
-		if (reader->hint.filenode[t] != filenode ||
-			(reader->hint.block[t] > 0 && reader->hint.block[t] >= blocks))
+		if (reader->hint.filenode[t] != filenode)
 			forget_table(reader, t);
+		else if (!tail_stands(reader, t, rel, blocks))
+		{
+			reader->hint.block[t] = Min(reader->hint.block[t],
+										reader->committed[t]);
+			if (reader->hint.block[t] >= blocks)
+				forget_table(reader, t);
+		}
 		reader->hint.filenode[t] = filenode;
 		reader->nblocks[t] = blocks;
+		reader->anchor[t].block = InvalidBlockNumber;
+		if (blocks > 0)
+			reader->anchor[t] = find_anchor(rel, blocks - 1);
 		table_close(rel, NoLock);
 
 		Assert(reader->hint.block[t] == 0 ||
@@ -491,6 +555,8 @@ psync_reader_create(MemoryContext parent, const PsyncSnapshot *after,
 	if (hint != NULL)
 		reader->hint = *hint;
 	memcpy(reader->committed, reader->hint.block, sizeof(reader->committed));
+	for (int t = 0; t < PSYNC_LOG_TABLES; t++)
+		reader->anchor[t].block = InvalidBlockNumber;
 	MemoryContextSwitchTo(old);
 	return reader;
 }
