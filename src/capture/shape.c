@@ -10,6 +10,7 @@
 #include "access/table.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_attribute.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
@@ -402,9 +403,56 @@ psync_shape_record(const PsyncShape *shape)
 }
 
 /*
+ * What the column is called now, in the current memory context; NULL if it, or
+ * its table, was dropped.  get_attname() would find a dropped one, too, under
+ * the name that DROP COLUMN leaves in its place.
+ */
+static char *
+current_name(const PsyncColumn *column)
+{
+	HeapTuple	tuple = SearchSysCacheAttNum(column->relid, column->attnum);
+	char	   *name;
+
+	if (!HeapTupleIsValid(tuple))
+		return NULL;
+	name = pstrdup(NameStr(((Form_pg_attribute) GETSTRUCT(tuple))->attname));
+	ReleaseSysCache(tuple);
+	return name;
+}
+
+/*
+ * Does another column of the table bear the name that this one had?  A column
+ * is its number, not its name.
+ */
+static bool
+name_is_reused(const PsyncColumn *column)
+{
+	AttrNumber	attnum = get_attnum(column->relid, column->name);
+
+	return attnum != InvalidAttrNumber && attnum != column->attnum;
+}
+
+/* shape.h has the contract. */
+bool
+psync_shape_outdated(const PsyncShape *shape)
+{
+	for (int i = 0; i < shape->ncolumns; i++)
+	{
+		const PsyncColumn *column = &shape->columns[i];
+		char	   *now = current_name(column);
+
+		if ((now == NULL) != (column->current_name == NULL) ||
+			(now != NULL && strcmp(now, column->current_name) != 0) ||
+			name_is_reused(column) != column->name_reused)
+			return true;
+	}
+	return false;
+}
+
+/*
  * What the columns and types are called now.  A column that was dropped since
  * has no name now, and a type that is gone has none: then current_name or
- * type_name is NULL, and the value can still be passed on in its binary form.
+ * type_name is NULL.
  */
 static void
 fill_current_names(PsyncShape *shape)
@@ -413,7 +461,8 @@ fill_current_names(PsyncShape *shape)
 	{
 		PsyncColumn *column = &shape->columns[i];
 
-		column->current_name = get_attname(shape->relid, column->attnum, true);
+		column->current_name = current_name(column);
+		column->name_reused = name_is_reused(column);
 		if (SearchSysCacheExists1(TYPEOID, ObjectIdGetDatum(column->type)))
 			column->type_name =
 				format_type_extended(column->type, column->typmod,

@@ -40,4 +40,10 @@ extern uint32 psync_shape_record(const PsyncShape *shape);
  */
 extern PsyncShape *psync_shape_load(uint32 id);
 
+/*
+ * Has a column been renamed or dropped, or its old name been given to another
+ * one, since the shape was loaded?
+ */
+extern bool psync_shape_outdated(const PsyncShape *shape);
+
 #endif							/* PSYNC_SHAPE_H */

@@ -18,9 +18,9 @@
 #include "foreign/foreign.h"
 #include "utils/acl.h"
 #include "utils/inval.h"
-#include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
+#include "capture/shape.h"
 #include "compat.h"
 #include "deliver/delivery.h"
 
@@ -161,9 +161,8 @@ psync_definition_text(const PsyncSync *sync)
 }
 
 /*
- * Has a column of a shape in use been renamed or dropped?  Transports have
- * made statements from the names.  New columns come with a new shape, which is
- * none in use yet.
+ * Is a shape in use outdated?  Transports have made statements from the names
+ * of its columns.  New columns come with a new shape, which is none in use yet.
  */
 static bool
 shapes_changed(PsyncDelivery *delivery)
@@ -174,20 +173,31 @@ shapes_changed(PsyncDelivery *delivery)
 	hash_seq_init(&status, delivery->shapes);
 	while ((entry = hash_seq_search(&status)) != NULL)
 	{
-		for (int i = 0; i < entry->shape->ncolumns; i++)
+		if (psync_shape_outdated(entry->shape))
 		{
-			PsyncColumn *column = &entry->shape->columns[i];
-			char	   *now = get_attname(entry->shape->relid, column->attnum, true);
-
-			if ((now == NULL) != (column->current_name == NULL) ||
-				(now != NULL && strcmp(now, column->current_name) != 0))
-			{
-				hash_seq_term(&status);
-				return true;
-			}
+			hash_seq_term(&status);
+			return true;
 		}
 	}
 	return false;
+}
+
+/*
+ * To be called when all of a window is on its way, before it is committed.  A
+ * large one takes a while, in which a column may be dropped and its name given
+ * to another one, here and there: then values of the old column may have come
+ * to the new one.  Raises an error, so that the window is sent anew.
+ */
+void
+psync_delivery_check_shapes(PsyncDelivery *delivery)
+{
+	AcceptInvalidationMessages();
+	if (delivery->invalidations != psync_definition_invalidations() &&
+		shapes_changed(delivery))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("columns were altered while changes of their table were delivered"),
+				 errdetail("The changes are sent again.")));
 }
 
 /*

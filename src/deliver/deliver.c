@@ -692,8 +692,11 @@ deliver_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 		psync_batch_send(delivery, delivery->batch);
 	}
 	if (delivery->window_begun)
+	{
+		psync_delivery_check_shapes(delivery);
 		delivery->transport->commit_window(delivery->target,
 										   psync_position_text(delivery));
+	}
 	window_delivered(delivery, size);
 
 	commit = TimestampDifferenceExceeds(delivery->transaction_start,

@@ -89,6 +89,7 @@ typedef struct PsyncShapeEntry
 /* definition.c */
 extern uint64 psync_definition_invalidations(void);
 extern char *psync_definition_text(const PsyncSync *sync);
+extern void psync_delivery_check_shapes(PsyncDelivery *delivery);
 extern bool psync_delivery_changed(PsyncDelivery *delivery);
 
 /* batch.c */

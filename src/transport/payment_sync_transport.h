@@ -37,7 +37,7 @@
  * Changed whenever a struct in this file changes, so that a stale library is
  * refused instead of crashing: "PS", then a counter.
  */
-#define PSYNC_TRANSPORT_MAGIC	0x50530008
+#define PSYNC_TRANSPORT_MAGIC	0x50530009
 
 #define PSYNC_TRANSPORT_INIT	"payment_sync_transport_init"
 
@@ -62,6 +62,8 @@ typedef struct PsyncColumn
 								 * typmod, as format_type gives it; NULL if
 								 * the type is gone */
 	Oid			relid;			/* the captured table */
+	bool		name_reused;	/* another column of the table bears "name"
+								 * now */
 } PsyncColumn;
 
 /*

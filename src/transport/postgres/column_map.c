@@ -4,11 +4,16 @@
  *
  * Columns are matched by name: a captured column goes to the target's column
  * of its current name, or else of the name it had when the change was made,
- * so that either side may be renamed first.  The target may have further
- * columns, which get their defaults, and any order.  Columns that the target
- * computes are left to it.  A column that was dropped at both sides is
- * skipped; that one is missing at the target alone is an error, since leaving
- * it out would lose data silently.
+ * so that either side may be renamed first; unless the source has given the
+ * old name to another column.  The target may have further columns, which get
+ * their defaults, and any order.  Columns that the target computes are left to
+ * it.
+ *
+ * Values of a column that was dropped at the source go nowhere, even if the
+ * target has one of its name: that may be meant for a column made since.  A
+ * column that is missing at the target alone is an error, since leaving it out
+ * would lose data silently.  A dropped column of the key is still needed to
+ * find rows by; without it, changes cannot be applied.
  *
  * How values travel:
  *
@@ -68,10 +73,25 @@ is_same_type(const PsyncColumn *source, const PsyncPgColumn *target)
 }
 
 /*
+ * Does not return.  What the image holds of such a value are bytes that only
+ * the type could have read.
+ */
+static void
+refuse_dropped_type(const PsyncPgMap *map, const PsyncPgMapColumn *column)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_OBJECT),
+			 errmsg("the type that column \"%s\" of table %s had was dropped",
+					column->source->name, map->table->name),
+			 errdetail("Changes that were captured before hold values that cannot be read without it."),
+			 errhint("Copy the tables anew with payment_sync.enable_sync(name, start => 'batch').")));
+}
+
+/*
  * How the column's values travel; see the header comment.
  */
 static void
-choose_transfer(PsyncPgMapColumn *column)
+choose_transfer(const PsyncPgMap *map, PsyncPgMapColumn *column)
 {
 	const PsyncColumn *source = column->source;
 	const PsyncPgColumn *target = column->target;
@@ -84,7 +104,9 @@ choose_transfer(PsyncPgMapColumn *column)
 		column->as_text = true;
 	else if (is_same_type(source, target))
 		return;
-	else if (is_built_in(source->type) && source->type_name != NULL)
+	else if (source->type_name == NULL)
+		refuse_dropped_type(map, column);
+	else if (is_built_in(source->type))
 	{
 		/* oids of built-in types mean the same at the target */
 		column->param_type = source->type;
@@ -102,21 +124,27 @@ choose_transfer(PsyncPgMapColumn *column)
 	column->temp_cast = psprintf("::%s", target->type_name);
 }
 
-/*
- * Does not return.
- */
+/* Does not return. */
 static void
 refuse_missing_column(const PsyncPgMap *map, const PsyncColumn *column)
 {
 	const char *name = column->current_name ? column->current_name : column->name;
+	const PsyncTable *table = map->table->table;
 
+	if (column->current_name == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("key column \"%s\" of table %s was dropped", name,
+						map->table->name),
+				 errdetail("Changes of table \"%s.%s\" that were captured before cannot be applied without it.",
+						   table->source_schema, table->source_name),
+				 errhint("Copy the tables anew with payment_sync.enable_sync(name, start => 'batch').")));
 	ereport(ERROR,
 			(errcode(ERRCODE_UNDEFINED_COLUMN),
 			 errmsg("column \"%s\" of table %s does not exist at the target",
 					name, map->table->name),
 			 errdetail("Column \"%s\" of table \"%s.%s\" is captured.", name,
-					   map->table->table->source_schema,
-					   map->table->table->source_name),
+					   table->source_schema, table->source_name),
 			 errhint("Add the column at the target, or capture the table without it.")));
 }
 
@@ -126,13 +154,15 @@ find_target(const PsyncPgMap *map, const PsyncColumn *source)
 {
 	PsyncPgColumn *target = NULL;
 
+	if (source->current_name == NULL && !source->key)
+		return NULL;
 	if (source->current_name != NULL)
 		target = psync_pg_table_column(map->table, source->current_name);
-	if (target == NULL)
+	if (target == NULL && !source->name_reused)
 		target = psync_pg_table_column(map->table, source->name);
-	if (target == NULL && (source->current_name != NULL || source->key))
+	if (target == NULL)
 		refuse_missing_column(map, source);
-	if (target != NULL && target->generated)
+	if (target->generated)
 	{
 		if (source->key)
 			ereport(ERROR,
@@ -206,7 +236,7 @@ map_columns(PsyncPgMap *map)
 		column->field = i;
 		column->name = pstrdup(quote_identifier(target->name));
 		column->key = shape->columns[i].key;
-		choose_transfer(column);
+		choose_transfer(map, column);
 		map->ncolumns++;
 	}
 
