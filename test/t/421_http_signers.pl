@@ -3,7 +3,8 @@
 # Several signers at once: one target whose requests bear the signatures of
 # Standard Webhooks, Stripe, GitHub, Adyen and a scheme of one's own, each with
 # secrets of its own.  Standard Webhooks is judged by the package
-# standardwebhooks, the others by node:crypto (test/receiver).
+# standardwebhooks, the others by node:crypto (test/receiver).  And secrets that
+# expire: a scheme without a live one stops the sync.
 
 use strict;
 use warnings;
@@ -87,6 +88,48 @@ ALTER SERVER hook OPTIONS (DROP signer2, DROP signer2_header);
 SELECT payment_sync.preview_event('s', '{"id": 1}');
 SQL
 like($err, qr/option "signer2_secret" of server "hook" needs option "signer2"/, 'a secret without a signer is refused');
+
+# Secrets that have all expired stop the sync: nothing goes out unsigned.  With
+# each scheme alone, and with one of two.
+my $ended = '@2020-01-01T00:00:00Z';
+my $soon = $node->safe_psql('postgres', q{SELECT to_char((now() + '3 days') AT TIME ZONE 'UTC', '"@"YYYY-MM-DD"T"HH24:MI:SS"Z"')});
+my $judge = start_receiver(secret => $standard, signers => [ { scheme => 'github', secret => 'github judge' } ]);
+my %expired = (
+	standard => [ {}, { signing_secret => "$standard$ended" }, 'signing_secret' ],
+	template => [ { signer => 'github' }, { signer_secret => "github judge$ended,old judge$ended" }, 'signer_secret' ],
+	oneoftwo => [ { signer2 => 'github' }, { signing_secret => $standard, signer2_secret => "github judge$ended" }, 'signer2_secret' ]);
+for my $name (sort keys %expired)
+{
+	my ($server, $user, $option) = @{ $expired{$name} };
+	create_target($node, $name, { url => "$judge->{base}/$name", retry_delay_max => 200, %$server }, $user);
+	my $steps = $node->safe_psql('postgres', qq{SELECT string_agg(step || '|' || ok, ' ') FROM payment_sync.check_target('$name')});
+	is($steps, 'settings|true signature|false', "$name: check_target says so and sends nothing");
+	($code, $out, $err) = $node->psql('postgres', <<"SQL");
+SELECT payment_sync.create_sync('$name', '{payments}', server => '$name');
+INSERT INTO payments SELECT coalesce(max(id), 0) + 1, '$name' FROM payments;
+SELECT payment_sync.preview_event('$name', '{"id": 1}');
+SQL
+	like($err, qr/cannot be sent.*all signing secrets of server "$name" in option "$option" have expired/s, "$name: preview");
+	$node->poll_query_until('postgres', qq{SELECT failures > 1 FROM payment_sync.stat_sync WHERE name = '$name'})
+	  or die "sync $name does not fail";
+	is($node->safe_psql('postgres', "SELECT last_error || '|' || lag_changes FROM payment_sync.stat_sync WHERE name = '$name'"),
+		qq{all signing secrets of server "$name" in option "$option" have expired|1}, "$name: the sync waits and says why");
+	is($node->safe_psql('postgres', "SELECT count(*) FROM payment_sync.dead_letters WHERE sync = '$name'"), 0, "$name: no event is to blame");
+}
+is(scalar(@{ receiver_requests($judge) }), 0, 'nothing was sent');
+$node->safe_psql('postgres', <<"SQL");
+ALTER USER MAPPING FOR CURRENT_USER SERVER oneoftwo OPTIONS (SET signer2_secret 'github judge$soon, older$ended');
+SQL
+wait_delivered($node, 'oneoftwo');
+my $sent = receiver_requests($judge);
+ok(@$sent > 0, 'with a new secret what waits goes out');
+ok(!grep({ !$_->{headers}{'webhook-signature'} || !$_->{headers}{'x-hub-signature-256'} } @$sent), 'signed in both ways');
+judged_well($judge, 'and well');
+like(slurp_file($node->logfile), qr/WARNING:  the signing secrets of server "oneoftwo" expire soon.*"signer2_secret"/s,
+	'that it ends in three days is said in the log');
+($code, $out, $err) = $node->psql('postgres', q{SELECT step || '|' || ok || '|' || detail FROM payment_sync.check_target('oneoftwo')});
+like($out, qr/^signature\|true\|the last secret in option "signer2_secret" expires at 20/m, 'and by check_target');
+like($err, qr/expire soon/, 'with a warning');
 
 my $log = slurp_file($node->logfile);
 $log =~ s/^.*(?:LOG|STATEMENT): .*?(?=^\d{4}-)//gms;	# what the test itself said

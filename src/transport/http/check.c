@@ -50,6 +50,23 @@ time_of(Check *check, CURLINFO info)
 
 /* ------------------------------------------------------------------ steps */
 
+/*
+ * Told only where the secrets end some day.  False if nothing can be signed any more, and so nothing
+ * be sent.
+ */
+static bool
+report_signature(Check *check, const PsyncHttpSettings *settings)
+{
+	bool		ok = settings->sign_end > GetCurrentTimestamp();
+
+	if (settings->sign_end != DT_NOEND)
+		step(check, "signature", ok,
+			 psprintf(ok ? "the last secret in option \"%s\" expires at %s" :
+					  "all secrets in option \"%s\" have expired, the last at %s",
+					  settings->sign_end_keyword, timestamptz_to_str(settings->sign_end)), 0);
+	return ok;
+}
+
 /* libcurl resolves in a thread of its own; its time counts from the begin. */
 static bool
 report_name(Check *check)
@@ -242,9 +259,9 @@ run_check(PsyncHttpSession *session, const PsyncMessage *ping, Check *check)
 	if (!await_answer(check))
 		return;
 	psync_http_outcome(check->transfer, &check->outcome);
-	if (check->transfer->unsendable != NULL)
+	if (check->transfer->unsendable.reason != NULL)
 	{
-		step(check, "ping", false, check->transfer->unsendable, 0);
+		step(check, "ping", false, check->transfer->unsendable.reason, 0);
 		return;
 	}
 	if (report_name(check) && report_address(check) && report_connect(check) &&
@@ -264,7 +281,8 @@ open_and_check(PsyncTarget *target, const PsyncMessage *ping,
 	PsyncHttpSession *session = psync_http_session_create(target);
 
 	step(&check, "settings", true, session->settings->routes[0].origin, 0);
-	run_check(session, ping, &check);
+	if (report_signature(&check, session->settings))
+		run_check(session, ping, &check);
 }
 
 /*

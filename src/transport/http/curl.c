@@ -405,7 +405,7 @@ psync_http_transfer_get(PsyncHttpSession *session, PsyncHttpPurpose purpose)
 	transfer->purpose = purpose;
 	transfer->message = NULL;
 	transfer->request = NULL;
-	transfer->unsendable = NULL;
+	memset(&transfer->unsendable, 0, sizeof(PsyncHttpUnsendable));
 	transfer->token_renewed = false;
 	transfer->started = psync_http_clock();
 	memset(&transfer->answer, 0, sizeof(PsyncHttpAnswer));

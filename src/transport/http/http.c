@@ -131,9 +131,11 @@ psync_http_send(PsyncHttpTransfer *transfer)
 {
 	PsyncHttpSession *session = transfer->session;
 	const char *token = NULL;
+	TimestampTz now = GetCurrentTimestamp();
 	MemoryContext old;
 
 	Assert(transfer->message != NULL);
+	psync_http_sign_warn(session->settings, now);
 	if (session->settings->oauth != NULL)
 	{
 		token = psync_http_oauth_token(session, &transfer->token_serial);
@@ -146,10 +148,9 @@ psync_http_send(PsyncHttpTransfer *transfer)
 	MemoryContextReset(transfer->context);
 	old = MemoryContextSwitchTo(transfer->context);
 	transfer->request = psync_http_request_create(session->settings, transfer->message,
-												  token, GetCurrentTimestamp(),
-												  &transfer->unsendable);
+												  token, now, &transfer->unsendable);
 	MemoryContextSwitchTo(old);
-	Assert((transfer->request == NULL) == (transfer->unsendable != NULL));
+	Assert((transfer->request == NULL) == (transfer->unsendable.reason != NULL));
 	if (transfer->request == NULL)
 		dlist_push_tail(&session->done, &transfer->node);
 	else
@@ -318,7 +319,7 @@ static char *
 http_preview(PsyncTarget *target, const PsyncMessage *message)
 {
 	PsyncHttpSession *session = get_session(target);
-	const char *why;
+	PsyncHttpUnsendable why;
 	PsyncHttpRequest *request;
 
 	request = psync_http_request_create(session->settings, message,
@@ -326,9 +327,11 @@ http_preview(PsyncTarget *target, const PsyncMessage *message)
 										GetCurrentTimestamp(), &why);
 	if (request == NULL)
 		ereport(ERROR,
-				(errcode(ERRCODE_FDW_ERROR),
+				(errcode(why.sqlerrcode),
 				 errmsg("the event cannot be sent"),
-				 errdetail("It is refused because %s.", why)));
+				 why.kind == PSYNC_OUTCOME_REFUSED ?
+				 errdetail("It is refused because %s.", why.reason) :
+				 errdetail("Nothing can be sent because %s.", why.reason)));
 	return psync_http_request_show(session->settings, request, message);
 }
 

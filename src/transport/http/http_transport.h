@@ -152,6 +152,10 @@ typedef struct PsyncHttpSettings
 	List	   *signing_keys;	/* of PsyncHttpKey: Standard Webhooks */
 	List	   *signers;		/* of PsyncHttpSigner *, in order of their names */
 	List	   *secrets;		/* of char *: never to be shown (P9) */
+	TimestampTz sign_end;		/* from then on a scheme has no live key;
+								 * DT_NOEND: never */
+	const char *sign_end_keyword;	/* the option that holds its keys */
+	const char *server_name;	/* for messages */
 } PsyncHttpSettings;
 
 /* Fill in the rest of a route by its URL; false if that is none. */
@@ -185,6 +189,9 @@ extern void psync_http_sign_init(PsyncHttpSettings *settings, PsyncTarget *targe
 /* Keys are OpenSSL's memory, which no context frees.  Does not raise. */
 extern void psync_http_sign_free(PsyncHttpSettings *settings);
 
+/* Warn if the secrets expire soon. */
+extern void psync_http_sign_warn(const PsyncHttpSettings *settings, TimestampTz now);
+
 /* --------------------------------------------------------------- request */
 
 /* One request, made anew for each attempt; all of it in one context. */
@@ -200,15 +207,23 @@ typedef struct PsyncHttpRequest
 	int			nheaders_max;	/* room for so many */
 } PsyncHttpRequest;
 
+/* Why a message could not become a request, and whose fault that is. */
+typedef struct PsyncHttpUnsendable
+{
+	PsyncOutcomeKind kind;		/* refused: the message's; target: the server's */
+	int			sqlerrcode;
+	const char *reason;			/* NULL: it has become one */
+} PsyncHttpUnsendable;
+
 /*
  * The request of an attempt at "now", in the current context; NULL, and why,
- * if the message can never be one.  "token" is OAuth's, or NULL.
+ * if the message cannot be one.  "token" is OAuth's, or NULL.
  */
 extern PsyncHttpRequest *psync_http_request_create(const PsyncHttpSettings *settings,
 												   const PsyncMessage *message,
 												   const char *token,
 												   TimestampTz now,
-												   const char **why);
+												   PsyncHttpUnsendable *why);
 extern char *psync_http_request_show(const PsyncHttpSettings *settings,
 									 const PsyncHttpRequest *request,
 									 const PsyncMessage *message);
@@ -299,7 +314,7 @@ typedef struct PsyncHttpTransfer
 	PsyncHttpRequest *request;	/* of this attempt; NULL while it waits */
 	struct curl_slist *slist;	/* ours, not libcurl's: an array */
 	bool		loopback_only;	/* plain http that is not allowed elsewhere */
-	const char *unsendable;		/* could not become a request: why */
+	PsyncHttpUnsendable unsendable; /* why it could not become a request */
 	bool		token_renewed;	/* sent again with a new token, once */
 	uint64		token_serial;	/* the token it was sent with, see oauth.c */
 	int64		started;		/* psync_http_clock() */

@@ -416,11 +416,11 @@ psync_http_outcome(PsyncHttpTransfer *transfer, PsyncOutcome *outcome)
 	memset(outcome, 0, sizeof(*outcome));
 	outcome->retry_after_ms = -1;
 	outcome->elapsed_us = psync_http_clock() - transfer->started;
-	if (transfer->unsendable != NULL)
+	if (transfer->unsendable.reason != NULL)
 	{
-		outcome->kind = PSYNC_OUTCOME_REFUSED;
-		outcome->sqlerrcode = ERRCODE_FDW_ERROR;
-		outcome->reason = transfer->unsendable;
+		outcome->kind = transfer->unsendable.kind;
+		outcome->sqlerrcode = transfer->unsendable.sqlerrcode;
+		outcome->reason = transfer->unsendable.reason;
 		return;
 	}
 	Assert(transfer->request != NULL);

@@ -240,23 +240,43 @@ is_sound(const PsyncMessage *message)
 	return true;
 }
 
+/*
+ * Why no request can be made of the message.  Keys that have all expired must
+ * not make the requests unsigned: who wants signatures would then be without
+ * them, and nothing would say so.
+ */
+static bool
+is_sendable(const PsyncHttpSettings *settings, const PsyncMessage *message,
+			TimestampTz now, PsyncHttpUnsendable *why)
+{
+	why->kind = PSYNC_OUTCOME_REFUSED;
+	why->sqlerrcode = ERRCODE_FDW_ERROR;
+	why->reason = NULL;
+	if (settings->sign_end <= now)
+	{
+		why->kind = PSYNC_OUTCOME_TARGET;
+		why->sqlerrcode = ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION;
+		why->reason = psprintf("all signing secrets of server \"%s\" in option \"%s\" have expired",
+							   settings->server_name, settings->sign_end_keyword);
+	}
+	else if (!is_sound(message))
+		why->reason = "its media type or id cannot be part of a header";
+	return why->reason == NULL;
+}
+
 /* Signed last: what is signed must be what is sent. */
 PsyncHttpRequest *
 psync_http_request_create(const PsyncHttpSettings *settings, const PsyncMessage *message,
-						  const char *token, TimestampTz now, const char **why)
+						  const char *token, TimestampTz now, PsyncHttpUnsendable *why)
 {
 	PsyncHttpRequest *request = palloc0(sizeof(PsyncHttpRequest));
 
 	Assert(message->id != NULL && message->content_type != NULL);
 	Assert(message->body != NULL || message->size == 0);
-	*why = NULL;
-	if (!is_sound(message))
-	{
-		*why = "its media type or id cannot be part of a header";
+	if (!is_sendable(settings, message, now, why))
 		return NULL;
-	}
 	request->route = choose_route(settings, message->operation);
-	request->url = fill_url(request->route->url, message, why);
+	request->url = fill_url(request->route->url, message, &why->reason);
 	if (request->url == NULL)
 		return NULL;
 	request->nheaders_max = settings->nheaders + message->nattributes +

@@ -408,6 +408,7 @@ psync_http_settings_create(PsyncTarget *target)
 
 	Assert(psync_http_services != NULL);
 	settings->context = context;
+	settings->server_name = pstrdup(target->server_name);
 	PG_TRY();
 	{
 		init_routes(settings, target);

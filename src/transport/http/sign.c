@@ -24,6 +24,7 @@
 
 #include "common/base64.h"
 #include "utils/builtins.h"
+#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "transport/http/http_names.h"
@@ -36,6 +37,9 @@
 
 /* Longest signature: Ed25519 has 64 bytes, HMAC-SHA512 as well. */
 #define PSYNC_HTTP_SIGNATURE_BYTES_MAX	EVP_MAX_MD_SIZE
+
+/* So many days before the last secret expires it is said. */
+#define PSYNC_HTTP_EXPIRY_DAYS		7
 
 /* Known schemes, as templates. */
 static const struct
@@ -291,6 +295,42 @@ init_signer(PsyncHttpSettings *settings, const PsyncTarget *target, const char *
 					 known_signers[known].encoding ? known_signers[known].encoding : "raw");
 }
 
+/* When the last of the keys expires. */
+static TimestampTz
+keys_end(const List *keys)
+{
+	TimestampTz end = DT_NOBEGIN;
+	ListCell   *lc;
+
+	foreach(lc, keys)
+		end = Max(end, ((const PsyncHttpKey *) lfirst(lc))->expires);
+	return end;
+}
+
+/* Of all schemes the one that ends first: receivers may look at any of them. */
+static void
+init_end(PsyncHttpSettings *settings)
+{
+	ListCell   *lc;
+
+	settings->sign_end = DT_NOEND;
+	if (settings->signing_keys != NIL)
+	{
+		settings->sign_end = keys_end(settings->signing_keys);
+		settings->sign_end_keyword = "signing_secret";
+	}
+	foreach(lc, settings->signers)
+	{
+		const PsyncHttpSigner *signer = lfirst(lc);
+		TimestampTz end = keys_end(signer->keys);
+
+		if (end >= settings->sign_end)
+			continue;
+		settings->sign_end = end;
+		settings->sign_end_keyword = psprintf("%s_secret", signer->name);
+	}
+}
+
 /* Keys of both kinds; none at all is no mistake. */
 void
 psync_http_sign_init(PsyncHttpSettings *settings, PsyncTarget *target)
@@ -311,6 +351,44 @@ psync_http_sign_init(PsyncHttpSettings *settings, PsyncTarget *target)
 							secret, target->server_name, *name),
 					 errhint("Set it on the server, or drop the secret from the user mapping.")));
 	}
+	init_end(settings);
+}
+
+/*
+ * A rotation that is forgotten stops the sync when the last secret expires, so
+ * a process says it some days before, once a day for each server.
+ */
+void
+psync_http_sign_warn(const PsyncHttpSettings *settings, TimestampTz now)
+{
+	static List *warned = NIL;	/* of char *: servers, since "since" */
+	static TimestampTz since = 0;
+	MemoryContext old;
+	ListCell   *lc;
+
+	if (settings->sign_end > now + PSYNC_HTTP_EXPIRY_DAYS * USECS_PER_DAY ||
+		settings->sign_end <= now)
+		return;
+	if (since <= now - USECS_PER_DAY)
+	{
+		list_free_deep(warned);
+		warned = NIL;
+		since = now;
+	}
+	foreach(lc, warned)
+	{
+		if (strcmp(lfirst(lc), settings->server_name) == 0)
+			return;
+	}
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	warned = lappend(warned, pstrdup(settings->server_name));
+	MemoryContextSwitchTo(old);
+	ereport(WARNING,
+			(errcode(ERRCODE_WARNING),
+			 errmsg("the signing secrets of server \"%s\" expire soon", settings->server_name),
+			 errdetail("The last secret in option \"%s\" of the user mapping expires at %s; nothing is sent from then on.",
+					   settings->sign_end_keyword, timestamptz_to_str(settings->sign_end)),
+			 errhint("Add a new secret in front of it.")));
 }
 
 /* OpenSSL wipes a key when it frees it. */
