@@ -117,6 +117,61 @@ RESET ROLE;
 -- allowed hosts
 ALTER SYSTEM SET payment_sync.http_allowed_hosts = 'hooks.example.com; 10.0.0.1';
 SHOW payment_sync.http_allowed_hosts;
+-- a mistyped entry is an error, never a name and never a wider network
+\set VERBOSITY terse
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2.0/';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2.0/x24';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2.0/1O';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2.0/24x';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2.0/+24';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2.0/ 24';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2.0/-1';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2.0/0';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2.0/33';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2.0/024';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2.0/24/8';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2.0//24';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '/24';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2.O/24';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '010.1.2.0/24';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2.256';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2.0.5';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2.O';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2.1O';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '167772161';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '0x7f.0.0.1';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '*.10.0.0.0';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.1.2.0/24 10.2.0.0/16';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '10.0.0.0/8,';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = 'localhost,,10.0.0.0/8';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = ',';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '::1/129';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '::/0';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = 'fd00::/';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = 'fd00::/64x';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '[::1]';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = 'fe80::1%eth0';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = 'fd00:::1/64';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '1:2:3:4:5:6:7:8:9';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = 'hooks..example.com';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '.example.com';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = 'hooks.example.com:443';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = 'https://hooks.example.com';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = 'hooks.example.com/24';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '*example.com';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '*.*.com';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = 'hooks.*.com';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '-a.example.com';
+\set VERBOSITY default
+-- and these are well-formed
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '*';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = '*.example.com, hooks.example.org';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = 'localhost, 10.1.2.0/24 , 192.0.2.7';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = 'fd00::/8,::1/128, ::ffff:10.0.0.0/104';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = 'db_1, 7up, 1.0.0.example, xn--bcher-kva.example';
+ALTER SYSTEM SET payment_sync.http_allowed_hosts = ' ';
+ALTER SYSTEM RESET payment_sync.http_allowed_hosts;
 
 DROP SERVER mine CASCADE;
 DROP SERVER hook CASCADE;

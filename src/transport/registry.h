@@ -68,6 +68,7 @@ extern void psync_options_validate(List *options, Oid catalog,
 
 /* What no table can express, in transport/http/options.c. */
 extern void psync_http_check_options(List *options, Oid catalog);
+extern char *psync_http_malformed_host(const char *value);
 
 /* Settings of transports that the core must know; for _PG_init. */
 extern void psync_transport_settings_init(void);

@@ -13,25 +13,36 @@
 /* Read by the transport, by name. */
 static char *http_allowed_hosts = NULL;
 
+/* A list for which nobody can have a host: no name ends with ".invalid". */
+#define NOBODY	"nobody.invalid"
+
 /*
- * The list's grammar is told in transport/http/address.c.  All that can be
- * wrong with an entry is a sign that no name or address has: then the entry
- * would never match, and the mistake never be noticed.
+ * A mistyped entry is an error, never a name: it would open more than was
+ * meant, or never match, and nobody would notice.
  */
 static bool
 check_hosts(char **value, void **extra, GucSource source)
 {
-	static const char allowed[] =
-	"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._:/*, \t\n";
+	char	   *entry = psync_http_malformed_host(*value);
 
-	size_t		good = strspn(*value, allowed);
+	if (entry == NULL)
+		return true;
+	GUC_check_errdetail("The entry \"%s\" is not valid. Entries, by commas, are host names, \"*\", \"*.domain\", and addresses or networks with the number of their bits.",
+						entry);
+	return false;
+}
 
-	if ((*value)[good] != '\0')
-	{
-		GUC_check_errdetail("Entries are host names, \"*\", \"*.domain\", and addresses or networks.");
-		return false;
-	}
-	return true;
+/*
+ * The default allows all public hosts.  It also takes the place of a value
+ * from a configuration file that is refused when the library is loaded; such a
+ * list was meant to allow less, so then it allows nobody.
+ */
+static const char *
+default_hosts(void)
+{
+	const char *value = GetConfigOption("payment_sync.http_allowed_hosts", true, false);
+
+	return value != NULL && psync_http_malformed_host(value) != NULL ? NOBODY : "";
 }
 
 /*
@@ -46,7 +57,7 @@ psync_transport_settings_init(void)
 							   "Empty allows all hosts whose address is public; addresses that "
 							   "are not must be listed as such.",
 							   &http_allowed_hosts,
-							   "",
+							   default_hosts(),
 							   PGC_SIGHUP, 0,
 							   check_hosts, NULL, NULL);
 }

@@ -148,7 +148,10 @@ refused('badoauth', qr/could not get a token/, 'wrong client secret');
 for my $case ([ loop6 => 'https://[::ffff:7f00:1]:1/', undef ],
 	[ private => 'https://10.1.2.3/', undef ], [ metadata => 'https://169.254.169.254/latest', undef ],
 	[ mapped => 'https://[::ffff:10.1.2.3]/', undef ], [ nat64 => 'https://[64:ff9b::a01:203]/', undef ],
-	[ decimal => 'https://167772161/', undef ], [ name => 'https://localhost:1/', "'hooks.example.com, 10.0.0.0/8'" ])
+	[ decimal => 'https://167772161/', undef ], [ local64 => 'https://[64:ff9b:1::a01:203]/', undef ],
+	[ siit => 'https://[::ffff:0:10.1.2.3]/', undef ], [ siit4 => 'https://[::ffff:0:10.1.2.3]/', "'8.8.8.8, ::/8'" ],
+	[ cloud => 'https://168.63.129.16/', undef ], [ bench6 => 'https://[2001:2::1]/', undef ],
+	[ doc6 => 'https://[3fff:1::1]/', undef ], [ name => 'https://localhost:1/', "'hooks.example.com, 10.0.0.0/8'" ])
 {
 	my ($name, $url, $hosts) = @$case;
 	$node->safe_psql('postgres', "ALTER SYSTEM SET payment_sync.http_allowed_hosts = "

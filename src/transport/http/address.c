@@ -20,45 +20,42 @@
  */
 #include "postgres.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
+#include <ifaddrs.h>
 
+#include "utils/formatting.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 
+#include "transport/http/http_hosts.h"
 #include "transport/http/http_transport.h"
 
-/* An address as 16 bytes, IPv4 as IPv4-mapped, and how many bits count. */
-typedef struct Net
-{
-	unsigned char bytes[16];
-	int			bits;
-} Net;
+/* So long a list of this host's own addresses is believed. */
+#define PSYNC_HTTP_OWN_SECONDS	5
 
 struct PsyncHttpPolicy
 {
 	char	   *text;			/* the setting it was made of */
 	bool		empty;
 	List	   *names;			/* of char *, lower case */
-	List	   *nets;			/* of Net * */
+	List	   *nets;			/* of PsyncHttpNet * */
 };
-
-/* Bits of ::ffff:0:0/96. */
-#define MAPPED_BITS	96
 
 /*
  * Not public: the union of what is set aside for this host, this network,
- * private use, documentation, tests and multicast.
+ * private use, documentation, tests, translation within a network, and
+ * multicast; and 168.63.129.16, which a cloud keeps for its hosts' own services.
  */
 static const char *const blocked_nets[] = {
 	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16",
 	"172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24",
+	"168.63.129.16/32",
 	"192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
 	"224.0.0.0/4", "240.0.0.0/4",
 	"::/128", "::1/128", "fe80::/10", "fec0::/10", "fc00::/7", "ff00::/8",
-	"2001:db8::/32", "2001::/32", "100::/64", "5f00::/16"
+	"2001:db8::/32", "3fff::/20", "2001::/32", "2001:2::/48", "100::/64",
+	"5f00::/16", "64:ff9b:1::/48"
 };
-static Net blocked[lengthof(blocked_nets)];
+static PsyncHttpNet blocked[lengthof(blocked_nets)];
 
 static const char refused_address[] =
 "the address is not public and not listed in payment_sync.http_allowed_hosts";
@@ -71,67 +68,27 @@ static const char refused_family[] =
 
 /* ------------------------------------------------------------- addresses */
 
-static const unsigned char mapped_prefix[12] = {
-	0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff
-};
-
-/* "text" without "/bits" to 16 bytes; false if it is no address. */
 static bool
-bytes_from_text(const char *text, unsigned char *bytes, bool *is_v4)
+is_mapped(const unsigned char *bytes)
 {
-	struct in_addr v4;
-	struct in6_addr v6;
-
-	if (inet_pton(AF_INET, text, &v4) == 1)
-	{
-		memcpy(bytes, mapped_prefix, sizeof(mapped_prefix));
-		memcpy(bytes + sizeof(mapped_prefix), &v4, sizeof(v4));
-		*is_v4 = true;
-		return true;
-	}
-	if (inet_pton(AF_INET6, text, &v6) != 1)
-		return false;
-	memcpy(bytes, &v6, sizeof(v6));
-	*is_v4 = false;
-	return true;
-}
-
-/*
- * A network from its text, IPv4 as the mapped part of IPv6, so that all
- * comparisons are of one kind. Without bits it is a single address. False if
- * it is none; what follows the slash may be anything then.
- */
-static bool
-net_from_text(const char *text, Net *net)
-{
-	char		address[INET6_ADDRSTRLEN];
-	const char *slash = strchr(text, '/');
-	size_t		size = slash != NULL ? (size_t) (slash - text) : strlen(text);
-	bool		is_v4;
-
-	Assert(text != NULL);
-	if (size >= sizeof(address))
-		return false;
-	memcpy(address, text, size);
-	address[size] = '\0';
-	if (!bytes_from_text(address, net->bytes, &is_v4))
-		return false;
-	net->bits = slash != NULL ? atoi(slash + 1) + (is_v4 ? MAPPED_BITS : 0) : 128;
-	return net->bits >= 0 && net->bits <= 128;
+	return memcmp(bytes, psync_http_mapped_prefix, sizeof(psync_http_mapped_prefix)) == 0;
 }
 
 /*
  * Do the bits that count agree? Whole bytes first, then what is left of the
- * last one.
+ * last one.  An IPv6 network around the IPv4-mapped addresses, such as ::/8,
+ * says nothing about IPv4.
  */
 static bool
-net_contains(const Net *net, const unsigned char *bytes)
+net_contains(const PsyncHttpNet *net, const unsigned char *bytes)
 {
 	int			whole = net->bits / 8;
 	int			rest = net->bits % 8;
 
-	Assert(net->bits >= 0);
+	Assert(net->bits > 0);
 	Assert(net->bits <= 128);
+	if (net->bits < PSYNC_HTTP_MAPPED_BITS && is_mapped(bytes))
+		return false;
 	if (memcmp(net->bytes, bytes, whole) != 0)
 		return false;
 	return rest == 0 ||
@@ -143,10 +100,12 @@ static void
 unwrap(unsigned char *bytes)
 {
 	static const unsigned char nat64[12] = {0, 0x64, 0xff, 0x9b};
+	static const unsigned char translated[12] = {[8] = 0xff, [9] = 0xff};
 	static const unsigned char compatible[12] = {0};
 	unsigned char v4[4];
 
-	if (memcmp(bytes, nat64, sizeof(nat64)) == 0)
+	if (memcmp(bytes, nat64, sizeof(nat64)) == 0 ||
+		memcmp(bytes, translated, sizeof(translated)) == 0)	/* SIIT */
 		memcpy(v4, bytes + 12, sizeof(v4));
 	else if (bytes[0] == 0x20 && bytes[1] == 0x02)	/* 6to4 */
 		memcpy(v4, bytes + 2, sizeof(v4));
@@ -155,8 +114,58 @@ unwrap(unsigned char *bytes)
 		memcpy(v4, bytes + 12, sizeof(v4));
 	else
 		return;
-	memcpy(bytes, mapped_prefix, sizeof(mapped_prefix));
-	memcpy(bytes + sizeof(mapped_prefix), v4, sizeof(v4));
+	memcpy(bytes, psync_http_mapped_prefix, sizeof(psync_http_mapped_prefix));
+	memcpy(bytes + sizeof(psync_http_mapped_prefix), v4, sizeof(v4));
+}
+
+/* The 16 bytes of a socket's address; false if it is of another family. */
+static bool
+bytes_from_socket(const struct sockaddr *address, unsigned char *bytes)
+{
+	if (address->sa_family == AF_INET)
+	{
+		memcpy(bytes, psync_http_mapped_prefix, sizeof(psync_http_mapped_prefix));
+		memcpy(bytes + sizeof(psync_http_mapped_prefix),
+			   &((const struct sockaddr_in *) address)->sin_addr, 4);
+		return true;
+	}
+	if (address->sa_family != AF_INET6)
+		return false;
+	memcpy(bytes, &((const struct sockaddr_in6 *) address)->sin6_addr, 16);
+	return true;
+}
+
+/*
+ * Is it an address of one of this host's interfaces?  A connection to one's own
+ * public address stays within the host, past any firewall.  Asked for before
+ * each request, so the list is kept for a few seconds; if it cannot be had, the
+ * one before serves.
+ */
+static bool
+is_own(const unsigned char *bytes)
+{
+	static struct ifaddrs *own = NULL;
+	static int64 read_at = 0;
+	int64		now = psync_http_clock();
+	struct ifaddrs *fresh;
+
+	if ((own == NULL || now > read_at + PSYNC_HTTP_OWN_SECONDS * USECS_PER_SEC) &&
+		getifaddrs(&fresh) == 0)
+	{
+		if (own != NULL)
+			freeifaddrs(own);
+		own = fresh;
+		read_at = now;
+	}
+	for (const struct ifaddrs *at = own; at != NULL; at = at->ifa_next)
+	{
+		unsigned char mine[16];
+
+		if (at->ifa_addr != NULL && bytes_from_socket(at->ifa_addr, mine) &&
+			memcmp(mine, bytes, sizeof(mine)) == 0)
+			return true;
+	}
+	return false;
 }
 
 /*
@@ -171,7 +180,7 @@ is_public(const unsigned char *bytes)
 	{
 		for (int i = 0; i < lengthof(blocked_nets); i++)
 		{
-			bool		ok = net_from_text(blocked_nets[i], &blocked[i]);
+			bool		ok = psync_http_net_parse(blocked_nets[i], &blocked[i]);
 
 			Assert(ok && blocked[i].bits > 0);
 			(void) ok;
@@ -182,7 +191,7 @@ is_public(const unsigned char *bytes)
 		if (net_contains(&blocked[i], bytes))
 			return false;
 	}
-	return true;
+	return !is_own(bytes);
 }
 
 /*
@@ -194,36 +203,46 @@ is_loopback(const unsigned char *bytes)
 	static const unsigned char v6[16] = {[15] = 1};
 
 	return memcmp(bytes, v6, sizeof(v6)) == 0 ||
-		(memcmp(bytes, mapped_prefix, sizeof(mapped_prefix)) == 0 && bytes[12] == 127);
+		(is_mapped(bytes) && bytes[12] == 127);
 }
 
 /* ---------------------------------------------------------------- policy */
 
+/* A network of the policy's own. */
+static void
+policy_add_net(PsyncHttpPolicy *policy, const PsyncHttpNet *net)
+{
+	PsyncHttpNet *copy = palloc(sizeof(PsyncHttpNet));
+
+	*copy = *net;
+	policy->nets = lappend(policy->nets, copy);
+}
+
 /*
- * One entry of the list, which is ours to change. What is not an address is
- * a name: the setting's check hook has seen that it could be one.
+ * One entry of the list, which is ours to change.  The setting's check hook has
+ * seen that all are well-formed.
  */
 static void
 policy_add(PsyncHttpPolicy *policy, char *item)
 {
-	Net		   *net = palloc(sizeof(Net));
+	PsyncHttpNet net;
 
-	Assert(item[0] != '\0');
-	if (pg_strcasecmp(item, "localhost") == 0)
+	switch (psync_http_entry_parse(item, &net))
 	{
-		Net		   *other = palloc(sizeof(Net));
-
-		(void) net_from_text("127.0.0.0/8", net);
-		(void) net_from_text("::1", other);
-		policy->nets = lappend(lappend(policy->nets, net), other);
-	}
-	else if (net_from_text(item, net))
-		policy->nets = lappend(policy->nets, net);
-	else
-	{
-		for (char *c = item; *c; c++)
-			*c = pg_tolower((unsigned char) *c);
-		policy->names = lappend(policy->names, item);
+		case PSYNC_HTTP_ENTRY_NET:
+			policy_add_net(policy, &net);
+			break;
+		case PSYNC_HTTP_ENTRY_LOOPBACK:
+			if (psync_http_net_parse("127.0.0.0/8", &net))
+				policy_add_net(policy, &net);
+			if (psync_http_net_parse("::1", &net))
+				policy_add_net(policy, &net);
+			break;
+		case PSYNC_HTTP_ENTRY_NAME:
+			policy->names = lappend(policy->names, asc_tolower(item, strlen(item)));
+			break;
+		case PSYNC_HTTP_ENTRY_INVALID:
+			break;
 	}
 }
 
@@ -235,16 +254,13 @@ static PsyncHttpPolicy *
 policy_create(const char *text)
 {
 	PsyncHttpPolicy *policy = palloc0(sizeof(PsyncHttpPolicy));
-	char	   *save = NULL;
+	char	   *list = pstrdup(text);
+	char	   *item;
 
 	policy->text = pstrdup(text);
-	policy->empty = true;
-	for (char *item = strtok_r(pstrdup(text), ", \t\n", &save); item != NULL;
-		 item = strtok_r(NULL, ", \t\n", &save))
-	{
-		policy->empty = false;
+	policy->empty = strspn(text, " \t\n\r") == strlen(text);
+	while ((item = psync_http_entry_next(&list)) != NULL)
 		policy_add(policy, item);
-	}
 	return policy;
 }
 
@@ -341,15 +357,7 @@ psync_http_address_refused(const PsyncHttpPolicy *policy, const char *host,
 	unsigned char bytes[16];
 
 	Assert(address != NULL);
-	if (address->sa_family == AF_INET)
-	{
-		memcpy(bytes, mapped_prefix, sizeof(mapped_prefix));
-		memcpy(bytes + sizeof(mapped_prefix),
-			   &((const struct sockaddr_in *) address)->sin_addr, 4);
-	}
-	else if (address->sa_family == AF_INET6)
-		memcpy(bytes, &((const struct sockaddr_in6 *) address)->sin6_addr, 16);
-	else
+	if (!bytes_from_socket(address, bytes))
 		return refused_family;
 	return bytes_refused(policy, host, bytes, loopback_only);
 }
@@ -371,7 +379,7 @@ psync_http_address_text_refused(const PsyncHttpPolicy *policy, const char *host,
 	/* an address with a zone is link-local; what cannot be read is refused */
 	strlcpy(bare, address, sizeof(bare));
 	bare[strcspn(bare, "%")] = '\0';
-	if (!bytes_from_text(bare, bytes, &is_v4))
+	if (!psync_http_address_parse(bare, bytes, &is_v4))
 		return refused_family;
 	return bytes_refused(policy, host, bytes, loopback_only);
 }
@@ -386,7 +394,7 @@ psync_http_name_refused(const PsyncHttpPolicy *policy, const char *host)
 	unsigned char bytes[16];
 	bool		is_v4;
 
-	if (bytes_from_text(host, bytes, &is_v4))
+	if (psync_http_address_parse(host, bytes, &is_v4))
 		return bytes_refused(policy, host, bytes, false);
 	return name_is_listed(policy, host) ? NULL : refused_name;
 }

@@ -19,6 +19,7 @@
 #include "common/base64.h"
 #include "utils/builtins.h"
 
+#include "transport/http/http_hosts.h"
 #include "transport/http/http_names.h"
 #include "transport/http/http_time.h"
 #include "transport/message_options.h"
@@ -709,4 +710,25 @@ psync_http_check_options(List *options, Oid catalog)
 		check_server(options);
 	else if (catalog == UserMappingRelationId)
 		check_user(options);
+}
+
+/*
+ * The first entry of a list of allowed hosts that is malformed, in memory of
+ * palloc; NULL if all are well-formed.  What it means is told in address.c.
+ */
+char *
+psync_http_malformed_host(const char *value)
+{
+	char	   *list = pstrdup(value);
+	char	   *entry;
+	PsyncHttpNet net;
+
+	if (strspn(value, " \t\n\r") == strlen(value))
+		return NULL;
+	while ((entry = psync_http_entry_next(&list)) != NULL)
+	{
+		if (psync_http_entry_parse(entry, &net) == PSYNC_HTTP_ENTRY_INVALID)
+			return entry;
+	}
+	return NULL;
 }
