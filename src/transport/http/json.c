@@ -177,6 +177,26 @@ psync_http_json_element(PsyncHttpJson array, const char **cursor, PsyncHttpJson 
 	return true;
 }
 
+/* The character that four hexadecimal digits stand for; "?" if not in ASCII. */
+static char
+plain_character(const char *at, const char *end)
+{
+	unsigned int code = 0;
+
+	if (end - at < 4)
+		return '?';
+	for (int i = 0; i < 4; i++)
+	{
+		const char *digits = "0123456789abcdef";
+		const char *digit = strchr(digits, pg_tolower((unsigned char) at[i]));
+
+		if (digit == NULL || *digit == '\0')
+			return '?';
+		code = code << 4 | (digit - digits);
+	}
+	return code >= ' ' && code < 0x7f ? (char) code : '?';
+}
+
 /* The text of a string or number; what is not ASCII becomes "?". */
 char *
 psync_http_json_string(PsyncHttpJson value)
@@ -197,11 +217,7 @@ psync_http_json_string(PsyncHttpJson value)
 			*to++ = *at++;
 		else if (at[1] == 'u')
 		{
-			unsigned int code = '?';
-
-			if (at + 6 <= end)
-				(void) sscanf(at + 2, "%4x", &code);
-			*to++ = code >= ' ' && code < 0x7f ? (char) code : '?';
+			*to++ = plain_character(at + 2, end);
 			at = Min(at + 6, end);
 		}
 		else
