@@ -28,11 +28,11 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/hsearch.h"
-#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
+#include "base/invalidation.h"
 #include "capture/capture.h"
 #include "compat.h"
 #include "log/log.h"
@@ -64,7 +64,7 @@ static bool any_new_shape = false;
  * for all relations.
  */
 static void
-relcache_callback(Datum arg, Oid relid)
+mark_outdated(Oid relid)
 {
 	HASH_SEQ_STATUS status;
 	PsyncCaptureRel *crel;
@@ -144,7 +144,7 @@ psync_rel_cache_init(void)
 	ctl.entrysize = sizeof(PsyncCaptureRel);
 	cache = hash_create("payment_sync captured relations", 64, &ctl,
 						HASH_ELEM | HASH_BLOBS);
-	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	psync_invalidation_subscribe(mark_outdated);
 	RegisterXactCallback(xact_callback, NULL);
 	RegisterSubXactCallback(subxact_callback, NULL);
 }

@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "catalog/namespace.h"
 #include "catalog/pg_foreign_data_wrapper.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_user_mapping.h"
@@ -18,8 +19,10 @@
 #include "foreign/foreign.h"
 #include "utils/acl.h"
 #include "utils/inval.h"
+#include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
+#include "base/invalidation.h"
 #include "capture/shape.h"
 #include "compat.h"
 #include "deliver/delivery.h"
@@ -28,13 +31,26 @@
 static uint64 invalidations = 0;
 
 /*
+ * Of which relations: payment_sync.sync, which the functions that change a
+ * definition invalidate, and the tables of the syncs that this process has read.
+ * Only those count: other sessions' temporary tables must not make deliveries
+ * read their definitions again, window after window.
+ *
+ * Tables are never taken out; a process sees those of one database.
+ */
+static Oid	sync_relid = InvalidOid;
+static HTAB *watched = NULL;	/* of Oid */
+
+/*
  * Only count: what a definition says now is looked up by the next step, which
  * may take locks and raise errors.
  */
 static void
-relcache_callback(Datum arg, Oid relid)
+relation_changed(Oid relid)
 {
-	invalidations++;
+	if (relid == InvalidOid || relid == sync_relid ||
+		(watched != NULL && hash_search(watched, &relid, HASH_FIND, NULL) != NULL))
+		invalidations++;
 }
 
 static void
@@ -53,13 +69,47 @@ psync_definition_invalidations(void)
 
 	if (!registered)
 	{
-		CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+		psync_invalidation_subscribe(relation_changed);
 		CacheRegisterSyscacheCallback(FOREIGNSERVEROID, syscache_callback, (Datum) 0);
 		CacheRegisterSyscacheCallback(USERMAPPINGOID, syscache_callback, (Datum) 0);
 		CacheRegisterSyscacheCallback(FOREIGNDATAWRAPPEROID, syscache_callback, (Datum) 0);
 	}
 	registered = true;
 	return invalidations;
+}
+
+/*
+ * From now on the relation counts.  One that did not until now may have changed
+ * since the caller has read about it, so whoever depends on it looks once more.
+ */
+static void
+watch_relation(Oid relid)
+{
+	bool		found;
+
+	if (watched == NULL)
+	{
+		HASHCTL		ctl = {0};
+
+		ctl.keysize = sizeof(Oid);
+		ctl.entrysize = sizeof(Oid);
+		watched = hash_create("payment_sync watched tables", 64, &ctl,
+							  HASH_ELEM | HASH_BLOBS);
+	}
+	(void) hash_search(watched, &relid, HASH_ENTER, &found);
+	if (!found)
+		invalidations++;
+}
+
+static void
+watch_sync_relation(void)
+{
+	Oid			schema = get_namespace_oid(PSYNC_SCHEMA, true);
+	Oid			relid = OidIsValid(schema) ? get_relname_relid("sync", schema) : InvalidOid;
+
+	if (relid != sync_relid)
+		invalidations++;
+	sync_relid = relid;
 }
 
 /* ----------------------------------------------------------------- target */
@@ -137,6 +187,10 @@ psync_definition_text(const PsyncSync *sync)
 	ListCell   *lc;
 
 	Assert(sync->name != NULL);
+
+	watch_sync_relation();
+	foreach(lc, sync->tables)
+		watch_relation(((PsyncTable *) lfirst(lc))->relid);
 
 	initStringInfo(&buf);
 	appendStringInfo(&buf, "%d %u %s %s %d", sync->enabled, sync->owner,

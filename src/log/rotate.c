@@ -57,6 +57,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
+#include "base/invalidation.h"
 #include "compat.h"
 #include "log/log.h"
 #include "log/log_internal.h"
@@ -90,7 +91,7 @@ static int	active = -1;
  * Runs at any place where a lock is taken, so it does nothing that could fail.
  */
 static void
-relcache_callback(Datum arg, Oid relid)
+forget_cached(Oid relid)
 {
 	bool		ours = relid == InvalidOid || relid == rotation_relid;
 
@@ -497,5 +498,5 @@ psync_rotate_init(void)
 							"Writers are never stopped. Zero means no limit.",
 							&psync_log_size_max, 0, 0, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL, NULL);
-	CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
+	psync_invalidation_subscribe(forget_cached);
 }

@@ -5,6 +5,8 @@
  *
  * payment_sync_callbacks.pre_commit is a statement that is run before each
  * commit and each PREPARE, when deferred triggers have run already.
+ * payment_sync_callbacks.relcache is how many of PostgreSQL's ten places for
+ * relcache callbacks it takes.
  */
 #include "postgres.h"
 
@@ -12,6 +14,7 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/snapmgr.h"
 
 PG_MODULE_MAGIC;
@@ -19,6 +22,7 @@ PG_MODULE_MAGIC;
 void		_PG_init(void);
 
 static char *statement = NULL;
+static int	relcache_callbacks = 0;
 
 static void
 xact_callback(XactEvent event, void *arg)
@@ -34,9 +38,20 @@ xact_callback(XactEvent event, void *arg)
 	PopActiveSnapshot();
 }
 
+static void
+relcache_callback(Datum arg, Oid relid)
+{
+}
+
 void
 _PG_init(void)
 {
+	DefineCustomIntVariable("payment_sync_callbacks.relcache",
+							"How many relcache callbacks to register.", NULL,
+							&relcache_callbacks, 0, 0, 10,
+							PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	for (int i = 0; i < relcache_callbacks; i++)
+		CacheRegisterRelcacheCallback(relcache_callback, (Datum) 0);
 	DefineCustomStringVariable("payment_sync_callbacks.pre_commit",
 							   "Is run before each commit.", NULL, &statement, "",
 							   PGC_USERSET, 0, NULL, NULL, NULL);
