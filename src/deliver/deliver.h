@@ -100,7 +100,7 @@ extern void psync_delivery_failure(const PsyncDelivery *delivery,
 
 /*
  * Called before each wait for a target; returns after how many milliseconds
- * it wants to be called again at the latest, -1 for when the latch is set.
+ * it wants to be called again at the latest.
  * Set by the worker layer, which looks after its other syncs meanwhile: it
  * may close other deliveries.
  */

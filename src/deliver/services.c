@@ -56,7 +56,8 @@ wait_for_target(pgsocket fd, int events, long timeout_ms)
 	{
 		long		hook_ms = psync_deliver_wait_hook();
 
-		shortened = hook_ms >= 0 && (timeout_ms < 0 || hook_ms < timeout_ms);
+		Assert(hook_ms >= 0);
+		shortened = timeout_ms < 0 || hook_ms < timeout_ms;
 		if (shortened)
 			timeout_ms = hook_ms;
 	}

@@ -20,7 +20,12 @@
  * worker for another database, the stuck sync gives up its turn after a while:
  * that is a failure like others, with back-off, so the others get theirs.  A
  * window that takes long because it is large must come to its end some time,
- * so each failure in a row doubles the patience.
+ * so each failure in a row doubles the patience; but not beyond a few turns of
+ * a database while another one waits.
+ *
+ * Every wait for a target ends after PSYNC_LOOK_MS at the latest, and all is
+ * looked at again: who waits for this worker is a state in shared memory, not
+ * a message that could be taken by someone who has no use for it.
  */
 #include "postgres.h"
 
@@ -29,6 +34,13 @@
 
 #include "sync/sync.h"
 #include "worker/serve.h"
+
+/* Does another database wait for this worker? */
+bool
+psync_neighbour_asked(void)
+{
+	return pg_atomic_read_u32(&psync_serve.slot->asked) != 0;
+}
 
 /* Could anyone take syncs that we leave?  Other databases come first. */
 bool
@@ -224,14 +236,16 @@ psync_neighbour_hear_config(void)
  * sync whose turn it is wait for its target?
  */
 static TimestampTz
-psync_neighbour_patient_until(void)
+psync_neighbour_patient_until(bool asked)
 {
 	int			failures = Min(psync_serve.serving->failures,
 							   PSYNC_STUCK_DOUBLINGS_MAX);
+	int64		patience = (int64) PSYNC_STUCK_MS << failures;
 
 	Assert(failures >= 0);
-	return psync_after(psync_serve.turn_started,
-					   (int64) PSYNC_STUCK_MS << failures);
+	if (asked)
+		patience = Min(patience, PSYNC_STUCK_TURNS_MAX * (int64) psync_database_turn);
+	return psync_after(psync_serve.turn_started, patience);
 }
 
 static void
@@ -261,11 +275,19 @@ psync_neighbour_ending(TimestampTz now)
 	return Max(TimestampDifferenceMilliseconds(now, psync_serve.end_by), 1);
 }
 
+/* Milliseconds until that time, within limits; the latch may be set before. */
+static long
+psync_neighbour_look_in(TimestampTz now, TimestampTz at, long least)
+{
+	return Min(PSYNC_LOOK_MS,
+			   Max(TimestampDifferenceMilliseconds(now, at), least));
+}
+
 /*
  * The hook: called by a delivery before each wait for its target, in a
  * transaction without a snapshot, with nothing half done on our side.
  * Returns after how many milliseconds it wants to be called again at the
- * latest; -1: when the latch is set.
+ * latest.
  */
 long
 psync_neighbour_waiting(void)
@@ -277,32 +299,29 @@ psync_neighbour_waiting(void)
 
 	/* Its own time is limited; what we do meanwhile is to give syncs back. */
 	if (psync_serve.leaving)
-		return -1;
+		return PSYNC_LOOK_MS;
 	if (psync_serve.end_by != PSYNC_NEVER)
 		return psync_neighbour_ending(now);
 
 	/* Not in a turn: a close. */
 	if (psync_serve.serving == NULL)
-		return -1;
+		return PSYNC_LOOK_MS;
 
 	psync_neighbour_hear_config();
 	if ((pg_atomic_read_u32(&psync_serve.slot->wake) & PSYNC_WAKE_YIELD) != 0)
 		psync_neighbour_yield(NULL);
 
-	asked = (pg_atomic_read_u32(&psync_serve.slot->wake) & PSYNC_WAKE_LEAVE) != 0;
+	asked = psync_neighbour_asked();
 	wanted_at = asked ? now : psync_neighbour_wanted_at(now);
-	if (wanted_at == PSYNC_NEVER)
-		return -1;
 
 	/* It need not be left nor given up: its turn ends, and it is watched. */
 	if (psync_delivery_watchable(psync_serve.serving->delivery))
-		return wanted_at <= now ? 0 :
-			Max(TimestampDifferenceMilliseconds(now, wanted_at), 1);
+		return psync_neighbour_look_in(now, wanted_at, 0);
 
-	patient_until = psync_after(psync_serve.turn_started, PSYNC_PATIENCE_MS);
-	wanted_at = Max(wanted_at, patient_until);
+	wanted_at = Max(wanted_at, psync_after(psync_serve.turn_started,
+										   PSYNC_PATIENCE_MS));
 	if (wanted_at > now)
-		return Max(TimestampDifferenceMilliseconds(now, wanted_at), 1);
+		return psync_neighbour_look_in(now, wanted_at, 1);
 
 	if (!asked && psync_neighbour_help_available())
 	{
@@ -310,9 +329,8 @@ psync_neighbour_waiting(void)
 		psync_serve.reload_helped = true;
 		return PSYNC_LEFT_MS;
 	}
-	patient_until = psync_neighbour_patient_until();
+	patient_until = psync_neighbour_patient_until(asked);
 	if (patient_until <= now)
 		psync_neighbour_give_up(now);
-	return Min(PSYNC_LEFT_MS,
-			   Max(TimestampDifferenceMilliseconds(now, patient_until), 1));
+	return psync_neighbour_look_in(now, patient_until, 1);
 }

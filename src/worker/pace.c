@@ -99,7 +99,8 @@ psync_pace_wait(TimestampTz until)
 		uint32		before = pg_atomic_fetch_or_u32(&slot->wake,
 													PSYNC_WAKE_CHANGES);
 
-		if ((before & ~PSYNC_WAKE_CHANGES) != 0 || psync_serve.reload_wanted)
+		if ((before & ~PSYNC_WAKE_CHANGES) != 0 || psync_serve.reload_wanted ||
+			psync_neighbour_asked())
 			return false;
 		if (now >= until)
 			return true;

@@ -22,8 +22,14 @@
  */
 #define PSYNC_RESTART_DELAY_MS	5000
 
-/* How long a worker may stay when another database is waiting for its slot. */
-#define PSYNC_STAY_MS_MIN		5000
+/* One without work may leave sooner than after payment_sync.database_turn. */
+#define PSYNC_IDLE_TURN_MS		1000
+
+/* How often a worker that is to leave is reminded. */
+#define PSYNC_REMIND_MS			500
+
+/* One that has not left after so many turns is not counted on any more. */
+#define PSYNC_LEAVE_TURNS		4
 
 /* Where to begin among the databases, so that all get their turn. */
 static int	next_database = 0;
@@ -168,32 +174,76 @@ psync_plan_further_workers(PsyncPlan *plan)
 }
 
 /*
+ * Remind those that were asked.  Returns how many slots will be free before
+ * long: whoever does not leave in time, which is none of ours but for a process
+ * that is stopped, is not to keep the others waiting.
+ */
+static int
+psync_plan_remind(TimestampTz now)
+{
+	int			leaving = 0;
+
+	for (int i = 0; i < psync_max_workers; i++)
+	{
+		PsyncSharedWorker *slot = &psync_slots[i];
+
+		if (!OidIsValid(pg_atomic_read_u32(&slot->dboid)))
+			continue;
+		if (pg_atomic_read_u32(&slot->asked) == 0)
+		{
+			leaving += slot->leaving ? 1 : 0;
+			continue;
+		}
+		psync_wakeup_leave(slot);
+		if (TimestampTzPlusMilliseconds(slot->asked_at, PSYNC_LEAVE_TURNS *
+										(int64) psync_database_turn) > now)
+			leaving++;
+	}
+	return leaving;
+}
+
+/* From when on the worker may be asked to leave. */
+static TimestampTz
+psync_plan_may_leave(const PsyncSharedWorker *slot)
+{
+	int			stay = psync_database_turn;
+
+	if (slot->idle)
+		stay = Min(stay, PSYNC_IDLE_TURN_MS);
+	return TimestampTzPlusMilliseconds(slot->started_at, stay);
+}
+
+/*
  * Databases wait and all slots are taken: ask as many workers to leave, the
- * idle ones first, then any that has been there long enough.
+ * idle ones first, then any that has been there long enough.  That a slot is
+ * asked for stays in shared memory until it is free, and is looked at again
+ * here while anyone waits: no message that is lost keeps a database waiting.
  */
 static void
 psync_plan_ask_leave(PsyncPlan *plan, int waiting, TimestampTz now)
 {
-	for (int i = 0; i < psync_max_workers; i++)
-		waiting -= psync_slots[i].leaving ? 1 : 0;
+	waiting -= psync_plan_remind(now);
+	plan->next = Min(plan->next,
+					 TimestampTzPlusMilliseconds(now, PSYNC_REMIND_MS));
 
 	for (int round = 0; round < 2; round++)
 	{
 		for (int i = 0; i < psync_max_workers && waiting > 0; i++)
 		{
 			PsyncSharedWorker *slot = &psync_slots[i];
-			TimestampTz may_leave = TimestampTzPlusMilliseconds(slot->started_at,
-																PSYNC_STAY_MS_MIN);
+			TimestampTz may_leave = psync_plan_may_leave(slot);
 
-			if (slot->leaving || (round == 0 && !slot->idle))
+			if (!OidIsValid(pg_atomic_read_u32(&slot->dboid)) ||
+				pg_atomic_read_u32(&slot->asked) != 0 || slot->leaving ||
+				(round == 0 && !slot->idle))
 				continue;
 			if (may_leave > now)
 			{
 				plan->next = Min(plan->next, may_leave);
 				continue;
 			}
-			slot->leaving = true;
-			psync_wakeup_slot(slot, PSYNC_WAKE_LEAVE);
+			slot->asked_at = now;
+			psync_wakeup_leave(slot);
 			waiting--;
 		}
 	}

@@ -262,7 +262,8 @@ psync_serve_pass(void)
 		PsyncServed *served = dlist_container(PsyncServed, node, iter.cur);
 		TimestampTz now = GetCurrentTimestamp();
 
-		if (ProcDiePending)
+		/* whoever is to go begins nothing */
+		if (ProcDiePending || psync_neighbour_asked())
 			return false;
 		if (served->wake_at != 0 && served->wake_at <= now)
 		{

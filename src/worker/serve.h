@@ -36,11 +36,20 @@
 #define PSYNC_STUCK_MS			5000
 #define PSYNC_STUCK_DOUBLINGS_MAX	10
 
+/* No longer than so many turns of a database while another database waits. */
+#define PSYNC_STUCK_TURNS_MAX	3
+
+/* How soon whoever waits for a target looks again whether others wait for it. */
+#define PSYNC_LOOK_MS			1000
+
 /* How long answers are awaited when a sync is left to others. */
 #define PSYNC_LEAVE_MS			500
 
 /* How long an ending process waits for its targets. */
 #define PSYNC_END_MS			500
+
+/* The same, of one that is not told to hurry. */
+#define PSYNC_LEAVE_ALL_MS		1000
 
 /* One sync of this worker's database. */
 typedef struct PsyncServed
@@ -76,8 +85,8 @@ typedef struct PsyncServeState
 	bool		called_off;		/* the turn was ended because its sync had been
 								 * disabled or dropped */
 	bool		leaving;		/* a sync is being given back */
-	TimestampTz end_by;			/* SIGTERM: wait for targets no longer than
-								 * this; else PSYNC_NEVER */
+	TimestampTz end_by;			/* when the process ends: wait for targets no
+								 * longer than this; else PSYNC_NEVER */
 	bool		reload_wanted;	/* definitions may have changed */
 	bool		reload_helped;	/* stuck in a turn, we have told another
 								 * worker to look at them */
@@ -120,6 +129,7 @@ extern void psync_watch_sleep(TimestampTz until);
 extern bool psync_watch_deafen(void);
 
 /* neighbour.c */
+extern bool psync_neighbour_asked(void);
 extern bool psync_neighbour_help_available(void);
 extern void psync_neighbour_leave_due(void *arg);
 extern void psync_neighbour_yield(void *arg);

@@ -23,6 +23,7 @@ int			psync_retry_delay_max = 60 * 1000;
 int			psync_database_scan_interval = 60;
 int			psync_worker_idle_timeout = 60;
 int			psync_window_interval = 5;
+int			psync_database_turn = 5000;
 
 /*
  * Sizes of shared memory.  A session that has loaded the library by itself
@@ -88,6 +89,14 @@ psync_settings_define_delays(void)
 							&psync_worker_idle_timeout,
 							60, -1, INT_MAX / 1000,
 							PGC_SIGHUP, GUC_UNIT_S,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("payment_sync.database_turn",
+							"Sets how long a worker serves one database while another one waits for a worker.",
+							"A worker without work leaves after a second, if that is less. A target that "
+							"does not answer holds its worker for three turns at most.",
+							&psync_database_turn,
+							5000, 10, INT_MAX / 1000,
+							PGC_SIGHUP, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("payment_sync.window_interval",
 							"Sets the time from one window of a busy sync to the next.",

@@ -70,6 +70,7 @@ psync_shmem_fill(void)
 		pg_atomic_init_u32(&psync_slots[i].dboid, InvalidOid);
 		pg_atomic_init_u32(&psync_slots[i].wake, 0);
 		pg_atomic_init_u32(&psync_slots[i].proc, 0);
+		pg_atomic_init_u32(&psync_slots[i].asked, 0);
 	}
 	for (int i = 0; i < psync_max_databases; i++)
 	{
@@ -235,6 +236,7 @@ psync_slot_claim(Oid dboid)
 		slot->idle = false;
 		slot->leaving = false;
 		slot->serving = false;
+		pg_atomic_write_u32(&slot->asked, 0);
 		pg_atomic_write_u32(&slot->wake, 0);
 		pg_write_barrier();
 		pg_atomic_write_u32(&slot->dboid, dboid);
@@ -267,7 +269,9 @@ psync_slot_release(PsyncSharedWorker *slot, bool again)
 
 	pg_atomic_write_u32(&slot->proc, 0);
 	slot->pid = 0;
+	slot->leaving = false;
 	slot->serving = false;
+	pg_atomic_write_u32(&slot->asked, 0);
 
 	database = psync_database_find(dboid);
 	Assert(database != NULL);	/* not forgotten while it has workers */

@@ -13,6 +13,7 @@
  *	slot.proc		likewise; a stale number costs some process a spurious
  *					wake-up, which every process must bear anyway
  *	slot.wake		messages not yet taken: set by anyone, emptied by the owner
+ *	slot.asked		set by the launcher, cleared when the slot is free
  *	database.dboid	changed under the exclusive lock, read without
  *	database.pending	messages for which no worker was there: set by anyone,
  *						emptied by the launcher
@@ -39,7 +40,6 @@
 #define PSYNC_WAKE_CHANGES		0x01	/* changes were committed */
 #define PSYNC_WAKE_CONFIG		0x02	/* definitions have changed */
 #define PSYNC_WAKE_YIELD		0x04	/* a session wants a sync's lock */
-#define PSYNC_WAKE_LEAVE		0x08	/* another database needs the slot */
 
 /* Messages to the launcher, bits of control.launcher_wake. */
 #define PSYNC_LAUNCHER_WORK		0x01	/* look at the database entries */
@@ -52,11 +52,14 @@ typedef struct PsyncSharedWorker
 								 * invalid */
 	pg_atomic_uint32 wake;		/* PSYNC_WAKE_… */
 	pg_atomic_uint32 proc;		/* index of its PGPROC plus 1; 0: starting */
+	pg_atomic_uint32 asked;		/* 1: another database waits for the slot; a
+								 * state, not a message, so nobody can miss it */
 	uint32		generation;		/* tells this use of the slot from others */
 	pid_t		pid;			/* 0: starting */
 	TimestampTz started_at;
+	TimestampTz asked_at;		/* valid if asked */
 	bool		idle;			/* waits for messages or timers */
-	bool		leaving;		/* was told to leave, or has decided to */
+	bool		leaving;		/* has decided to leave */
 	bool		serving;		/* sync is valid */
 	pg_uuid_t	sync;			/* the sync whose turn it is now */
 } PsyncSharedWorker;
@@ -102,6 +105,7 @@ extern int	psync_retry_delay_max;	/* ms */
 extern int	psync_database_scan_interval;	/* s */
 extern int	psync_worker_idle_timeout;	/* s */
 extern int	psync_window_interval;	/* ms; 0: none */
+extern int	psync_database_turn;	/* ms */
 extern void psync_settings_init(void);
 
 /* shmem.c; all but init and ready need psync_shmem_ready() */
@@ -123,6 +127,7 @@ extern void psync_slot_release(PsyncSharedWorker *slot, bool again);
 extern void psync_wakeup_init(void);
 extern void psync_wakeup_launcher(uint32 message);
 extern void psync_wakeup_slot(PsyncSharedWorker *slot, uint32 message);
+extern void psync_wakeup_leave(PsyncSharedWorker *slot);
 extern bool psync_wakeup_workers(Oid dboid, uint32 message);
 extern void psync_wakeup_scan(void);
 

@@ -115,6 +115,8 @@ psync_turn_is_over(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
+	if (psync_neighbour_asked())
+		return true;
 	if (!TimestampDifferenceExceeds(psync_serve.turn_started, now,
 									PSYNC_TURN_MS))
 		return false;

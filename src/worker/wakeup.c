@@ -66,6 +66,18 @@ psync_wakeup_launcher(uint32 message)
 }
 
 /*
+ * Another database waits for the slot.  The caller holds the lock, and repeats
+ * this for as long as it is so: whatever the worker waits for, it looks again.
+ */
+void
+psync_wakeup_leave(PsyncSharedWorker *slot)
+{
+	pg_atomic_write_u32(&slot->asked, 1);
+	pg_memory_barrier();
+	psync_wakeup_proc(pg_atomic_read_u32(&slot->proc));
+}
+
+/*
  * A bit that is set already was sent by someone who has seen to the latch, and
  * has not been taken: the worker will look once more in any case.  So while a
  * worker is busy, all but the first of many commits only read.

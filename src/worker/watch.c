@@ -39,7 +39,7 @@ psync_watch_alone(void)
 	if (psync_serve.serving == NULL)
 		return true;
 	if ((pg_atomic_read_u32(&psync_serve.slot->wake) & ~PSYNC_WAKE_CHANGES) != 0 ||
-		psync_serve.reload_wanted)
+		psync_serve.reload_wanted || psync_neighbour_asked())
 		return false;
 	dlist_foreach(iter, &psync_serve.syncs)
 	{

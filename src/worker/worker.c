@@ -164,6 +164,7 @@ psync_worker_has_sibling(void)
 		PsyncSharedWorker *slot = &psync_slots[i];
 
 		if (slot != my_slot && slot->pid != 0 && !slot->leaving &&
+			pg_atomic_read_u32(&slot->asked) == 0 &&
 			pg_atomic_read_u32(&slot->dboid) == MyDatabaseId)
 			return true;
 	}
@@ -180,13 +181,18 @@ psync_worker_idle_too_long(void)
 		GetCurrentTimestamp();
 }
 
-/* Why, if at all; the caller holds the lock. */
+/*
+ * Why, if at all; the caller holds the lock.  What has not been heard may be a
+ * reason to stay, unless another database waits: then it is left to the next
+ * worker (psync_slot_release).
+ */
 static PsyncLeave
-psync_worker_reason(bool present, bool asked, bool idle)
+psync_worker_reason(bool present, bool idle)
 {
-	/* What has not been heard may be a reason to stay. */
+	bool		asked = psync_neighbour_asked();
+
 	if ((pg_atomic_read_u32(&my_slot->wake) & PSYNC_WAKE_CONFIG) != 0)
-		return PSYNC_LEAVE_NOT;
+		return asked ? PSYNC_LEAVE_ASKED : PSYNC_LEAVE_NOT;
 	if (!present)
 		return PSYNC_LEAVE_ABSENT;
 	if (!psync_serve_has_syncs())
@@ -203,7 +209,7 @@ psync_worker_reason(bool present, bool asked, bool idle)
  * rely on each other, and a message that comes meanwhile must be heard.
  */
 static PsyncLeave
-psync_worker_decide(bool present, bool asked)
+psync_worker_decide(bool present)
 {
 	TimestampTz alone_until = psync_after(GetCurrentTimestamp(),
 										  PSYNC_TIDY_ALONE_MS);
@@ -216,9 +222,9 @@ psync_worker_decide(bool present, bool asked)
 	database = psync_database_find(MyDatabaseId);
 	Assert(database != NULL);
 
-	leave = psync_worker_reason(present, asked, idle);
+	leave = psync_worker_reason(present, idle);
 	left_in_order = leave != PSYNC_LEAVE_NOT;
-	my_slot->leaving = left_in_order || asked;
+	my_slot->leaving = left_in_order;
 	database->presence = present ? PSYNC_EXTENSION_PRESENT :
 		PSYNC_EXTENSION_ABSENT;
 	if (left_in_order)
@@ -232,7 +238,8 @@ psync_worker_decide(bool present, bool asked)
 }
 
 /*
- * Does not return.  What is in memory is saved and closed first.
+ * What is in memory is saved and closed first, within a limit: a target that
+ * hangs must not keep the slot from whoever waits for it.
  */
 static void
 psync_worker_leave(PsyncLeave leave)
@@ -242,6 +249,7 @@ psync_worker_leave(PsyncLeave leave)
 
 	Assert(left_in_order);
 
+	psync_serve.end_by = psync_after(GetCurrentTimestamp(), PSYNC_LEAVE_ALL_MS);
 	psync_serve_release_all();
 	proc_exit(0);
 }
@@ -437,8 +445,6 @@ psync_worker_stop(void)
 static void
 psync_worker_loop(void)
 {
-	bool		asked = false;
-
 	for (;;)
 	{
 		uint32		messages;
@@ -452,7 +458,6 @@ psync_worker_loop(void)
 			psync_worker_stop();
 
 		messages = pg_atomic_exchange_u32(&my_slot->wake, 0);
-		asked |= (messages & PSYNC_WAKE_LEAVE) != 0;
 		psync_serve_hear(messages);
 
 		changed = psync_serve.reload_wanted;
@@ -470,7 +475,7 @@ psync_worker_loop(void)
 			reconcile_at = psync_reconcile_check(!more && psync_worker_quiet(),
 												 (messages & PSYNC_WAKE_CONFIG) != 0);
 
-		leave = psync_worker_decide(present, asked);
+		leave = psync_worker_decide(present);
 		if (leave != PSYNC_LEAVE_NOT)
 			psync_worker_leave(leave);
 

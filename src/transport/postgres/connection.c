@@ -430,6 +430,7 @@ establish(PsyncPgSession *session)
 	while (PQstatus(session->conn) != CONNECTION_BAD && poll != PGRES_POLLING_OK)
 	{
 		long		left = -1;
+		int			events;
 
 		if (poll == PGRES_POLLING_FAILED)
 			break;
@@ -442,11 +443,13 @@ establish(PsyncPgSession *session)
 						 errmsg("could not connect to server \"%s\": timeout expired",
 								session->target->server_name)));
 		}
-		(void) psync_pg_services->wait(PQsocket(session->conn),
-									   poll == PGRES_POLLING_READING ?
-									   WL_SOCKET_READABLE : WL_SOCKET_WRITEABLE,
-									   left);
-		poll = PQconnectPoll(session->conn);
+		events = psync_pg_services->wait(PQsocket(session->conn),
+										 poll == PGRES_POLLING_READING ?
+										 WL_SOCKET_READABLE : WL_SOCKET_WRITEABLE,
+										 left);
+		/* libpq takes a call for the news that its socket is ready */
+		if ((events & (WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE)) != 0)
+			poll = PQconnectPoll(session->conn);
 	}
 	if (PQstatus(session->conn) != CONNECTION_OK)
 		ereport(ERROR,
