@@ -78,7 +78,7 @@ read_sums(const PsyncRows *rows, PsyncSum *sums, int ncells)
 	{
 		int			cell = atoi(psync_rows_get(rows, i, 0));
 
-		if (rows->ncolumns != 4 || cell < 0 || cell >= ncells)
+		if (cell < 0 || cell >= ncells)
 			ereport(ERROR,
 					(errcode(ERRCODE_FDW_ERROR),
 					 errmsg("unexpected answer to a query for checksums")));
@@ -123,9 +123,9 @@ differing_cells(PsyncReconcile *rec, List *cells, PsyncCounts *total)
 
 	/* the other side first: if it is a server, it works while we do */
 	psync_side_send(&rec->side[PSYNC_OTHER],
-					psync_query_checksum(rec, PSYNC_OTHER, cells));
+					psync_query_checksum(rec, PSYNC_OTHER, cells), 4, 2);
 	psync_side_send(&rec->side[PSYNC_SOURCE],
-					psync_query_checksum(rec, PSYNC_SOURCE, cells));
+					psync_query_checksum(rec, PSYNC_SOURCE, cells), 4, 2);
 	read_sums(psync_side_collect(&rec->side[PSYNC_SOURCE]), sums[0], ncells);
 	rows = psync_side_collect(&rec->side[PSYNC_OTHER]);
 	read_sums(rows, sums[1], ncells);
@@ -298,7 +298,8 @@ split_range(PsyncReconcile *rec, PsyncCell *cell)
 		return split_room(cell, room, width);
 
 	keys = psync_side_query(&rec->side[side],
-							psync_query_split(rec, side, cell, width));
+							psync_query_split(rec, side, cell, width),
+							rec->nkeys, rec->nkeys);
 	if (side == PSYNC_OTHER)
 		rec->counts.rows_moved += keys->nrows;
 	for (int i = 0; i < keys->nrows; i++)
@@ -370,9 +371,11 @@ examine_singled_out(PsyncReconcile *rec, List *cells)
 	int			n;
 
 	psync_side_send(&rec->side[PSYNC_OTHER],
-					psync_query_row_digests(rec, PSYNC_OTHER, cells));
+					psync_query_row_digests(rec, PSYNC_OTHER, cells),
+					1 + rec->nkeys + 2, 1);
 	psync_side_send(&rec->side[PSYNC_SOURCE],
-					psync_query_row_digests(rec, PSYNC_SOURCE, cells));
+					psync_query_row_digests(rec, PSYNC_SOURCE, cells),
+					1 + rec->nkeys + 2, 1);
 	rows[PSYNC_SOURCE] = psync_side_collect(&rec->side[PSYNC_SOURCE]);
 	rows[PSYNC_OTHER] = psync_side_collect(&rec->side[PSYNC_OTHER]);
 	rec->counts.rows_moved += rows[PSYNC_OTHER]->nrows;
@@ -570,7 +573,8 @@ sample_bounds(PsyncReconcile *rec)
 	sample = Min(sample, 1.0);
 	keys = psync_side_query(&rec->side[PSYNC_SOURCE],
 							psync_query_sample(rec, 100 * sample,
-											   Max(1, (int64) (side->rows * sample / cells))));
+											   Max(1, (int64) (side->rows * sample / cells))),
+							rec->nkeys, rec->nkeys);
 	rec->nbounds = Min(keys->nrows, 2 * PSYNC_CELLS_MAX);
 	rec->bounds = palloc(Max(1, rec->nbounds) * sizeof(char **));
 	for (int i = 0; i < rec->nbounds; i++)

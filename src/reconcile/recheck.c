@@ -267,7 +267,7 @@ read_source(void *arg)
 	PsyncSourceRead *read = arg;
 	PsyncSide  *side = &read->rec->side[PSYNC_SOURCE];
 
-	psync_side_send(side, read->sql);
+	psync_side_send(side, read->sql, 1 + read->rec->nkeys + read->rec->npairs, 1);
 	read->rows = psync_side_collect_here(side);
 }
 
@@ -292,7 +292,8 @@ psync_read_begin(PsyncReconcile *rec, const char *source, const char *other,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("sync \"%s\" does not exist any more", rec->sync->name)));
 	both->undecidable = batch_under_way(rec);
-	both->rows[PSYNC_OTHER] = psync_side_query(&rec->side[PSYNC_OTHER], other);
+	both->rows[PSYNC_OTHER] = psync_side_query(&rec->side[PSYNC_OTHER], other,
+											  1 + rec->nkeys + rec->npairs, 1);
 	rec->counts.rows_moved += both->rows[PSYNC_OTHER]->nrows - 1;
 	both->position = choose_position(rec, sync,
 									 psync_rows_position(both->rows[PSYNC_OTHER]));
@@ -377,9 +378,9 @@ examine_at_once(PsyncReconcile *rec, const char *source, const char *other, int 
 	Assert(rec->sync == NULL && !rec->side[PSYNC_OTHER].remote);
 
 	PushActiveSnapshot(GetTransactionSnapshot());
-	psync_side_send(&rec->side[PSYNC_SOURCE], source);
+	psync_side_send(&rec->side[PSYNC_SOURCE], source, 1 + rec->nkeys + rec->npairs, 1);
 	rows[0] = psync_side_collect_here(&rec->side[PSYNC_SOURCE]);
-	psync_side_send(&rec->side[PSYNC_OTHER], other);
+	psync_side_send(&rec->side[PSYNC_OTHER], other, 1 + rec->nkeys + rec->npairs, 1);
 	rows[1] = psync_side_collect_here(&rec->side[PSYNC_OTHER]);
 	PopActiveSnapshot();
 	rec->counts.rows_moved += rows[1]->nrows - 1;

@@ -117,6 +117,7 @@ typedef struct PsyncSide
 	double		pages;
 	bool		ordered;		/* has an index in the key's order */
 	const char *sql;			/* if local: sent, not yet collected */
+	int			ncolumns;		/* of what was sent */
 } PsyncSide;
 
 /* Rows of a result, as text. */
@@ -218,10 +219,12 @@ typedef struct PsyncReconcile
 
 /* side.c */
 extern int	psync_text_settings(void);
-extern void psync_side_send(PsyncSide *side, const char *sql);
+extern void psync_side_send(PsyncSide *side, const char *sql,
+							int ncolumns, int nfilled);
 extern PsyncRows *psync_side_collect(PsyncSide *side);
 extern PsyncRows *psync_side_collect_here(PsyncSide *side);
-extern PsyncRows *psync_side_query(PsyncSide *side, const char *sql);
+extern PsyncRows *psync_side_query(PsyncSide *side, const char *sql,
+								   int ncolumns, int nfilled);
 extern void psync_side_open(PsyncReconcile *rec, const char *server);
 extern void psync_side_close(PsyncSide *side);
 #define psync_rows_get(rows, row, column) \

@@ -171,7 +171,8 @@ collect_remote(PsyncSide *side)
 	const char *const *values;
 	int			capacity = 0;
 
-	while ((values = reading->row(side->target, &rows->ncolumns)) != NULL)
+	rows->ncolumns = side->ncolumns;
+	while ((values = reading->row(side->target)) != NULL)
 	{
 		rows_reserve(rows, &capacity);
 		for (int j = 0; j < rows->ncolumns; j++)
@@ -186,16 +187,18 @@ collect_remote(PsyncSide *side)
 
 /*
  * Send a statement, which must be a single SELECT. "sql" must last until it is
- * collected.
+ * collected.  Its rows have ncolumns columns; the first nfilled of them are never
+ * null, and it is an error if a target sends anything else.
  */
 void
-psync_side_send(PsyncSide *side, const char *sql)
+psync_side_send(PsyncSide *side, const char *sql, int ncolumns, int nfilled)
 {
 	Assert(side->sql == NULL);
 
 	elog(DEBUG2, "reconciliation, %s: %s", side->remote ? "target" : "source", sql);
+	side->ncolumns = ncolumns;
 	if (side->remote)
-		side->transport->reading->send(side->target, sql);
+		side->transport->reading->send(side->target, sql, ncolumns, nfilled);
 	else
 		side->sql = sql;
 }
@@ -232,9 +235,9 @@ psync_side_collect_here(PsyncSide *side)
  * Both in one, where the other side has nothing to do meanwhile.
  */
 PsyncRows *
-psync_side_query(PsyncSide *side, const char *sql)
+psync_side_query(PsyncSide *side, const char *sql, int ncolumns, int nfilled)
 {
-	psync_side_send(side, sql);
+	psync_side_send(side, sql, ncolumns, nfilled);
 	return psync_side_collect(side);
 }
 
@@ -264,9 +267,7 @@ pass_timeout(PsyncSide *side)
 	const char *timeout = GetConfigOption("statement_timeout", false, false);
 
 	if (timeout != NULL && strcmp(timeout, "0") != 0)
-		(void) psync_side_query(side,
-								psprintf("SELECT pg_catalog.set_config('statement_timeout', %s, false)",
-										 quote_literal_cstr(timeout)));
+		side->transport->reading->set(side->target, "statement_timeout", timeout);
 }
 
 /*

@@ -392,7 +392,8 @@ describe_relation(PsyncSide *side, List *key)
 	PsyncRows  *rows = psync_side_query(side,
 										psprintf(relation_query, keys, keys,
 												 quote_literal_cstr(side->schema),
-												 quote_literal_cstr(side->relname)));
+												 quote_literal_cstr(side->relname)),
+										6, 6);
 
 	if (rows->nrows == 0)
 		ereport(ERROR,
@@ -456,7 +457,7 @@ query_columns(PsyncSide *side)
 {
 	return psync_side_query(side, psprintf(columns_query,
 										   quote_literal_cstr(side->schema),
-										   quote_literal_cstr(side->relname)));
+										   quote_literal_cstr(side->relname)), 6, 6);
 }
 
 /* The forms of a column on both sides, once it is known whether it is in the key. */
@@ -573,9 +574,8 @@ choose_division(PsyncReconcile *rec)
 
 		side->ordered = !rec->hashed;
 		if (side->remote)
-			(void) psync_side_query(side,
-									psprintf("SELECT pg_catalog.set_config('enable_seqscan', '%s', false)",
-											 side->ordered ? "off" : "on"));
+			side->transport->reading->set(side->target, "enable_seqscan",
+										  side->ordered ? "off" : "on");
 	}
 }
 

@@ -37,7 +37,7 @@
  * Changed whenever a struct in this file changes, so that a stale library is
  * refused instead of crashing: "PS", then a counter.
  */
-#define PSYNC_TRANSPORT_MAGIC	0x50530009
+#define PSYNC_TRANSPORT_MAGIC	0x5053000A
 
 #define PSYNC_TRANSPORT_INIT	"payment_sync_transport_init"
 
@@ -388,24 +388,32 @@ typedef struct PsyncMessageTransport
  * target was opened with read_only set; only open, these and close are called
  * then.  The caller may hold a snapshot.
  *
- *		open -> { send -> row* }* -> close
+ *		open -> { set* -> send -> row* }* -> close
  */
 typedef struct PsyncReadTransport
 {
 	/*
-	 * Send one statement and return without waiting for its result, so that
-	 * both sides can work at the same time.  The previous one's rows must all
-	 * have been taken.
+	 * A setting (GUC) for the statements that follow.  Between statements;
+	 * does not wait.
 	 */
-	void		(*send) (PsyncTarget *target, const char *sql);
+	void		(*set) (PsyncTarget *target, const char *name, const char *value);
 
 	/*
-	 * The next row of its result, as text: an array of *ncolumns strings, NULL
-	 * for nulls, valid until the next call; or NULL at the end.  May wait.
-	 * Rows are taken from the network as they are asked for, so a large
-	 * result needs no memory.
+	 * Send one statement and return without waiting for its result, so that
+	 * both sides can work at the same time.  The previous one's rows must all
+	 * have been taken.  Its rows must have ncolumns columns, the first nfilled
+	 * of which are never null; whatever else the target sends is an error.
 	 */
-	const char *const *(*row) (PsyncTarget *target, int *ncolumns);
+	void		(*send) (PsyncTarget *target, const char *sql,
+						 int ncolumns, int nfilled);
+
+	/*
+	 * The next row of its result, as text: an array of as many strings, NULL
+	 * for nulls, valid in the database's encoding, until the next call; or NULL
+	 * at the end.  May wait.  Rows are taken from the network as they are asked
+	 * for, so a large result needs no memory.
+	 */
+	const char *const *(*row) (PsyncTarget *target);
 
 	/*
 	 * A query that returns the position recorded for the sync, as one text

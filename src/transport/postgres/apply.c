@@ -349,7 +349,9 @@ static void
 ensure_savepoint(PsyncPgSession *session)
 {
 	if (!session->in_transaction)
-		psync_pg_execute(session, "BEGIN; SET CONSTRAINTS ALL DEFERRED; SAVEPOINT " PSYNC_PG_SAVEPOINT);
+		psync_pg_execute(session,
+						 psprintf("%s; SET CONSTRAINTS ALL DEFERRED; SAVEPOINT " PSYNC_PG_SAVEPOINT,
+								  psync_pg_begin_commands(session)));
 	else
 		psync_pg_execute(session,
 						 session->in_savepoint ?
@@ -469,7 +471,7 @@ psync_pg_apply_change(PsyncPgSession *session, const PsyncChange *change)
 
 /*
  * The window is at the target: forget what belonged to it.  Temporary tables
- * are empty after a commit.
+ * are empty after a commit, or gone.
  */
 static void
 window_committed(PsyncPgSession *session, const char *position)
@@ -477,7 +479,13 @@ window_committed(PsyncPgSession *session, const char *position)
 	ListCell   *lc;
 
 	foreach(lc, session->maps)
-		((PsyncPgMap *) lfirst(lc))->temp_used = false;
+	{
+		PsyncPgMap *map = lfirst(lc);
+
+		map->temp_used = false;
+		if (session->pooled)
+			map->temp_created = false;
+	}
 	session->in_transaction = false;
 	session->in_savepoint = false;
 	psync_pg_position_recorded(session, position);
@@ -531,4 +539,29 @@ psync_pg_apply_commit(PsyncPgSession *session, const char *position)
 							   position, &failure))
 		psync_pg_failure_raise(session, session->growing, &failure);
 	window_committed(session, position);
+}
+
+/*
+ * Make durable what was committed so far.  Windows are committed without
+ * waiting for the target's disk: if the target crashes it loses the last ones
+ * together with their position, and they are sent again, since the core
+ * forgets nothing before it has called this.  A commit that does wait flushes
+ * all WAL before it.
+ *
+ * It is a window without changes, so it fails if the target has another
+ * position: behind this connection may be another server than before.
+ */
+void
+psync_pg_apply_flush(PsyncPgSession *session)
+{
+	PsyncPgFailure failure;
+
+	Assert(!session->in_transaction && session->growing->nentries == 0);
+	if (session->position == NULL)
+		return;
+	if (!psync_pg_pipeline_run(session, session->growing, NULL,
+							   PSYNC_PG_BEGIN | PSYNC_PG_COMMIT | PSYNC_PG_DURABLE,
+							   session->position, &failure))
+		psync_pg_failure_raise(session, session->growing, &failure);
+	window_committed(session, session->position);
 }

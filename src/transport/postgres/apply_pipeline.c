@@ -31,6 +31,7 @@ typedef enum TicketKind
 {
 	TICKET_ENTRY,				/* (part of) a change */
 	TICKET_PREPARE,				/* for the next change */
+	TICKET_POSITION_PREPARE,
 	TICKET_POSITION,
 	TICKET_CONTROL
 } TicketKind;
@@ -79,7 +80,7 @@ add_ticket(PipelineRun *run, TicketKind kind, int entry)
 /* ---------------------------------------------------------------- sending */
 
 /*
- * A command without parameters: BEGIN or COMMIT.
+ * A command without parameters.
  */
 static void
 send_command(PipelineRun *run, const char *sql, bool commit)
@@ -87,6 +88,29 @@ send_command(PipelineRun *run, const char *sql, bool commit)
 	if (!PQsendQueryParams(run->session->conn, sql, 0, NULL, NULL, NULL, NULL, 0))
 		psync_pg_lost(run->session);
 	add_ticket(run, TICKET_CONTROL, -1)->commit = commit;
+}
+
+/*
+ * The transaction, and what is set for it.
+ */
+static void
+send_begin(PipelineRun *run)
+{
+	send_command(run, run->session->begin, false);
+	if (run->session->local_settings != NULL)
+		send_command(run, run->session->local_settings, false);
+}
+
+/*
+ * A map's statement for a session that keeps nothing for us; made once.
+ */
+static const char *
+unprepared(PsyncPgSession *session, PsyncPgMap *map, PsyncPgStatement statement)
+{
+	if (map->sql[statement] == NULL)
+		map->sql[statement] = MemoryContextStrdup(session->context,
+												  psync_pg_statement(map, statement));
+	return map->sql[statement];
 }
 
 /*
@@ -101,6 +125,14 @@ send_statement(PipelineRun *run, PsyncPgMap *map, PsyncPgStatement statement,
 	char		name[64];
 
 	Assert(statement >= 0 && statement < PSYNC_PG_STATEMENTS);
+	if (run->session->pooled)
+	{
+		if (!PQsendQueryParams(conn, unprepared(run->session, map, statement), nparams,
+							   map->types, map->values, map->lengths, map->formats, 0))
+			psync_pg_lost(run->session);
+		add_ticket(run, TICKET_ENTRY, entry);
+		return;
+	}
 	snprintf(name, sizeof(name), "psync_%u_%d", map->id, statement);
 	if ((map->prepared & (1 << statement)) == 0)
 	{
@@ -212,16 +244,16 @@ send_slice(PipelineRun *run, const int *order, int from, int upto)
 static void
 send_position(PipelineRun *run, const char *position)
 {
-	int			queued = psync_pg_position_send(run->session, position);
-
-	while (queued-- > 0)
-		add_ticket(run, TICKET_POSITION, -1);
+	if (psync_pg_position_prepare(run->session))
+		add_ticket(run, TICKET_POSITION_PREPARE, -1);
+	psync_pg_position_send(run->session, position);
+	add_ticket(run, TICKET_POSITION, -1);
 }
 
 /* -------------------------------------------------------------- receiving */
 
 /*
- * The error, and whose it is.  The result is freed.
+ * The error, and whose it is.
  */
 static void
 note_failure(const Ticket *ticket, PGresult *result, PsyncPgFailure *failure)
@@ -233,6 +265,7 @@ note_failure(const Ticket *ticket, PGresult *result, PsyncPgFailure *failure)
 		case TICKET_PREPARE:
 			failure->what = PSYNC_PG_WHAT_ENTRY;
 			break;
+		case TICKET_POSITION_PREPARE:
 		case TICKET_POSITION:
 			failure->what = PSYNC_PG_WHAT_POSITION;
 			break;
@@ -260,13 +293,10 @@ static void
 check_committed(PsyncPgSession *session, PGresult *result)
 {
 	if (strcmp(PQcmdStatus(result), "COMMIT") != 0)
-	{
-		PQclear(result);
 		ereport(ERROR,
 				(errcode(ERRCODE_CONNECTION_FAILURE),
 				 errmsg("transaction was not committed at server \"%s\"",
 						session->target->server_name)));
-	}
 }
 
 /*
@@ -276,38 +306,28 @@ check_committed(PsyncPgSession *session, PGresult *result)
 static bool
 receive(PipelineRun *run, const Ticket *ticket, bool failed, PsyncPgFailure *failure)
 {
-	PGresult   *result = psync_pg_get_result(run->session);
+	PsyncPgSession *session = run->session;
+	PGresult   *result = psync_pg_get_result(session);
 	ExecStatusType status = PQresultStatus(result);
 	bool		ok = status == PGRES_COMMAND_OK || status == PGRES_TUPLES_OK;
 
-	if (result == NULL || PQstatus(run->session->conn) == CONNECTION_BAD)
-	{
-		PQclear(result);
-		psync_pg_lost(run->session);
-	}
-	if (ok)
-	{
-		Assert(!failed);
-		if (ticket->commit)
-			check_committed(run->session, result);
-		PQclear(result);
-	}
-	else
-	{
+	if (result == NULL || PQstatus(session->conn) == CONNECTION_BAD)
+		psync_pg_lost(session);
+	if (failed ? status != PGRES_PIPELINE_ABORTED : !ok && status != PGRES_FATAL_ERROR)
+		psync_pg_unexpected(session, psprintf("It answered a change with %s.",
+											  PQresStatus(status)));
+	if (ok && ticket->commit)
+		check_committed(session, result);
+	if (ok && ticket->kind == TICKET_POSITION_PREPARE)
+		psync_pg_position_ready(session);
+	if (!ok)
 		forget_prepared(run, ticket);
-		if (status == PGRES_PIPELINE_ABORTED)
-			PQclear(result);
-		else
-			note_failure(ticket, result, failure);
-	}
+	if (!ok && !failed)
+		note_failure(ticket, result, failure);
 
 	/* each command's results end with NULL */
-	result = psync_pg_get_result(run->session);
-	if (result != NULL)
-	{
-		PQclear(result);
-		psync_pg_lost(run->session);
-	}
+	if (psync_pg_get_result(session) != NULL)
+		psync_pg_unexpected(session, "It answered a change twice.");
 	return ok;
 }
 
@@ -330,16 +350,16 @@ synchronize(PipelineRun *run, PsyncPgFailure *failure)
 	run->ntickets = 0;
 
 	result = psync_pg_get_result(run->session);
-	if (PQresultStatus(result) != PGRES_PIPELINE_SYNC)
+	if (result == NULL)
+		psync_pg_lost(run->session);
+	if (PQresultStatus(result) == PGRES_FATAL_ERROR)
 	{
 		/* an error after the last command's completion */
-		if (result == NULL)
-			psync_pg_lost(run->session);
-		failure->what = PSYNC_PG_WHAT_CONTROL;
 		psync_pg_error_take(&failure->error, result);
 		psync_pg_error_raise(run->session, &failure->error, "could not apply changes");
 	}
-	PQclear(result);
+	if (PQresultStatus(result) != PGRES_PIPELINE_SYNC)
+		psync_pg_unexpected(run->session, "It did not confirm the end of the changes.");
 	return !failed;
 }
 
@@ -389,7 +409,9 @@ run_slices(PipelineRun *run, const int *order, int flags, const char *position,
 	int			from = 0;
 
 	if (flags & PSYNC_PG_BEGIN)
-		send_command(run, "BEGIN", false);
+		send_begin(run);
+	if (flags & PSYNC_PG_DURABLE)
+		send_command(run, "SET LOCAL synchronous_commit TO on", false);
 	while (nentries - from > PSYNC_PG_SLICE_CHANGES)
 	{
 		int			end = end_of_slice(run->group, order, from);

@@ -54,6 +54,7 @@ typedef struct Step
 	int			n;				/* rows to send, or to be hit */
 	bool		keys;			/* COPY of keys, not of rows */
 	bool		direct;			/* COPY into the table itself */
+	bool		fed;			/* the target has asked for the rows */
 } Step;
 
 /*
@@ -115,12 +116,12 @@ add_copy(PsyncPgSetRun *run, PsyncPgMap *map, const char *sql,
 
 /* Have the map's temporary tables there, and empty. */
 static void
-add_temp(PsyncPgSetRun *run, PsyncPgMap *map)
+add_temp(PsyncPgSetRun *run, PsyncPgSession *session, PsyncPgMap *map)
 {
 	if (!map->temp_created)
 	{
-		add_step(run, STEP_PLAIN, map, psync_pg_sql_create_temp_rows(map));
-		add_step(run, STEP_PLAIN, map, psync_pg_sql_create_temp_keys(map));
+		add_step(run, STEP_PLAIN, map, psync_pg_sql_create_temp_rows(map, session->pooled));
+		add_step(run, STEP_PLAIN, map, psync_pg_sql_create_temp_keys(map, session->pooled));
 	}
 	else if (map->temp_used)
 		add_step(run, STEP_PLAIN, map, psync_pg_sql_truncate_temp(map));
@@ -267,7 +268,9 @@ add_preparation(PsyncPgSetRun *run, PsyncPgSession *session,
 {
 	if (!session->in_transaction)
 	{
-		add_step(run, STEP_PLAIN, NULL, "BEGIN");
+		add_step(run, STEP_PLAIN, NULL, session->begin);
+		if (session->local_settings != NULL)
+			add_step(run, STEP_PLAIN, NULL, session->local_settings);
 		add_step(run, STEP_PLAIN, NULL, "SET CONSTRAINTS ALL DEFERRED");
 	}
 	else if (session->in_savepoint)
@@ -275,7 +278,7 @@ add_preparation(PsyncPgSetRun *run, PsyncPgSession *session,
 	for (int i = 0; i < n; i++)
 	{
 		if (needs_temp(run, &nets[i]))
-			add_temp(run, nets[i].map);
+			add_temp(run, session, nets[i].map);
 	}
 	run->savepoint = run->nsteps;
 	add_step(run, STEP_PLAIN, NULL, "SAVEPOINT " PSYNC_PG_SAVEPOINT);
@@ -461,20 +464,49 @@ feed(PsyncPgSession *session, const PsyncPgSetRun *run, const Step *step)
 /* ---------------------------------------------------------------- running */
 
 /*
+ * The step that an answer is about; an error if all steps were answered, or
+ * one has failed, after which the target skips what follows.
+ */
+static Step *
+answered_step(PsyncPgSession *session)
+{
+	PsyncPgSetRun *run = session->run;
+
+	if (run->failed || run->current >= run->nsteps)
+		psync_pg_unexpected(session, "It answered more commands than were sent.");
+	return &run->steps[run->current];
+}
+
+/*
+ * The target asks for the rows of a COPY.
+ */
+static void
+step_copies(PsyncPgSession *session)
+{
+	Step	   *step = answered_step(session);
+
+	if (step->kind != STEP_COPY || step->fed)
+		psync_pg_unexpected(session, "It asked for rows where there are none.");
+	step->fed = true;
+	feed(session, session->run, step);
+}
+
+/*
  * A command has succeeded; an UPDATE is noted if it has hit fewer rows than
  * were sent.
  */
 static void
-step_done(PsyncPgSetRun *run, PGresult *result)
+step_done(PsyncPgSession *session, PGresult *result)
 {
-	Step	   *step;
+	PsyncPgSetRun *run = session->run;
+	Step	   *step = answered_step(session);
 
-	Assert(run->current < run->nsteps);
-	step = &run->steps[run->current++];
+	if (step->kind == STEP_COPY && !step->fed)
+		psync_pg_unexpected(session, "It has finished COPY without rows.");
 	if (step->kind == STEP_UPDATE &&
 		strtoul(PQcmdTuples(result), NULL, 10) != (unsigned long) step->n)
 		run->incomplete = lappend(run->incomplete, step->map);
-	PQclear(result);
+	run->current++;
 }
 
 /*
@@ -482,9 +514,12 @@ step_done(PsyncPgSetRun *run, PGresult *result)
  * arrives, since the target skips what follows it.
  */
 static void
-step_failed(PsyncPgSetRun *run, PGresult *result)
+step_failed(PsyncPgSession *session, PGresult *result)
 {
-	Assert(!run->failed);
+	PsyncPgSetRun *run = session->run;
+
+	if (run->failed)
+		psync_pg_unexpected(session, "It reported two errors for one command.");
 	psync_pg_error_take(&run->error, result);
 	run->failed = true;
 
@@ -500,27 +535,24 @@ step_failed(PsyncPgSetRun *run, PGresult *result)
 static bool
 advance(PsyncPgSession *session, bool wait)
 {
-	PsyncPgSetRun *run = session->run;
-
 	while (wait || psync_pg_result_ready(session))
 	{
 		PGresult   *result = wait ? psync_pg_get_result(session) :
-			PQgetResult(session->conn);
+			psync_pg_take_result(session);
 
 		if (result == NULL)
 			return true;
 		switch (PQresultStatus(result))
 		{
 			case PGRES_COPY_IN:
-				PQclear(result);
-				feed(session, run, &run->steps[run->current]);
+				step_copies(session);
 				break;
 			case PGRES_COMMAND_OK:
 			case PGRES_TUPLES_OK:
-				step_done(run, result);
+				step_done(session, result);
 				break;
 			default:
-				step_failed(run, result);
+				step_failed(session, result);
 				break;
 		}
 		if (PQstatus(session->conn) == CONNECTION_BAD)
@@ -540,7 +572,6 @@ psync_pg_set_start(PsyncPgSession *session, PsyncPgGroup *group,
 	MemoryContext old = MemoryContextSwitchTo(session->scratch);
 	PsyncPgSetRun *run = palloc0(sizeof(PsyncPgSetRun));
 
-	Assert(session->run == NULL);
 	Assert(session->run == NULL);
 	Assert(!group->has_truncate);
 	Assert(PQpipelineStatus(session->conn) == PQ_PIPELINE_OFF);
@@ -612,7 +643,8 @@ psync_pg_set_finish(PsyncPgSession *session, PsyncPgFailure *failure)
 	session->run = NULL;
 	if (!run->failed)
 	{
-		Assert(run->current == run->nsteps);
+		if (run->current != run->nsteps)
+			psync_pg_unexpected(session, "It answered fewer commands than were sent.");
 		complete(session, run);
 	}
 	MemoryContextSwitchTo(old);

@@ -1,10 +1,6 @@
 /*
  * connection.c
- *		The session with the target: connecting, and waiting for libpq.
- *
- * libpq is only ever used without blocking.  Whatever must be waited for is
- * waited for in services->wait(), which answers to cancel and shutdown, and
- * holds no snapshot meanwhile.
+ *		Connecting to the target, and closing the connection.
  *
  * Whose credentials.  A sync runs with the rights of its owner.  If that is no
  * superuser, the user mapping must have credentials of its own and the target
@@ -29,7 +25,7 @@
 /* Options that are ours, or of postgres_fdw, not libpq's. */
 static const char *const not_for_libpq[] = {
 	"position_schema", "position_table", "session_replication_role", "origin",
-	"password_required",
+	"search_path", "password_required",
 	/* postgres_fdw's */
 	"use_remote_estimate", "fdw_startup_cost", "fdw_tuple_cost", "extensions",
 	"updatable", "truncatable", "fetch_size", "batch_size", "async_capable",
@@ -53,207 +49,6 @@ static const struct
 	{"tcp_user_timeout", "60000"},
 	{NULL, NULL}
 };
-
-/*
- * What the remote session must have: for names and values to mean the same on
- * both sides, and for errors rather than silent loss.  And what it should
- * have, unless the server's option "options" says otherwise.
- */
-static const struct
-{
-	const char *name;
-	const char *value;
-	bool		must;
-}			settings[] = {
-	{"search_path", "", true},
-	{"datestyle", "ISO", true},
-	{"intervalstyle", "postgres", true},
-	{"extra_float_digits", "3", true},
-	{"bytea_output", "hex", true},
-	{"row_security", "off", true},	/* an error instead of rows left out */
-	{"synchronous_commit", "off", false},	/* see psync_pg_position_flush() */
-	{"statement_timeout", "0", false},
-	{"lock_timeout", "0", false},
-	{"idle_in_transaction_session_timeout", "0", false},
-	{"client_min_messages", "error", true},
-	{"jit", "off", false},
-	{"default_transaction_isolation", "read committed", true},
-	{"default_transaction_read_only", "off", true},
-	/* so that the target notices when this server vanishes */
-	{"tcp_keepalives_idle", "60", false},
-	{"tcp_keepalives_interval", "10", false},
-	{"tcp_keepalives_count", "6", false},
-	{NULL, NULL, false}
-};
-
-/* ---------------------------------------------------------------- waiting */
-
-/*
- * Send what libpq has buffered, taking in what arrives meanwhile.  Returns
- * when all is sent; raises if the connection fails or the process is to stop.
- */
-void
-psync_pg_flush(PsyncPgSession *session)
-{
-	for (;;)
-	{
-		int			rc = PQflush(session->conn);
-		int			events;
-
-		if (rc < 0)
-			psync_pg_lost(session);
-		if (rc == 0)
-			return;
-
-		/* the target may not read on before we read what it has sent */
-		events = psync_pg_services->wait(PQsocket(session->conn),
-										 WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE,
-										 -1);
-		if ((events & WL_SOCKET_READABLE) && !PQconsumeInput(session->conn))
-			psync_pg_lost(session);
-	}
-}
-
-/*
- * Is there a result (or the end of results) that can be had without waiting?
- * Sends and receives what can be sent and received at once.
- */
-bool
-psync_pg_result_ready(PsyncPgSession *session)
-{
-	if (PQflush(session->conn) < 0)
-		psync_pg_lost(session);
-	if (!PQisBusy(session->conn))
-		return true;
-	if (!PQconsumeInput(session->conn))
-		psync_pg_lost(session);
-	return !PQisBusy(session->conn);
-}
-
-/*
- * The next result, which the caller must PQclear(); NULL at the end of a
- * command's.  Between here and PQclear() nothing may raise that the caller
- * does not foresee, or libpq's memory leaks until the process ends: hence
- * errors are copied first (error.c).
- */
-PGresult *
-psync_pg_get_result(PsyncPgSession *session)
-{
-	Assert(session->conn != NULL);
-
-	psync_pg_flush(session);
-	while (PQisBusy(session->conn))
-	{
-		(void) psync_pg_services->wait(PQsocket(session->conn),
-									   WL_SOCKET_READABLE, -1);
-		if (!PQconsumeInput(session->conn))
-			psync_pg_lost(session);
-	}
-	return PQgetResult(session->conn);
-}
-
-/* ---------------------------------------------------------------- queries */
-
-/*
- * The last result of what was sent, or NULL with *error set.  Outside of
- * pipeline mode only.  Reads to the end in either case, so that the connection
- * can be used again.
- */
-static PGresult *
-collect(PsyncPgSession *session, PsyncPgError *error)
-{
-	PGresult   *last = NULL;
-	PGresult   *result;
-
-	error->sqlstate = 0;
-	while ((result = psync_pg_get_result(session)) != NULL)
-	{
-		ExecStatusType status = PQresultStatus(result);
-
-		PQclear(last);
-		last = NULL;
-		if (status == PGRES_COMMAND_OK || status == PGRES_TUPLES_OK)
-			last = result;
-		else
-			psync_pg_error_take(error, result);
-	}
-	if (PQstatus(session->conn) == CONNECTION_BAD)
-	{
-		PQclear(last);
-		psync_pg_lost(session);
-	}
-	Assert(last != NULL || error->sqlstate != 0);
-	return last;
-}
-
-/*
- * Run a query with text parameters and text results; errors are raised.  The
- * result is the caller's to PQclear().
- */
-PGresult *
-psync_pg_query(PsyncPgSession *session, const char *sql, int nparams,
-			   const char *const *params)
-{
-	PsyncPgError error;
-	PGresult   *result;
-
-	Assert(PQpipelineStatus(session->conn) == PQ_PIPELINE_OFF);
-	if (!PQsendQueryParams(session->conn, sql, nparams, NULL, params, NULL, NULL, 0))
-		psync_pg_lost(session);
-	result = collect(session, &error);
-	if (result == NULL)
-		psync_pg_error_raise(session, &error, NULL);
-	return result;
-}
-
-/*
- * Run a command with the parameters that the map holds.  False and *error if
- * it fails.
- */
-bool
-psync_pg_try_params(PsyncPgSession *session, const char *sql,
-					const PsyncPgMap *map, int nparams, PsyncPgError *error)
-{
-	PGresult   *result;
-
-	Assert(PQpipelineStatus(session->conn) == PQ_PIPELINE_OFF);
-	Assert(nparams <= map->shape->ncolumns + map->shape->nkeys);
-	if (!PQsendQueryParams(session->conn, sql, nparams, map->types, map->values,
-						   map->lengths, map->formats, 0))
-		psync_pg_lost(session);
-	result = collect(session, error);
-	PQclear(result);
-	return result != NULL;
-}
-
-/*
- * Run commands, separated by semicolons; false and *error if one of them
- * fails, those after it are skipped.
- */
-bool
-psync_pg_try(PsyncPgSession *session, const char *sql, PsyncPgError *error)
-{
-	PGresult   *result;
-
-	Assert(PQpipelineStatus(session->conn) == PQ_PIPELINE_OFF);
-	if (!PQsendQuery(session->conn, sql))
-		psync_pg_lost(session);
-	result = collect(session, error);
-	PQclear(result);
-	return result != NULL;
-}
-
-/*
- * Run commands whose failure is nothing to recover from: it is raised.
- */
-void
-psync_pg_execute(PsyncPgSession *session, const char *sql)
-{
-	PsyncPgError error;
-
-	if (!psync_pg_try(session, sql, &error))
-		psync_pg_error_raise(session, &error, NULL);
-}
 
 /* ------------------------------------------------------------- connecting */
 
@@ -431,6 +226,7 @@ establish(PsyncPgSession *session)
 	{
 		long		left = -1;
 		int			events;
+		int			before;
 
 		if (poll == PGRES_POLLING_FAILED)
 			break;
@@ -448,51 +244,18 @@ establish(PsyncPgSession *session)
 										 WL_SOCKET_READABLE : WL_SOCKET_WRITEABLE,
 										 left);
 		/* libpq takes a call for the news that its socket is ready */
-		if ((events & (WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE)) != 0)
-			poll = PQconnectPoll(session->conn);
+		if ((events & (WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE)) == 0)
+			continue;
+		before = psync_pg_input_waiting(session);
+		poll = PQconnectPoll(session->conn);
+		psync_pg_count_input(session, before);
 	}
 	if (PQstatus(session->conn) != CONNECTION_OK)
 		ereport(ERROR,
 				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
 				 errmsg("could not connect to server \"%s\"",
 						session->target->server_name),
-				 errdetail_internal("%s", pchomp(PQerrorMessage(session->conn)))));
-}
-
-/*
- * Apply the settings above in one round trip.  The names and values are ours;
- * the origin, which is the user's, goes as a parameter, and the role of
- * session_replication_role was validated and is quoted all the same.
- */
-static void
-apply_settings(PsyncPgSession *session)
-{
-	PsyncTarget *target = session->target;
-	const char *options = psync_pg_services->option(target, "options");
-	const char *role = psync_pg_services->option(target, "session_replication_role");
-	const char *origin = psync_pg_services->option(target, "origin");
-	StringInfoData sql;
-	const char *params[1];
-
-	initStringInfo(&sql);
-	appendStringInfoString(&sql, "SELECT pg_catalog.set_config('payment_sync.origin', $1, false)");
-	for (int i = 0; settings[i].name != NULL; i++)
-	{
-		if (!settings[i].must && options != NULL &&
-			strstr(options, settings[i].name) != NULL)
-			continue;
-		/* who only reads must not take away what protects the target */
-		if (target->read_only && strstr(settings[i].name, "_timeout") != NULL)
-			continue;
-		appendStringInfo(&sql, ", pg_catalog.set_config('%s', '%s', false)",
-						 settings[i].name, settings[i].value);
-	}
-	/* takes a privilege, so it is not touched without need */
-	if (role != NULL && strcmp(role, "origin") != 0 && !target->read_only)
-		appendStringInfo(&sql, ", pg_catalog.set_config('session_replication_role', %s, false)",
-						 quote_literal_cstr(role));
-	params[0] = origin != NULL ? origin : target->log_id;
-	PQclear(psync_pg_query(session, sql.data, 1, params));
+				 errdetail_internal("%s", psync_pg_clean_text(PQerrorMessage(session->conn)))));
 }
 
 /*
@@ -547,7 +310,7 @@ psync_pg_connect(PsyncPgSession *session)
 	if (PQsetnonblocking(session->conn, 1) != 0)
 		psync_pg_lost(session);
 	Assert(session->fd_acquired && PQisnonblocking(session->conn));
-	apply_settings(session);
+	psync_pg_settings_apply(session);
 }
 
 /* Does not wait: libpq says good-bye if the socket takes it, and closes. */
@@ -557,8 +320,10 @@ psync_pg_disconnect(PsyncPgSession *session)
 	if (session->conn != NULL)
 		PQfinish(session->conn);
 	session->conn = NULL;
-	PQclear(session->row);
-	session->row = NULL;
+	PQclear(session->result);
+	session->result = NULL;
+	PQclear(session->answer);
+	session->answer = NULL;
 	if (session->fd_acquired)
 		ReleaseExternalFD();
 	session->fd_acquired = false;

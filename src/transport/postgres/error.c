@@ -13,10 +13,45 @@
  */
 #include "postgres.h"
 
+#include "mb/pg_wchar.h"
 #include "utils/memutils.h"
 
 #include "compat.h"
 #include "transport/postgres/postgres_transport.h"
+
+/* Texts of a target are cut to this many bytes; one may be of megabytes. */
+#define PSYNC_PG_TEXT_BYTES_MAX		4096
+
+/*
+ * A text from outside, in the current memory context: of bounded length, and
+ * text in this database's encoding, whatever it was.
+ */
+char *
+psync_pg_clean_text(const char *text)
+{
+	size_t		size = strnlen(text, PSYNC_PG_TEXT_BYTES_MAX + 1);
+	char	   *copy = pnstrdup(text, Min(size, PSYNC_PG_TEXT_BYTES_MAX));
+	int			length = strlen(copy);
+
+	if (size > PSYNC_PG_TEXT_BYTES_MAX)
+	{
+		/* a character may have been cut in two */
+		length = pg_mbcliplen(copy, length, PSYNC_PG_TEXT_BYTES_MAX - 3);
+		strcpy(copy + length, "...");
+	}
+	if (!pg_verifymbstr(copy, strlen(copy), true))
+	{
+		for (char *c = copy; *c != '\0'; c++)
+		{
+			if (IS_HIGHBIT_SET(*c))
+				*c = '?';
+		}
+	}
+	length = strlen(copy);
+	while (length > 0 && copy[length - 1] == '\n')
+		copy[--length] = '\0';
+	return copy;
+}
 
 /*
  * A field of the error, in the current memory context; NULL if the target did
@@ -27,17 +62,20 @@ copy_field(PGresult *result, int field)
 {
 	char	   *value = PQresultErrorField(result, field);
 
-	return value != NULL ? pstrdup(value) : NULL;
+	return value != NULL ? psync_pg_clean_text(value) : NULL;
 }
 
 /*
- * The five characters as one number.
+ * The five characters as one number.  libpq's own errors have none: they are
+ * about the connection.  Those of successes and warnings are no errors, so a
+ * target that sends one with an error is not to be understood.
  */
 static int
 encode_sqlstate(const char *text)
 {
-	/* libpq's own errors have none: they are about the connection */
-	if (text == NULL || strlen(text) != 5)
+	if (text == NULL || strlen(text) != 5 ||
+		strspn(text, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") != 5 ||
+		(text[0] == '0' && text[1] <= '2'))
 		return ERRCODE_CONNECTION_FAILURE;
 	return MAKE_SQLSTATE(text[0], text[1], text[2], text[3], text[4]);
 }
@@ -103,9 +141,8 @@ mask_detail(int sqlstate, char *detail)
 }
 
 /*
- * Copy the error, free the result.  The copies are in the current memory
- * context, the session's scratch as a rule: they last until the group is done
- * with.
+ * Copy the error.  The copies are in the current memory context, the session's
+ * scratch as a rule: they last until the group is done with.
  */
 void
 psync_pg_error_take(PsyncPgError *error, PGresult *result)
@@ -126,14 +163,13 @@ psync_pg_error_take(PsyncPgError *error, PGresult *result)
 	{
 		const char *text = PQresultErrorMessage(result);
 
-		error->message = text && *text ? pchomp(text) :
+		error->message = text && *text ? psync_pg_clean_text(text) :
 			psprintf("unexpected result status: %s", PQresStatus(status));
 	}
 	else
 		error->message = mask_message(error->sqlstate, error->message);
 	if (error->detail != NULL)
 		error->detail = mask_detail(error->sqlstate, error->detail);
-	PQclear(result);
 	Assert(error->sqlstate != 0);
 }
 
@@ -149,7 +185,8 @@ psync_pg_lost(PsyncPgSession *session)
 			(errcode(ERRCODE_CONNECTION_FAILURE),
 			 errmsg("lost connection to server \"%s\"",
 					session->target->server_name),
-			 text && *text ? errdetail_internal("%s", pchomp(text)) : 0));
+			 text && *text ?
+			 errdetail_internal("%s", psync_pg_clean_text(text)) : 0));
 	pg_unreachable();
 }
 

@@ -13,6 +13,18 @@
  * The statement must fail at the target, since the commit that follows is
  * sent along without waiting: it divides by the number of rows it has hit.
  *
+ * Versions.  While a snapshot is held at the target, by a backup, say, or a
+ * long report, the versions of the row that were replaced cannot go.  They all
+ * stand under the row's key in its index, and the statement would have to look at
+ * each of them: 720,000 after an hour of 200 windows a second.  So the key has a
+ * number that grows every few windows.  The statement names the present one,
+ * under which there are a few versions at most; those between stay in one page
+ * and out of the index (HOT).  It is an INSERT with ON CONFLICT, since that
+ * always goes by the index, whatever the planner knows of the table.
+ *
+ * A table that was made by version 1.0 has no such number.  It gets one if we
+ * own it; else it is used as it is.
+ *
  * A row of the same sync with another change log's identity means that this
  * server is a copy (a restored dump or backup of the source): two sources of
  * one target.  That is refused, unless this one was told to start anew: then it
@@ -27,6 +39,9 @@
 #include "transport/postgres/postgres_transport.h"
 
 #define PSYNC_PG_POSITION_STATEMENT	"psync_position"
+
+/* So many windows share a version number. */
+#define PSYNC_PG_WINDOWS_PER_VERSION	32
 
 /*
  * The option's value, or the given one if it is not set or empty.
@@ -68,31 +83,101 @@ position_ddl(PsyncPgSession *session, bool schema_exists)
 					 "log_id uuid NOT NULL, sync_id uuid NOT NULL,"
 					 " sync_name text NOT NULL, position text NOT NULL,"
 					 " updated timestamptz NOT NULL DEFAULT pg_catalog.now(),"
-					 " PRIMARY KEY (sync_id, log_id))",
+					 " version bigint NOT NULL DEFAULT 0,"
+					 " PRIMARY KEY (sync_id, log_id, version))",
 					 session->position_table);
 	return sql.data;
 }
 
+/* What there is of the table. */
+typedef struct PositionTable
+{
+	bool		schema_exists;
+	bool		exists;
+	bool		versioned;		/* has a version in its key */
+	bool		ours;			/* to alter */
+	char	   *key;			/* name of the key of version 1.0; NULL: none */
+	char	   *grant;			/* what the role lacks on the database, as a
+								 * command; NULL: nothing */
+} PositionTable;
+
 /*
- * True if it is there; *schema_exists is set anyway.  Names go as parameters,
- * quoted, as to_regclass() wants them.
+ * Names go as parameters, quoted, as to_regclass() wants them.
  */
-static bool
-position_table_exists(PsyncPgSession *session, bool *schema_exists)
+static const char look_query[] =
+	"SELECT pg_catalog.to_regnamespace($1) IS NOT NULL, c.oid IS NOT NULL,"
+	" EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a"
+	" ON a.attrelid OPERATOR(pg_catalog.=) c.oid AND a.attname OPERATOR(pg_catalog.=) 'version'"
+	" AND a.attnum OPERATOR(pg_catalog.=) i.indkey[2]"
+	" WHERE i.indrelid OPERATOR(pg_catalog.=) c.oid AND i.indisprimary"
+	" AND i.indnkeyatts OPERATOR(pg_catalog.=) 3),"
+	" COALESCE(pg_catalog.pg_has_role(c.relowner, 'USAGE'), false),"
+	" (SELECT pg_catalog.quote_ident(k.conname) FROM pg_catalog.pg_constraint k"
+	" WHERE k.conrelid OPERATOR(pg_catalog.=) c.oid AND k.contype OPERATOR(pg_catalog.=) 'p'),"
+	" CASE WHEN NOT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY')"
+	" THEN pg_catalog.format('GRANT TEMPORARY ON DATABASE %I TO %I',"
+	" pg_catalog.current_database(), CURRENT_USER) END"
+	" FROM (SELECT 1) one LEFT JOIN pg_catalog.pg_class c"
+	" ON c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass($2)";
+
+static void
+look_at_table(PsyncPgSession *session, PositionTable *table)
 {
 	const char *params[2];
+	const char *key;
+	const char *grant;
 	PGresult   *result;
-	bool		found;
 
 	params[0] = quote_identifier(position_schema(session));
 	params[1] = session->position_table;
-	result = psync_pg_query(session,
-							"SELECT pg_catalog.to_regnamespace($1) IS NOT NULL,"
-							" pg_catalog.to_regclass($2) IS NOT NULL", 2, params);
-	*schema_exists = PQgetvalue(result, 0, 0)[0] == 't';
-	found = PQgetvalue(result, 0, 1)[0] == 't';
-	PQclear(result);
-	return found;
+	result = psync_pg_query(session, look_query, 2, params, 1, 6);
+	table->schema_exists = psync_pg_text(session, result, 0, 0)[0] == 't';
+	table->exists = psync_pg_text(session, result, 0, 1)[0] == 't';
+	table->versioned = psync_pg_text(session, result, 0, 2)[0] == 't';
+	table->ours = psync_pg_text(session, result, 0, 3)[0] == 't';
+	key = psync_pg_text_or_null(session, result, 0, 4);
+	table->key = key != NULL ? pstrdup(key) : NULL;
+	grant = psync_pg_text_or_null(session, result, 0, 5);
+	table->grant = grant != NULL ? pstrdup(grant) : NULL;
+	session->position_versioned = table->versioned;
+}
+
+/*
+ * Large windows need temporary tables.  The first may come late, so this is
+ * found early.
+ */
+static void
+check_temporary(PsyncPgSession *session, const PositionTable *table)
+{
+	if (table->grant != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("the role at server \"%s\" may not create temporary tables",
+						session->target->server_name),
+				 errdetail("Large windows and batches go through temporary tables at the target."),
+				 errhint("Run at the target: %s;", table->grant)));
+}
+
+/*
+ * Give a table of version 1.0 what ours have, if that can be had at once: who
+ * waits for the lock would hold up all others that deliver to this target.
+ * Nothing is lost if not; the next session tries again.
+ */
+static void
+add_version(PsyncPgSession *session, PositionTable *table)
+{
+	PsyncPgError error;
+
+	if (table->versioned || !table->ours || table->key == NULL)
+		return;
+	(void) psync_pg_try(session,
+						psprintf("BEGIN; SET LOCAL lock_timeout TO '100ms';"
+								 " ALTER TABLE %s ADD COLUMN IF NOT EXISTS version bigint NOT NULL DEFAULT 0,"
+								 " DROP CONSTRAINT %s, ADD PRIMARY KEY (sync_id, log_id, version); COMMIT",
+								 session->position_table, table->key), &error);
+	if (PQtransactionStatus(session->conn) != PQTRANS_IDLE)
+		psync_pg_execute(session, "ROLLBACK");
+	look_at_table(session, table);
 }
 
 /*
@@ -103,24 +188,33 @@ static void
 create_position_table(PsyncPgSession *session)
 {
 	PsyncPgError error;
-	bool		schema_exists;
+	PositionTable table;
 	char	   *ddl;
 
-	if (position_table_exists(session, &schema_exists))
+	look_at_table(session, &table);
+	check_temporary(session, &table);
+	if (table.exists)
+	{
+		add_version(session, &table);
 		return;
-	ddl = position_ddl(session, schema_exists);
+	}
+	ddl = position_ddl(session, table.schema_exists);
 	if (psync_pg_try(session, ddl, &error))
 	{
 		psync_pg_execute(session,
 						 psprintf("COMMENT ON TABLE %s IS 'how far each sync of payment_sync has come; its row is written with the changes'",
 								  session->position_table));
+		session->position_versioned = true;
 		return;
 	}
 
 	/* somebody else may have been faster, then all is well */
-	if (error.sqlstate != ERRCODE_INSUFFICIENT_PRIVILEGE &&
-		position_table_exists(session, &schema_exists))
-		return;
+	if (error.sqlstate != ERRCODE_INSUFFICIENT_PRIVILEGE)
+	{
+		look_at_table(session, &table);
+		if (table.exists)
+			return;
+	}
 	ereport(ERROR,
 			(errcode(error.sqlstate),
 			 errmsg("could not create position table %s: %s",
@@ -165,17 +259,19 @@ name_position_table(PsyncPgSession *session)
 char *
 psync_pg_position_query(PsyncPgSession *session)
 {
-	bool		schema_exists;
+	PositionTable table;
 
 	Assert(session->target->read_only);
 	name_position_table(session);
-	if (!position_table_exists(session, &schema_exists))
+	look_at_table(session, &table);
+	if (!table.exists)
 		return pstrdup("SELECT NULL::pg_catalog.text WHERE false");
 	return psprintf("SELECT position FROM %s"
 					" WHERE sync_id OPERATOR(pg_catalog.=) '%s'::pg_catalog.uuid"
-					" AND log_id OPERATOR(pg_catalog.=) '%s'::pg_catalog.uuid",
+					" AND log_id OPERATOR(pg_catalog.=) '%s'::pg_catalog.uuid%s",
 					session->position_table, session->target->sync_id,
-					session->target->log_id);
+					session->target->log_id,
+					table.versioned ? " ORDER BY version DESC LIMIT 1" : "");
 }
 
 /*
@@ -197,18 +293,25 @@ psync_pg_position_read(PsyncPgSession *session)
 
 	params[0] = session->target->sync_id;
 	result = psync_pg_query(session,
-							psprintf("SELECT log_id, position FROM %s WHERE sync_id OPERATOR(pg_catalog.=) $1::pg_catalog.uuid",
-									 session->position_table), 1, params);
+							psprintf("SELECT log_id, position, %s FROM %s WHERE sync_id OPERATOR(pg_catalog.=) $1::pg_catalog.uuid",
+									 session->position_versioned ? "version" : "0",
+									 session->position_table),
+							1, params, PSYNC_PG_ANY_ROWS, 3);
 	session->position = NULL;
+	session->windows = 0;
 	for (int i = 0; i < PQntuples(result); i++)
 	{
-		if (pg_strcasecmp(PQgetvalue(result, i, 0), session->target->log_id) == 0)
+		const char *log_id = psync_pg_text(session, result, i, 0);
+
+		if (pg_strcasecmp(log_id, session->target->log_id) == 0)
+		{
 			session->position = MemoryContextStrdup(session->context,
-													PQgetvalue(result, i, 1));
+													psync_pg_text(session, result, i, 1));
+			session->position_version = strtoll(psync_pg_text(session, result, i, 2), NULL, 10);
+		}
 		else
-			foreign = pstrdup(PQgetvalue(result, i, 0));
+			foreign = pstrdup(log_id);
 	}
-	PQclear(result);
 	if (session->position == NULL && foreign != NULL)
 	{
 		if (!session->target->restart)
@@ -221,30 +324,59 @@ psync_pg_position_read(PsyncPgSession *session)
 /* ------------------------------------------------------------- recording */
 
 /*
- * The statement that records the position, with parameters log, sync, name,
- * new position, and (for all but the first window) the one before.  In the
- * current memory context.
+ * Statements that record the position have the parameters log, sync, name, new
+ * position, and (for all but the first window) the one before.
+ *
+ * The first window makes the row; a row that is there then is an error.  In a
+ * table with versions the key alone would not tell, since the row may have moved
+ * on; whoever comes second waits for the lock, and sees it (position_send).
  *
  * Told to start anew, we take over the row of another change log: its server,
- * should it live, finds its row gone and stops.  Its log is the parameter
- * then, in the place of the position before.
+ * should it live, finds its row gone and stops.  Its log is the parameter then,
+ * in the place of the position before.
  */
 static char *
-position_statement(PsyncPgSession *session)
+first_statement(PsyncPgSession *session)
 {
 	if (session->foreign_log != NULL)
 		return psprintf("WITH taken AS (UPDATE %s SET log_id = $1::pg_catalog.uuid,"
-						" sync_name = $3, position = $4,"
+						" sync_name = $3, position = $4,%s"
 						" updated = pg_catalog.clock_timestamp()"
 						" WHERE log_id OPERATOR(pg_catalog.=) $5::pg_catalog.uuid"
 						" AND sync_id OPERATOR(pg_catalog.=) $2::pg_catalog.uuid RETURNING 1)"
 						" SELECT 1 OPERATOR(pg_catalog./) pg_catalog.count(*) FROM taken",
-						session->position_table);
+						session->position_table,
+						session->position_versioned ? " version = 0," : "");
+	return psprintf("WITH recorded AS (INSERT INTO %s (log_id, sync_id, sync_name, position)"
+					" SELECT $1::pg_catalog.uuid, $2::pg_catalog.uuid, $3, $4"
+					" WHERE NOT EXISTS (SELECT FROM %s"
+					" WHERE log_id OPERATOR(pg_catalog.=) $1::pg_catalog.uuid"
+					" AND sync_id OPERATOR(pg_catalog.=) $2::pg_catalog.uuid) RETURNING 1)"
+					" SELECT 1 OPERATOR(pg_catalog./) pg_catalog.count(*) FROM recorded",
+					session->position_table, session->position_table);
+}
 
-	/* the first window makes the row; a row that is there then is an error */
-	if (session->position == NULL)
-		return psprintf("INSERT INTO %s (log_id, sync_id, sync_name, position)"
-						" VALUES ($1::pg_catalog.uuid, $2::pg_catalog.uuid, $3, $4)",
+/*
+ * For all later windows.  With versions: $6 is the present one, $7 what it
+ * grows by.  A row that this inserts is one that was not there; it is told by
+ * its time, and the statement fails.
+ */
+static char *
+next_statement(PsyncPgSession *session)
+{
+	if (session->position_versioned)
+		return psprintf("WITH recorded AS (INSERT INTO %s AS p"
+						" (log_id, sync_id, sync_name, position, version, updated)"
+						" VALUES ($1::pg_catalog.uuid, $2::pg_catalog.uuid, $3, $4,"
+						" $6::pg_catalog.int8, 'infinity')"
+						" ON CONFLICT (sync_id, log_id, version) DO UPDATE"
+						" SET sync_name = $3, position = $4,"
+						" version = p.version OPERATOR(pg_catalog.+) $7::pg_catalog.int8,"
+						" updated = pg_catalog.clock_timestamp()"
+						" WHERE p.position OPERATOR(pg_catalog.=) $5"
+						" RETURNING pg_catalog.isfinite(p.updated) AS known)"
+						" SELECT 1 OPERATOR(pg_catalog./) pg_catalog.count(*)"
+						" FROM recorded WHERE known",
 						session->position_table);
 	return psprintf("WITH recorded AS (UPDATE %s SET sync_name = $3, position = $4,"
 					" updated = pg_catalog.clock_timestamp()"
@@ -255,87 +387,107 @@ position_statement(PsyncPgSession *session)
 					session->position_table);
 }
 
+/* Does the version grow with the window at hand? */
+static bool
+version_grows(const PsyncPgSession *session)
+{
+	return session->windows + 1 >= PSYNC_PG_WINDOWS_PER_VERSION;
+}
+
 /*
- * Queue the statement that records the position, in pipeline mode.  Returns
- * the number of commands queued: one more if it had to be prepared.
+ * Queue the command that must come before the one below, in pipeline mode.  True
+ * if there was one.  Before the first window: a lock by which of two sessions that
+ * begin the sync at once the second sees the row of the first.  Before others:
+ * the statement is prepared, if it is not yet and the session is ours to keep it.
  */
-int
+bool
+psync_pg_position_prepare(PsyncPgSession *session)
+{
+	const char *params[1] = {session->target->sync_id};
+
+	Assert(PQpipelineStatus(session->conn) == PQ_PIPELINE_ON);
+	if (session->position == NULL)
+	{
+		if (!PQsendQueryParams(session->conn,
+							   "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended($1, 0))",
+							   1, NULL, params, NULL, NULL, 0))
+			psync_pg_lost(session);
+		return true;
+	}
+	if (session->pooled || session->position_prepared)
+		return false;
+	if (!PQsendPrepare(session->conn, PSYNC_PG_POSITION_STATEMENT,
+					   next_statement(session), 0, NULL))
+		psync_pg_lost(session);
+	return true;
+}
+
+/*
+ * The command that psync_pg_position_prepare() has queued has succeeded, even
+ * if the window does not.
+ */
+void
+psync_pg_position_ready(PsyncPgSession *session)
+{
+	session->position_prepared = session->position != NULL;
+}
+
+/*
+ * Queue the statement that records the position, in pipeline mode.
+ */
+void
 psync_pg_position_send(PsyncPgSession *session, const char *position)
 {
 	const PsyncTarget *target = session->target;
-	const char *params[5];
+	const char *params[7];
 	bool		first = session->position == NULL;
-	int			queued = 1;
+	int			nparams = session->position_versioned ? 7 : 5;
 	int			ok;
 
 	Assert(PQpipelineStatus(session->conn) == PQ_PIPELINE_ON);
 	Assert(session->position_table != NULL);
+	Assert(first || session->foreign_log == NULL);
 
 	params[0] = target->log_id;
 	params[1] = target->sync_id;
 	params[2] = target->sync_name;
 	params[3] = position;
 	params[4] = first ? session->foreign_log : session->position;
-	Assert(first || session->foreign_log == NULL);
+	params[5] = psprintf(INT64_FORMAT, session->position_version);
+	params[6] = version_grows(session) ? "1" : "0";
 
 	if (first)
-		ok = PQsendQueryParams(session->conn, position_statement(session),
+		ok = PQsendQueryParams(session->conn, first_statement(session),
 							   session->foreign_log != NULL ? 5 : 4, NULL,
 							   params, NULL, NULL, 0);
+	else if (session->pooled)
+		ok = PQsendQueryParams(session->conn, next_statement(session), nparams,
+							   NULL, params, NULL, NULL, 0);
 	else
-	{
-		if (!session->position_prepared)
-		{
-			if (!PQsendPrepare(session->conn, PSYNC_PG_POSITION_STATEMENT,
-							   position_statement(session), 0, NULL))
-				psync_pg_lost(session);
-			queued++;
-		}
-		ok = PQsendQueryPrepared(session->conn, PSYNC_PG_POSITION_STATEMENT, 5,
-								 params, NULL, NULL, 0);
-	}
+		ok = PQsendQueryPrepared(session->conn, PSYNC_PG_POSITION_STATEMENT,
+								 nparams, params, NULL, NULL, 0);
 	if (!ok)
 		psync_pg_lost(session);
-	return queued;
 }
 
 /*
- * The window is committed: this is what the target has now.  The prepared
- * statement is the one for later windows, so after the first one it is still
- * to be prepared.
+ * The window is committed: this is what the target has now.
  */
 void
 psync_pg_position_recorded(PsyncPgSession *session, const char *position)
 {
 	char	   *copy = MemoryContextStrdup(session->context, position);
 
-	session->position_prepared = session->position != NULL;
-	if (session->position != NULL)
+	if (session->position == NULL)
+		session->position_version = 0;
+	else
+	{
+		session->position_version += version_grows(session) ? 1 : 0;
+		session->windows = version_grows(session) ? 0 : session->windows + 1;
 		pfree(session->position);
+	}
 	session->position = copy;
 	session->foreign_log = NULL;
-}
-
-/*
- * Make durable what was committed so far.  Windows are committed without
- * waiting for the target's disk: if the target crashes it loses the last ones
- * together with their position, and they are sent again, since the core
- * forgets nothing before it has called this.  A commit that does wait flushes
- * all WAL before it.
- */
-void
-psync_pg_position_flush(PsyncPgSession *session)
-{
-	if (session->position == NULL)
-		return;
-	psync_pg_execute(session,
-					 psprintf("BEGIN; SET LOCAL synchronous_commit TO on;"
-							  " UPDATE %s SET updated = pg_catalog.clock_timestamp()"
-							  " WHERE log_id OPERATOR(pg_catalog.=) %s"
-							  " AND sync_id OPERATOR(pg_catalog.=) %s; COMMIT",
-							  session->position_table,
-							  quote_literal_cstr(session->target->log_id),
-							  quote_literal_cstr(session->target->sync_id)));
 }
 
 /*

@@ -12,7 +12,8 @@
  * Any error ends the session, so that no state of it can be wrong afterwards;
  * the core opens a new one after its back-off.
  *
- *	postgres.c			callbacks				connection.c	libpq, settings
+ *	postgres.c			callbacks				connection.c	connecting
+ *	settings.c			the remote session		answer.c		remote answers
  *	position.c			the position table		error.c			remote errors
  *	target_table.c		facts of a table		column_map.c	columns by name
  *	statement.c			SQL						image.c			row images
@@ -68,8 +69,6 @@ pg_open(PsyncTarget *target)
 	/* from here on close() has something to close */
 	target->private_data = session;
 	psync_pg_connect(session);
-	if (target->read_only)
-		psync_pg_read_settings(session);
 }
 
 /*
@@ -146,7 +145,7 @@ pg_commit_window(PsyncTarget *target, const char *position)
 static void
 pg_flush(PsyncTarget *target)
 {
-	psync_pg_position_flush(get_session(target));
+	psync_pg_apply_flush(get_session(target));
 }
 
 /* The target rolls back when the connection goes; the core closes it next. */

@@ -151,6 +151,7 @@ typedef struct PsyncPgMap
 	bool		key_ambiguous;	/* keys may be equal though their bytes are
 								 * not (1.0 and 1.00) */
 	uint32		prepared;		/* bit per statement */
+	const char *sql[PSYNC_PG_STATEMENTS];	/* what cannot be prepared */
 	bool		temp_created;
 	bool		temp_used;		/* in this window */
 	/* arguments of the statement being sent */
@@ -256,6 +257,12 @@ typedef struct PsyncPgSession
 	MemoryContext scratch;		/* of one group's sending */
 	PGconn	   *conn;
 	bool		fd_acquired;
+	PGresult   *result;			/* handed out last, while its command runs */
+	PGresult   *answer;			/* of the last query that is done */
+	int64		untaken;		/* bytes that came beyond those of results */
+	bool		pooled;			/* the server's session is not ours alone */
+	const char *begin;			/* the command that begins a transaction */
+	char	   *local_settings; /* … and the one after it; NULL: none */
 	bool		in_transaction; /* BEGIN was sent */
 	bool		in_savepoint;	/* … and SAVEPOINT psync_group */
 
@@ -264,6 +271,9 @@ typedef struct PsyncPgSession
 	char	   *position;		/* that the target has; NULL: no row */
 	char	   *foreign_log;	/* whose row to take over; NULL: none */
 	bool		position_prepared;
+	bool		position_versioned; /* the table's key has a version */
+	int64		position_version;	/* of the row */
+	int			windows;		/* recorded under that version */
 
 	/* maps: found by shape and table; the last one first */
 	List	   *tables;			/* of PsyncPgTable * */
@@ -281,9 +291,9 @@ typedef struct PsyncPgSession
 
 	/* read.c */
 	bool		reading;		/* the result of a statement is not all taken */
-	PGresult   *row;			/* the row handed out last */
-	const char **row_values;	/* in the session's memory */
-	int			row_capacity;
+	const char **row_values;	/* of the row handed out last */
+	int			row_columns;	/* that each row must have */
+	int			row_filled;		/* … and how many of them are never null */
 
 	/* apply_batch.c */
 	PsyncPgMap *chunk_map;		/* of the chunk that is being received */
@@ -293,11 +303,25 @@ typedef struct PsyncPgSession
 /* connection.c */
 extern void psync_pg_connect(PsyncPgSession *session);
 extern void psync_pg_disconnect(PsyncPgSession *session);
+
+/* answer.c */
+#define PSYNC_PG_ANY_ROWS	(-1)
+
+pg_noreturn extern void psync_pg_unexpected(PsyncPgSession *session,
+											const char *detail);
+extern int	psync_pg_input_waiting(PsyncPgSession *session);
+extern void psync_pg_count_input(PsyncPgSession *session, int before);
 extern void psync_pg_flush(PsyncPgSession *session);
 extern PGresult *psync_pg_get_result(PsyncPgSession *session);
+extern PGresult *psync_pg_take_result(PsyncPgSession *session);
 extern bool psync_pg_result_ready(PsyncPgSession *session);
 extern PGresult *psync_pg_query(PsyncPgSession *session, const char *sql,
-								int nparams, const char *const *params);
+								int nparams, const char *const *params,
+								int nrows, int ncolumns);
+extern const char *psync_pg_text(PsyncPgSession *session, PGresult *result,
+								 int row, int column);
+extern const char *psync_pg_text_or_null(PsyncPgSession *session,
+										 PGresult *result, int row, int column);
 extern bool psync_pg_try_params(PsyncPgSession *session, const char *sql,
 								const PsyncPgMap *map, int nparams,
 								PsyncPgError *error);
@@ -305,8 +329,15 @@ extern bool psync_pg_try(PsyncPgSession *session, const char *sql,
 						 PsyncPgError *error);
 extern void psync_pg_execute(PsyncPgSession *session, const char *sql);
 
+/* settings.c */
+extern void psync_pg_settings_apply(PsyncPgSession *session);
+extern void psync_pg_settings_add(PsyncPgSession *session, const char *name,
+								  const char *value);
+extern char *psync_pg_begin_commands(PsyncPgSession *session);
+
 /* error.c */
 pg_noreturn extern void psync_pg_lost(PsyncPgSession *session);
+extern char *psync_pg_clean_text(const char *text);
 extern void psync_pg_error_take(PsyncPgError *error, PGresult *result);
 pg_noreturn extern void psync_pg_error_raise(PsyncPgSession *session,
 								 const PsyncPgError *error,
@@ -319,8 +350,9 @@ extern bool psync_pg_error_is_change(const PsyncPgError *error);
 
 /* position.c */
 extern char *psync_pg_position_read(PsyncPgSession *session);
-extern int	psync_pg_position_send(PsyncPgSession *session, const char *position);
-extern void psync_pg_position_flush(PsyncPgSession *session);
+extern bool psync_pg_position_prepare(PsyncPgSession *session);
+extern void psync_pg_position_ready(PsyncPgSession *session);
+extern void psync_pg_position_send(PsyncPgSession *session, const char *position);
 extern void psync_pg_position_recorded(PsyncPgSession *session,
 									   const char *position);
 pg_noreturn extern void psync_pg_position_refused(PsyncPgSession *session,
@@ -328,7 +360,6 @@ pg_noreturn extern void psync_pg_position_refused(PsyncPgSession *session,
 extern char *psync_pg_position_query(PsyncPgSession *session);
 
 /* read.c */
-extern void psync_pg_read_settings(PsyncPgSession *session);
 extern const PsyncReadTransport psync_pg_reading;
 
 /* target_table.c */
@@ -347,8 +378,8 @@ extern PsyncPgTable *psync_pg_table_get(PsyncPgSession *session,
 
 /* statement.c */
 extern char *psync_pg_statement(const PsyncPgMap *map, PsyncPgStatement statement);
-extern char *psync_pg_sql_create_temp_rows(const PsyncPgMap *map);
-extern char *psync_pg_sql_create_temp_keys(const PsyncPgMap *map);
+extern char *psync_pg_sql_create_temp_rows(const PsyncPgMap *map, bool drop);
+extern char *psync_pg_sql_create_temp_keys(const PsyncPgMap *map, bool drop);
 extern char *psync_pg_sql_truncate_temp(const PsyncPgMap *map);
 extern char *psync_pg_sql_copy_direct(const PsyncPgMap *map);
 extern char *psync_pg_sql_copy_rows(const PsyncPgMap *map);
@@ -410,6 +441,7 @@ extern PsyncPgNet *psync_pg_collapse(const PsyncPgGroup *group, int *nnets);
 /* apply_pipeline.c */
 #define PSYNC_PG_BEGIN		0x01
 #define PSYNC_PG_COMMIT		0x02
+#define PSYNC_PG_DURABLE	0x04	/* the commit waits for the disk */
 
 extern bool psync_pg_pipeline_run(PsyncPgSession *session,
 								  const PsyncPgGroup *group, const int *order,
@@ -445,5 +477,6 @@ extern void psync_pg_apply_change(PsyncPgSession *session,
 extern void psync_pg_apply_submit(PsyncPgSession *session);
 extern void psync_pg_apply_wait(PsyncPgSession *session);
 extern void psync_pg_apply_commit(PsyncPgSession *session, const char *position);
+extern void psync_pg_apply_flush(PsyncPgSession *session);
 
 #endif							/* PSYNC_POSTGRES_TRANSPORT_H */

@@ -13,47 +13,23 @@
  * of the session are read-only by default: one statement could change the
  * default for the next.  Each runs in a transaction of its own that is begun
  * as READ ONLY, which cannot be changed from within once a query has begun, and
- * that is rolled back, which undoes settings as well.
+ * that is rolled back, which undoes settings as well.  So what the reader wants
+ * to be set is set anew in each of them.
  */
 #include "postgres.h"
 
-#include "storage/latch.h"
 #include "utils/memutils.h"
 
 #include "compat.h"
 #include "transport/postgres/postgres_transport.h"
 
 /*
- * What all values' text forms depend on, beyond what every session of ours
- * has; and a statement that nobody waits for any more should end.
+ * A setting for the statements that follow.
  */
-static const char settings_command[] =
-	"SELECT pg_catalog.set_config('default_transaction_read_only', 'on', false),"
-	" pg_catalog.set_config('timezone', 'UTC', false),"
-	" pg_catalog.set_config('standard_conforming_strings', 'on', false),"
-	" pg_catalog.set_config('jit', 'off', false)";
-
-static const char notice_command[] =
-	"SELECT pg_catalog.set_config('client_connection_check_interval', '1s', false)";
-
-/* client_connection_check_interval came with this version */
-#define PSYNC_PG_VERSION_CHECKS_CLIENT	140000
-
-/*
- * The settings above, once per session.  Instead of those for delivery, not on
- * top of them.
- */
-void
-psync_pg_read_settings(PsyncPgSession *session)
+static void
+read_set(PsyncTarget *target, const char *name, const char *value)
 {
-	PsyncPgError error;
-
-	Assert(session->target->read_only);
-	psync_pg_execute(session, settings_command);
-
-	/* some platforms cannot do that, and say so by an error */
-	if (PQserverVersion(session->conn) >= PSYNC_PG_VERSION_CHECKS_CLIENT)
-		(void) psync_pg_try(session, notice_command, &error);
+	psync_pg_settings_add(target->private_data, name, value);
 }
 
 /*
@@ -63,12 +39,18 @@ psync_pg_read_settings(PsyncPgSession *session)
  * mode.
  */
 static void
-read_send(PsyncTarget *target, const char *sql)
+read_send(PsyncTarget *target, const char *sql, int ncolumns, int nfilled)
 {
 	PsyncPgSession *session = target->private_data;
 
 	Assert(target->read_only && !session->reading);
-	psync_pg_execute(session, "BEGIN TRANSACTION READ ONLY");
+	Assert(nfilled >= 0 && nfilled <= ncolumns);
+
+	session->row_columns = ncolumns;
+	session->row_filled = nfilled;
+	session->row_values = MemoryContextAlloc(session->context,
+											 Max(1, ncolumns) * sizeof(char *));
+	psync_pg_execute(session, psync_pg_begin_commands(session));
 	if (!PQsendQueryParams(session->conn, sql, 0, NULL, NULL, NULL, NULL, 0) ||
 		!PQsetSingleRowMode(session->conn))
 		psync_pg_lost(session);
@@ -80,17 +62,17 @@ read_send(PsyncTarget *target, const char *sql)
 static void
 read_ended(PsyncPgSession *session)
 {
-	PGresult   *rest;
-
 	session->reading = false;
-	while ((rest = psync_pg_get_result(session)) != NULL)
-		PQclear(rest);
+	pfree(session->row_values);
+	session->row_values = NULL;
+	if (psync_pg_get_result(session) != NULL)
+		psync_pg_unexpected(session, "It answered a query twice.");
 	if (PQstatus(session->conn) == CONNECTION_BAD)
 		psync_pg_lost(session);
 }
 
 /*
- * Does not return.
+ * The statement has failed.
  */
 static void
 read_failed(PsyncPgSession *session, PGresult *result)
@@ -102,48 +84,53 @@ read_failed(PsyncPgSession *session, PGresult *result)
 	psync_pg_error_raise(session, &error, "could not read at the target");
 }
 
+/* A row's columns must be as many as the reader has said, and not null. */
+static void
+check_columns(PsyncPgSession *session, PGresult *result)
+{
+	if (PQnfields(result) != session->row_columns)
+		psync_pg_unexpected(session,
+							psprintf("It answered a query with %d columns instead of %d.",
+									 PQnfields(result), session->row_columns));
+}
+
 /*
  * The next row, valid until the next call; NULL at the end.  The values point
  * into libpq's result, which is kept with the session so that closing it frees
  * it.
  */
 static const char *const *
-read_row(PsyncTarget *target, int *ncolumns)
+read_row(PsyncTarget *target)
 {
 	PsyncPgSession *session = target->private_data;
 	PGresult   *result;
-	int			n;
 
 	Assert(session->reading);
-	PQclear(session->row);
-	session->row = NULL;
 
 	result = psync_pg_get_result(session);
 	if (result == NULL)
-		psync_pg_lost(session);
-	if (PQresultStatus(result) == PGRES_TUPLES_OK ||
-		PQresultStatus(result) == PGRES_COMMAND_OK)
+		psync_pg_unexpected(session, "It did not answer a query.");
+	switch (PQresultStatus(result))
 	{
-		PQclear(result);
-		read_ended(session);
-		psync_pg_execute(session, "ROLLBACK");
-		return NULL;
+		case PGRES_TUPLES_OK:
+			check_columns(session, result);
+			read_ended(session);
+			psync_pg_execute(session, "ROLLBACK");
+			return NULL;
+		case PGRES_SINGLE_TUPLE:
+			break;
+		case PGRES_FATAL_ERROR:
+			read_failed(session, result);
+			break;
+		default:
+			psync_pg_unexpected(session, "It answered a query with something else than rows.");
 	}
-	if (PQresultStatus(result) != PGRES_SINGLE_TUPLE)
-		read_failed(session, result);
 
-	session->row = result;
-	n = PQnfields(result);
-	if (n > session->row_capacity)
-	{
-		session->row_values = MemoryContextAlloc(session->context,
-												 n * sizeof(char *));
-		session->row_capacity = n;
-	}
-	for (int i = 0; i < n; i++)
-		session->row_values[i] = PQgetisnull(result, 0, i) ? NULL :
-			PQgetvalue(result, 0, i);
-	*ncolumns = n;
+	check_columns(session, result);
+	for (int i = 0; i < session->row_columns; i++)
+		session->row_values[i] = i < session->row_filled ?
+			psync_pg_text(session, result, 0, i) :
+			psync_pg_text_or_null(session, result, 0, i);
 	return session->row_values;
 }
 
@@ -157,6 +144,7 @@ read_position_query(PsyncTarget *target)
 }
 
 const PsyncReadTransport psync_pg_reading = {
+	.set = read_set,
 	.send = read_send,
 	.row = read_row,
 	.position_query = read_position_query,

@@ -310,10 +310,10 @@ psync_pg_statement(const PsyncPgMap *map, PsyncPgStatement statement)
 /*
  * A temporary table for rows.  It has the columns' types at the target where
  * those are the same as here, so that COPY checks the values as an insertion
- * would.
+ * would.  It goes with the transaction if the session may not keep it.
  */
 char *
-psync_pg_sql_create_temp_rows(const PsyncPgMap *map)
+psync_pg_sql_create_temp_rows(const PsyncPgMap *map, bool drop)
 {
 	StringInfoData sql;
 
@@ -322,7 +322,7 @@ psync_pg_sql_create_temp_rows(const PsyncPgMap *map)
 	for (int i = 0; i < map->ncolumns; i++)
 		appendStringInfo(&sql, "%sc%d %s", i > 0 ? ", " : "", i + 1,
 						 map->columns[i].temp_type);
-	appendStringInfoString(&sql, ") ON COMMIT DELETE ROWS");
+	appendStringInfoString(&sql, drop ? ") ON COMMIT DROP" : ") ON COMMIT DELETE ROWS");
 	return sql.data;
 }
 
@@ -330,7 +330,7 @@ psync_pg_sql_create_temp_rows(const PsyncPgMap *map)
  * Likewise for keys.
  */
 char *
-psync_pg_sql_create_temp_keys(const PsyncPgMap *map)
+psync_pg_sql_create_temp_keys(const PsyncPgMap *map, bool drop)
 {
 	StringInfoData sql;
 
@@ -339,7 +339,7 @@ psync_pg_sql_create_temp_keys(const PsyncPgMap *map)
 	for (int k = 0; k < map->nkeys; k++)
 		appendStringInfo(&sql, "%sk%d %s", k > 0 ? ", " : "", k + 1,
 						 key_column(map, k)->temp_type);
-	appendStringInfoString(&sql, ") ON COMMIT DELETE ROWS");
+	appendStringInfoString(&sql, drop ? ") ON COMMIT DROP" : ") ON COMMIT DELETE ROWS");
 	return sql.data;
 }
 

@@ -94,7 +94,7 @@ get_oid(PGresult *result, int row, int field)
  * In the order of the target's table.
  */
 static void
-read_columns(PsyncPgTable *table, PGresult *result)
+read_columns(PsyncPgSession *session, PsyncPgTable *table, PGresult *result)
 {
 	int			rows = PQntuples(result);
 
@@ -105,10 +105,10 @@ read_columns(PsyncPgTable *table, PGresult *result)
 
 		if (!is_kind(result, i, 'c'))
 			continue;
-		column->name = pstrdup(PQgetvalue(result, i, 1));
+		column->name = pstrdup(psync_pg_text(session, result, i, 1));
 		column->type = get_oid(result, i, 2);
-		column->type_name = pstrdup(PQgetvalue(result, i, 3));
-		column->full_type = pstrdup(PQgetvalue(result, i, 4));
+		column->type_name = pstrdup(psync_pg_text(session, result, i, 3));
+		column->full_type = pstrdup(psync_pg_text(session, result, i, 4));
 		column->generated = PQgetvalue(result, i, 5)[0] != '\0';
 		column->identity_always = PQgetvalue(result, i, 6)[0] == 'a';
 		table->ncolumns++;
@@ -117,7 +117,7 @@ read_columns(PsyncPgTable *table, PGresult *result)
 
 /* Index columns come ordered by index. */
 static void
-read_indexes(PsyncPgTable *table, PGresult *result)
+read_indexes(PsyncPgSession *session, PsyncPgTable *table, PGresult *result)
 {
 	Oid			last = InvalidOid;
 	List	   *columns = NIL;
@@ -138,8 +138,8 @@ read_indexes(PsyncPgTable *table, PGresult *result)
 		}
 		last = get_oid(result, i, 1);
 		column = palloc(sizeof(PsyncPgIndexColumn));
-		column->name = pstrdup(PQgetvalue(result, i, 2));
-		column->equals = pstrdup(PQgetvalue(result, i, 3));
+		column->name = pstrdup(psync_pg_text(session, result, i, 2));
+		column->equals = pstrdup(psync_pg_text(session, result, i, 3));
 		columns = lappend(columns, column);
 	}
 	if (columns != NIL)
@@ -181,9 +181,9 @@ read_foreign_keys(PsyncPgSession *session, PsyncPgTable *table, PGresult *result
 		key = palloc0(sizeof(PsyncPgForeignKey));
 		key->referencing = get_oid(result, i, 1);
 		key->referenced = get_oid(result, i, 2);
-		key->on_delete = PQgetvalue(result, i, 3)[0];
-		key->inside = belongs_to_sync(session, PQgetvalue(result, i, 4),
-									  PQgetvalue(result, i, 5));
+		key->on_delete = psync_pg_text(session, result, i, 3)[0];
+		key->inside = belongs_to_sync(session, psync_pg_text(session, result, i, 4),
+									  psync_pg_text(session, result, i, 5));
 		table->foreign_keys = lappend(table->foreign_keys, key);
 
 		if (key->referenced != table->oid)
@@ -243,7 +243,7 @@ psync_pg_table_load(PsyncPgSession *session, const PsyncTable *table)
 
 	params[0] = table->target_schema;
 	params[1] = table->target_name;
-	result = psync_pg_query(session, facts_query, 2, params);
+	result = psync_pg_query(session, facts_query, 2, params, PSYNC_PG_ANY_ROWS, 8);
 
 	old = MemoryContextSwitchTo(session->context);
 	facts = palloc0(sizeof(PsyncPgTable));
@@ -258,10 +258,9 @@ psync_pg_table_load(PsyncPgSession *session, const PsyncTable *table)
 		facts->relkind = PQgetvalue(result, i, 2)[0];
 		facts->deferrable = PQgetvalue(result, i, 3)[0] == 't';
 	}
-	read_columns(facts, result);
-	read_indexes(facts, result);
+	read_columns(session, facts, result);
+	read_indexes(session, facts, result);
 	read_foreign_keys(session, facts, result);
-	PQclear(result);
 	MemoryContextSwitchTo(old);
 
 	if (!OidIsValid(facts->oid))
