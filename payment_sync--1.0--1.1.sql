@@ -4,3 +4,7 @@
 -- t/232_upgrade.pl compares the two catalogs.
 
 \echo Use "ALTER EXTENSION payment_sync UPDATE TO '1.1'" to load this file. \quit
+
+-- Batches that are asked for while one is under way are others.
+ALTER TABLE payment_sync.batch ADD COLUMN request uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid();
+COMMENT ON TABLE payment_sync.batch IS 'batches asked for, under way and done; cursor is the last key copied; initial: the target is not in step before it; request: tells it from those asked for before and after';

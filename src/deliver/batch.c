@@ -12,6 +12,11 @@
  * If we crash in between, the chunk is sent again; it is upserted, so that
  * does no harm.
  *
+ * Identity.  A batch that is asked for while one of the same table is under way
+ * takes its row, and begins at the table's start.  The column "request" tells
+ * the two apart: who has come along with a chunk of the former finds that it is
+ * gone, and saves nothing.
+ *
  * First copies.  Of a table whose first copy is still to come, the target need
  * not have a row that the source has; applying changes of it would only run
  * into foreign keys of rows that are not there yet.  Such changes are left
@@ -55,7 +60,7 @@
 /* ------------------------------------------------------- the batch's state */
 
 static const char load_command[] =
-	"SELECT relid, mirror, shape, cursor, chunks FROM payment_sync.batch b"
+	"SELECT relid, mirror, shape, cursor, chunks, request FROM payment_sync.batch b"
 	" WHERE sync = $1 AND state IN ('pending', 'running')"
 	" ORDER BY (state = 'running') DESC, requested,"
 	" EXISTS (SELECT FROM pg_constraint c JOIN payment_sync.batch p"
@@ -74,12 +79,20 @@ static const char save_command[] =
 	" rows = rows + $6,"
 	" started = COALESCE(started, clock_timestamp()),"
 	" finished = CASE WHEN $3 THEN clock_timestamp() END"
-	" WHERE sync = $1 AND relid = $2"
+	" WHERE sync = $1 AND request = $2"
 	" AND state IN ('pending', 'running')";
 
+/*
+ * What we know of the sync may be older than the request: it is forgotten only
+ * if the table is nobody's to copy now.
+ */
 static const char forget_command[] =
-	"DELETE FROM payment_sync.batch"
-	" WHERE sync = $1 AND relid = $2";
+	"DELETE FROM payment_sync.batch b"
+	" WHERE sync = $1 AND request = $2 AND NOT EXISTS ("
+	"SELECT FROM payment_sync.sync_table t"
+	" JOIN payment_sync.captured c ON c.relid = t.relid"
+	" JOIN pg_class r ON r.oid = t.relid"
+	" WHERE t.sync = b.sync AND t.relid = b.relid)";
 
 /* ------------------------------------------------------------- the queries */
 
@@ -242,6 +255,7 @@ batch_from_row(PsyncDelivery *delivery, HeapTuple tuple, TupleDesc desc,
 							   VARSIZE_ANY_EXHDR(bytes));
 	}
 	batch->first = DatumGetInt64(SPI_getbinval(tuple, desc, 5, &isnull)) == 0;
+	batch->request = *DatumGetUUIDP(SPI_getbinval(tuple, desc, 6, &isnull));
 	MemoryContextSwitchTo(old);
 	return batch;
 }
@@ -265,18 +279,21 @@ load_one(PsyncDelivery *delivery, uint32 *shape_id)
 }
 
 /*
- * The batch's table is gone: so is what was asked for.
+ * The batch's table is gone: so is what was asked for.  False if it is there
+ * after all, and only we do not know it yet.
  */
-static void
-forget(PsyncDelivery *delivery, Oid relid)
+static bool
+forget(PsyncDelivery *delivery, const PsyncBatch *batch)
 {
-	Oid			types[2] = {UUIDOID, OIDOID};
+	Oid			types[2] = {UUIDOID, UUIDOID};
 	Datum		values[2];
+	uint64		forgotten;
 
 	values[0] = UUIDPGetDatum(&delivery->sync->id);
-	values[1] = ObjectIdGetDatum(relid);
-	(void) psync_owner_execute(forget_command, 2, types, values, NULL);
+	values[1] = UUIDPGetDatum(&batch->request);
+	forgotten = psync_owner_execute(forget_command, 2, types, values, NULL);
 	SPI_finish();
+	return forgotten > 0;
 }
 
 void
@@ -336,7 +353,8 @@ psync_batch_leaves_out(const PsyncDelivery *delivery, PsyncChange *change)
  * snapshot that ends the window.
  *
  * A batch that cannot be is forgotten, and the next one looked at, until there
- * is one or none is left.
+ * is one or none is left.  One of a table that the sync has got since it was
+ * read waits until it is read anew.
  */
 PsyncBatch *
 psync_batch_load(PsyncDelivery *delivery)
@@ -344,8 +362,9 @@ psync_batch_load(PsyncDelivery *delivery)
 	PsyncBatch *batch;
 	uint32		shape_id = 0;
 	MemoryContext old;
+	bool		forgotten = true;
 
-	while ((batch = load_one(delivery, &shape_id)) != NULL)
+	while (forgotten && (batch = load_one(delivery, &shape_id)) != NULL)
 	{
 		old = MemoryContextSwitchTo(batch->context);
 		if (prepare_table(delivery, batch))
@@ -360,10 +379,13 @@ psync_batch_load(PsyncDelivery *delivery)
 		}
 		/* the table was dropped or released since */
 		MemoryContextSwitchTo(old);
-		forget(delivery, batch->relid);
+		forgotten = forget(delivery, batch);
 		psync_batch_free(batch);
+		batch = NULL;
 	}
-	if (batch == NULL)
+	if (!forgotten)
+		psync_delivery_recheck(delivery);
+	else if (batch == NULL)
 		delivery->sync->batch_pending = false;
 	psync_batch_load_uncopied(delivery);
 
@@ -621,7 +643,7 @@ psync_batch_send(PsyncDelivery *delivery, PsyncBatch *batch)
 void
 psync_batch_delivered(PsyncDelivery *delivery, PsyncBatch *batch)
 {
-	Oid			types[6] = {UUIDOID, OIDOID, BOOLOID, INT4OID, BYTEAOID, INT8OID};
+	Oid			types[6] = {UUIDOID, UUIDOID, BOOLOID, INT4OID, BYTEAOID, INT8OID};
 	Datum		values[6];
 	char		nulls[7] = "      ";
 	bytea	   *cursor = palloc(VARHDRSZ + batch->upto.len);
@@ -633,7 +655,7 @@ psync_batch_delivered(PsyncDelivery *delivery, PsyncBatch *batch)
 	SET_VARSIZE(cursor, VARHDRSZ + batch->upto.len);
 	memcpy(VARDATA(cursor), batch->upto.data, batch->upto.len);
 	values[0] = UUIDPGetDatum(&delivery->sync->id);
-	values[1] = ObjectIdGetDatum(batch->relid);
+	values[1] = UUIDPGetDatum(&batch->request);
 	values[2] = BoolGetDatum(!batch->full);
 	values[3] = Int32GetDatum((int32) batch->shape->id);
 	values[4] = PointerGetDatum(cursor);

@@ -8,6 +8,14 @@
  * secret.  So what it was built from is remembered as a text, and compared
  * after an invalidation; a delivery that is outdated is saved, closed and
  * opened anew.  Of options the text holds a hash only: they bear secrets (P9).
+ *
+ * A commit can be seen before its invalidations arrive.  A table that has just
+ * joined the sync, and its changes, may hence be in a window although no
+ * invalidation has told of it; who passed over them would never come back
+ * (P2).  So after each window is found the version of the sync's row is looked
+ * at under a snapshot that is not older than the window's: if it is the one
+ * that the delivery was built from, the window holds nothing that it does not
+ * know.
  */
 #include "postgres.h"
 
@@ -266,6 +274,7 @@ bool
 psync_delivery_changed(PsyncDelivery *delivery)
 {
 	PsyncSync  *sync;
+	PsyncSyncVersion version;
 	uint64		seen = psync_definition_invalidations();
 
 	if (delivery->definition == NULL)
@@ -274,6 +283,7 @@ psync_delivery_changed(PsyncDelivery *delivery)
 		return false;
 	delivery->recheck = false;
 
+	psync_sync_version(&delivery->sync->id, &version);
 	sync = psync_sync_load(&delivery->sync->id);
 	if (sync == NULL || !sync->has_state ||
 		strcmp(psync_definition_text(sync), delivery->definition) != 0 ||
@@ -284,7 +294,23 @@ psync_delivery_changed(PsyncDelivery *delivery)
 	delivery->looks++;
 	psync_batch_load_uncopied(delivery);	/* a batch may be cancelled */
 	delivery->invalidations = seen;
+	delivery->version = version;
 	return false;
+}
+
+/*
+ * The same, right after a window was found, for what has not been told yet.
+ */
+bool
+psync_delivery_outdated(PsyncDelivery *delivery)
+{
+	PsyncSyncVersion version;
+
+	AcceptInvalidationMessages();
+	psync_sync_version(&delivery->sync->id, &version);
+	if (!psync_sync_version_equal(&version, &delivery->version))
+		psync_delivery_recheck(delivery);
+	return psync_delivery_changed(delivery);
 }
 
 /*

@@ -223,6 +223,7 @@ psync_delivery_create(const pg_uuid_t *id, PsyncNextTransaction next)
 													 "payment_sync window",
 													 ALLOCSET_DEFAULT_SIZES);
 	delivery->invalidations = psync_definition_invalidations();
+	psync_sync_version(id, &delivery->version);
 	delivery->sync = psync_sync_load(id);
 	if (delivery->sync == NULL || delivery->sync->server == NULL ||
 		!delivery->sync->enabled || !delivery->sync->has_state)
@@ -506,7 +507,9 @@ save_progress(PsyncDelivery *delivery)
 	delivery->unsaved.position =
 		psync_snapshot_text(psync_reader_after(delivery->reader));
 	delivery->unsaved.target_position = delivery->target_position;
-	(void) psync_sync_save_progress(&delivery->sync->id, &delivery->unsaved);
+	delivery->unsaved.generation = &delivery->sync->generation;
+	if (!psync_sync_save_progress(&delivery->sync->id, &delivery->unsaved))
+		psync_delivery_recheck(delivery);	/* started anew meanwhile */
 	delivery->sync->hint = hint;
 	memset(&delivery->unsaved, 0, sizeof(delivery->unsaved));
 	delivery->unsaved_since = 0;
@@ -773,12 +776,7 @@ step(PsyncDelivery *delivery)
 							  delivery->batch ? psync_batch_read : NULL,
 							  delivery->batch);
 
-	/*
-	 * B may see changes of a table that joined the sync after we looked; who
-	 * passed over them now would never come back (P2).
-	 */
-	AcceptInvalidationMessages();
-	if (psync_delivery_changed(delivery))
+	if ((found || delivery->batch != NULL) && psync_delivery_outdated(delivery))
 	{
 		MemoryContextSwitchTo(old);
 		return PSYNC_DELIVER_GONE;

@@ -27,6 +27,7 @@ typedef struct PsyncBatch
 	const PsyncShape *shape;
 	PsyncCaptureRel *encoder;	/* columns as the query returns them */
 	Oid			relid;
+	pg_uuid_t	request;		/* tells it from one asked for later */
 	Oid			owner;			/* whose rights the rows are read with */
 	bool		mirror;
 	bool		plain;			/* not partitioned: read ONLY this table */
@@ -57,6 +58,7 @@ struct PsyncDelivery
 	PsyncSync  *sync;
 	char	   *definition;		/* fingerprint of what sync was built from */
 	uint64		invalidations;	/* counter when that was last checked */
+	PsyncSyncVersion version;	/* of the sync's row, likewise */
 	List	   *exclude_origins;
 	HTAB	   *tables;			/* Oid -> PsyncTable */
 	HTAB	   *shapes;			/* id -> PsyncShape */
@@ -91,6 +93,7 @@ extern uint64 psync_definition_invalidations(void);
 extern char *psync_definition_text(const PsyncSync *sync);
 extern void psync_delivery_check_shapes(PsyncDelivery *delivery);
 extern bool psync_delivery_changed(PsyncDelivery *delivery);
+extern bool psync_delivery_outdated(PsyncDelivery *delivery);
 
 /* batch.c */
 extern PsyncBatch *psync_batch_load(PsyncDelivery *delivery);

@@ -232,9 +232,8 @@ open_window(PsyncMessages *messages)
 	messages->window_bytes = size.bytes;
 	note_positions(messages, insert_position);
 
-	/* as in psync_delivery_step(): B may see changes of a table just added */
-	AcceptInvalidationMessages();
-	if (psync_delivery_changed(delivery))
+	if ((messages->window_open || delivery->batch != NULL) &&
+		psync_delivery_outdated(delivery))
 		return false;
 	if (delivery->batch != NULL)
 		begin_chunk(messages);

@@ -4,11 +4,20 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/uuid.h"
 
 #include "compat.h"
@@ -297,6 +306,42 @@ psync_sync_list_runnable(void)
 {
 	return load_syncs("s.enabled AND s.server IS NOT NULL AND st.sync IS NOT NULL",
 					  InvalidOid, (Datum) 0);
+}
+
+/*
+ * The version that the latest snapshot sees, read past the executor: each
+ * window looks.
+ */
+void
+psync_sync_version(const pg_uuid_t *id, PsyncSyncVersion *version)
+{
+	Oid			schema = get_namespace_oid(PSYNC_SCHEMA, false);
+	Relation	rel = table_open(get_relname_relid("sync", schema), AccessShareLock);
+	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	memset(version, 0, sizeof(*version));
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_UUID_EQ, UUIDPGetDatum(id));
+	scan = systable_beginscan(rel, get_relname_relid("sync_pkey", schema), true,
+							  snapshot, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+	{
+		version->xmin = HeapTupleHeaderGetRawXmin(tuple->t_data);
+		version->place = tuple->t_self;
+	}
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, AccessShareLock);
+}
+
+bool
+psync_sync_version_equal(const PsyncSyncVersion *a, const PsyncSyncVersion *b)
+{
+	return a->xmin == b->xmin &&
+		memcmp(&a->place, &b->place, sizeof(ItemPointerData)) == 0;
 }
 
 /*

@@ -11,6 +11,7 @@
 #define PSYNC_SYNC_H
 
 #include "fmgr.h"
+#include "storage/itemptr.h"
 #include "utils/uuid.h"
 
 #include "compat.h"
@@ -56,6 +57,17 @@ typedef struct PsyncSync
 	bool		log_full;		/* was seen to hold back too much of the log */
 } PsyncSync;
 
+/*
+ * Which version of a sync's row in payment_sync.sync one has seen.  Whatever
+ * changes a definition such that changes would be lost on who does not know it
+ * writes that row, so a version that is the same means a definition that is.
+ */
+typedef struct PsyncSyncVersion
+{
+	TransactionId xmin;			/* 0: there is no row */
+	ItemPointerData place;
+} PsyncSyncVersion;
+
 /* What a delivery adds to the state; deltas are added, positions replaced. */
 typedef struct PsyncSyncProgress
 {
@@ -83,6 +95,9 @@ typedef struct PsyncSyncProgress
  */
 extern PsyncSync *psync_sync_load(const pg_uuid_t *id);	/* NULL: none */
 extern PsyncSync *psync_sync_load_by_name(const char *name);
+extern void psync_sync_version(const pg_uuid_t *id, PsyncSyncVersion *version);
+extern bool psync_sync_version_equal(const PsyncSyncVersion *a,
+									 const PsyncSyncVersion *b);
 extern List *psync_sync_list_runnable(void);	/* of PsyncSync *, with server,
 												 * enabled, with state */
 extern List *psync_sync_list_with_state(void);	/* of PsyncSync * */
