@@ -9,7 +9,7 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 if [ "$(id -u)" -ne 0 ]; then
-	exec sudo --preserve-env=PG_CONFIG,KEEP,JOBS,PSYNC_SECONDS,SHOP_LOAD "$0" "$@"
+	exec sudo --preserve-env=PG_CONFIG,KEEP,JOBS,EXTRA_COPT,PSYNC_SECONDS,SHOP_LOAD "$0" "$@"
 fi
 
 say() { printf '== %s\n' "$*"; }
