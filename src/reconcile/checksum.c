@@ -89,16 +89,21 @@ read_sums(const PsyncRows *rows, PsyncSum *sums, int ncells)
 }
 
 /*
- * Two empty cells are equal; their digests are NULL.
+ * Two empty cells are equal; their digests are NULL.  Of a cell with rows, a
+ * null digest proves nothing.
  */
 static bool
 sums_equal(const PsyncSum *a, const PsyncSum *b)
 {
 	if (a->rows != b->rows)
 		return false;
-	return a->rows == 0 ||
-		(strcmp(a->digest[0], b->digest[0]) == 0 &&
-		 strcmp(a->digest[1], b->digest[1]) == 0);
+	for (int i = 0; a->rows != 0 && i < 2; i++)
+	{
+		if (a->digest[i] == NULL || b->digest[i] == NULL ||
+			strcmp(a->digest[i], b->digest[i]) != 0)
+			return false;
+	}
+	return true;
 }
 
 /*

@@ -30,23 +30,37 @@ typedef struct PsyncNamedRow
 
 /* ------------------------------------------------------------------- keys */
 
+/* Digits with a point among them, as numeric prints a number with a fraction. */
+static bool
+is_decimal(const char *value)
+{
+	const char *at = value + (value[0] == '-');
+	size_t		digits = strspn(at, "0123456789");
+
+	if (digits == 0 || at[digits] != '.')
+		return false;
+	at += digits + 1;
+	return at[0] != '\0' && at[strspn(at, "0123456789")] == '\0';
+}
+
 /*
- * How much of a value tells it from others of its type: "1.00" and "1" are one
- * key, and so are "EUR" and "EUR  ".
+ * How much of a value tells it from others: of a numeric, or of a text that is
+ * compared with one, "1.00" and "1" are the same, and so are, of a character,
+ * "EUR" and "EUR  ".  A file's text may be no number at all.
  */
 static int
-significant_length(Oid base, const char *value)
+significant_length(const PsyncPair *pair, const char *value)
 {
 	int			length = strlen(value);
+	Oid			a = pair->side[PSYNC_SOURCE].base;
+	Oid			b = pair->side[PSYNC_OTHER].base;
 
-	Assert(value != NULL);
-
-	if (base == BPCHAROID)
+	if (a == BPCHAROID || b == BPCHAROID)
 	{
 		while (length > 0 && value[length - 1] == ' ')
 			length--;
 	}
-	else if (base == NUMERICOID && strchr(value, '.') != NULL)
+	if ((a == NUMERICOID || b == NUMERICOID) && is_decimal(value))
 	{
 		while (value[length - 1] == '0')
 			length--;
@@ -54,6 +68,13 @@ significant_length(Oid base, const char *value)
 			length--;
 	}
 	return length;
+}
+
+/* A key's value as it is looked up by its text; see psync_query_keys(). */
+char *
+psync_key_significant(const PsyncPair *pair, const char *value)
+{
+	return value == NULL ? NULL : pnstrdup(value, significant_length(pair, value));
 }
 
 /*
@@ -83,9 +104,7 @@ psync_key_name(const PsyncReconcile *rec, char **key)
 		}
 		if ((base == FLOAT4OID || base == FLOAT8OID) && strcmp(value, "-0") == 0)
 			value = "0";
-		if (base == BPCHAROID || pair->side[PSYNC_OTHER].base == BPCHAROID)
-			base = BPCHAROID;
-		length = significant_length(base, value);
+		length = significant_length(pair, value);
 		appendStringInfo(&buf, "%d:%.*s", length, length, value);
 	}
 	return buf.data;
@@ -132,7 +151,6 @@ name_rows(const PsyncReconcile *rec, const PsyncRows *rows, int *n)
 	PsyncNamedRow *named = palloc(Max(1, rows->nrows) * sizeof(PsyncNamedRow));
 
 	*n = 0;
-	Assert(rows->nrows == 0 || rows->ncolumns > 1 + rec->nkeys);
 	for (int i = 0; i < rows->nrows; i++)
 	{
 		if (is_position_row(rows, i))
@@ -148,9 +166,40 @@ name_rows(const PsyncReconcile *rec, const PsyncRows *rows, int *n)
 /* ----------------------------------------------------------------- values */
 
 /*
+ * Does a type for numbers print it?  A file's text may say "n/a", or "5,50".
+ * An exponent is floating point's, of three digits at most.
+ */
+bool
+psync_is_number(const char *value)
+{
+	const char *at = value + (value[0] == '-');
+	size_t		digits = strspn(at, "0123456789");
+
+	if (digits == 0)
+		return false;
+	at += digits;
+	if (at[0] == '.')
+	{
+		digits = strspn(at + 1, "0123456789");
+		if (digits == 0)
+			return false;
+		at += 1 + digits;
+	}
+	if (at[0] == 'e')
+	{
+		at += 1 + (at[1] == '-' || at[1] == '+');
+		digits = strspn(at, "0123456789");
+		if (digits == 0 || digits > 3)
+			return false;
+		at += digits;
+	}
+	return at[0] == '\0';
+}
+
+/*
  * Is the difference between two numbers small enough?  In numeric, so that no
- * tolerance is lost to rounding.  NaN is within no tolerance of anything but
- * itself.
+ * tolerance is lost to rounding.  What is no number, NaN and infinity among
+ * them, is within no tolerance of anything but itself.
  */
 static bool
 within_tolerance(const PsyncPair *pair, const char *a, const char *b)
@@ -161,6 +210,8 @@ within_tolerance(const PsyncPair *pair, const char *a, const char *b)
 
 	Assert(pair->tolerance != NULL);
 
+	if (!psync_is_number(a) || !psync_is_number(b))
+		return false;
 	x = DirectFunctionCall3(numeric_in, CStringGetDatum(a), ObjectIdGetDatum(InvalidOid),
 							Int32GetDatum(-1));
 	y = DirectFunctionCall3(numeric_in, CStringGetDatum(b), ObjectIdGetDatum(InvalidOid),
@@ -198,9 +249,14 @@ type_says_equal(Oid base, const char *a, const char *b)
 static bool
 values_differ(const PsyncPair *pair, const char *a, const char *b)
 {
+	int			length;
+
 	if (a == NULL || b == NULL)
 		return a != b;
 	if (strcmp(a, b) == 0)
+		return false;
+	length = significant_length(pair, a);
+	if (length == significant_length(pair, b) && strncmp(a, b, length) == 0)
 		return false;
 	if (pair->tolerance != NULL && within_tolerance(pair, a, b))
 		return false;

@@ -108,7 +108,8 @@ key_type(const PsyncReconcile *rec, int side, int k)
 
 /*
  * A key column as its type prints it, which is what the log's keys are turned
- * into; the cast to text differs from that for a few types.
+ * into; the cast to text differs from that for a few types.  "value" is the
+ * column, by any alias.
  */
 static char *
 key_text(const PsyncReconcile *rec, int side, int k, const char *value)
@@ -684,7 +685,10 @@ psync_query_sample(const PsyncReconcile *rec, double percent, int64 stride)
 	return buf.data;
 }
 
-/* Key columns, then all columns, as text. */
+/*
+ * Key columns, then all columns, as text.  Types that differ have their key's
+ * text in common as they have a column's.
+ */
 static char *
 text_list(const PsyncReconcile *rec, int side)
 {
@@ -692,9 +696,12 @@ text_list(const PsyncReconcile *rec, int side)
 
 	initStringInfo(&list);
 	for (int k = 0; k < rec->nkeys; k++)
-		appendStringInfo(&list, "%s, ",
-						 key_text(rec, side, k,
-								  psprintf("t.%s", key_column(rec, side, k)->name)));
+	{
+		const PsyncSideColumn *column = key_column(rec, side, k);
+
+		appendStringInfo(&list, "%s, ", rec->pairs[rec->keys[k]].by_text ? column->text :
+						 key_text(rec, side, k, psprintf("t.%s", column->name)));
+	}
 	for (int i = 0; i < rec->npairs; i++)
 		appendStringInfo(&list, "%s%s", i > 0 ? ", " : "", rec->pairs[i].side[side].text);
 	return list.data;
@@ -732,11 +739,21 @@ psync_query_rows(const PsyncReconcile *rec, int side, List *cells)
 	return buf.data;
 }
 
-/* A type whose "=" is in no search_path of ours is found by its text. */
-static bool
-key_by_text(const PsyncReconcile *rec, int side, int k)
+/*
+ * "k = r._psync_k0".  By text, the canonical one, where the types differ: what
+ * one side has need not be a value of the other's type at all.  A key that is
+ * null, in a file, is found as well, if there is one to be found.
+ */
+static void
+append_key_match(StringInfo buf, const PsyncReconcile *rec, int side, int k, bool null)
 {
-	return key_column(rec, side, k)->base >= FirstGenbkiObjectId;
+	const PsyncSideColumn *column = key_column(rec, side, k);
+
+	if (rec->pairs[rec->keys[k]].by_text)
+		appendStringInfo(buf, "(%s)::text COLLATE \"C\"", column->canonical);
+	else
+		appendStringInfo(buf, "t.%s", column->name);
+	appendStringInfo(buf, "%s r._psync_k%d", null ? " IS NOT DISTINCT FROM" : " =", k);
 }
 
 /*
@@ -746,31 +763,37 @@ char *
 psync_query_keys(const PsyncReconcile *rec, int side, char ***keys, int nkeys)
 {
 	StringInfoData buf;
+	StringInfoData match;
 	char	  **values = palloc(nkeys * sizeof(char *));
 
 	Assert(nkeys > 0);
 
 	initStringInfo(&buf);
+	initStringInfo(&match);
 	append_position(&buf, rec, side);
 	appendStringInfo(&buf, "SELECT 0, %s FROM unnest(",
 					 text_list(rec, side));
 	for (int k = 0; k < rec->nkeys; k++)
 	{
+		const PsyncPair *pair = &rec->pairs[rec->keys[k]];
+		bool		null = false;
+
 		for (int i = 0; i < nkeys; i++)
-			values[i] = keys[i][k];
+		{
+			values[i] = pair->by_text ? psync_key_significant(pair, keys[i][k]) :
+				keys[i][k];
+			null |= values[i] == NULL;
+		}
 		appendStringInfoString(&buf, k > 0 ? ", " : "");
 		psync_append_array(&buf, values, nkeys, 1);
-		appendStringInfo(&buf, "::%s[]", key_by_text(rec, side, k) ? "text" :
-						 key_type(rec, side, k));
+		appendStringInfo(&buf, "::%s[]", pair->by_text ? "text" : key_type(rec, side, k));
+		appendStringInfoString(&match, k > 0 ? " AND " : "");
+		append_key_match(&match, rec, side, k, null);
 	}
 	appendStringInfoString(&buf, ") r(");
 	for (int k = 0; k < rec->nkeys; k++)
 		appendStringInfo(&buf, "%s_psync_k%d", k > 0 ? ", " : "", k);
-	appendStringInfo(&buf, ") JOIN %s t ON ", rec->side[side].from);
-	for (int k = 0; k < rec->nkeys; k++)
-		appendStringInfo(&buf, "%st.%s%s = r._psync_k%d", k > 0 ? " AND " : "",
-						 key_column(rec, side, k)->name,
-						 key_by_text(rec, side, k) ? "::text COLLATE \"C\"" : "", k);
+	appendStringInfo(&buf, ") JOIN %s t ON %s", rec->side[side].from, match.data);
 	append_where(&buf, rec);
 	return buf.data;
 }

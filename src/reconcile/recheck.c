@@ -102,8 +102,28 @@ get_shape(List **shapes, uint32 id)
 }
 
 /*
+ * Is the text by which both sides' types are compared the one that the source's
+ * type prints?  Trailing zeros aside, which do not count in either.
+ */
+static bool
+prints_as_compared(const PsyncPair *pair)
+{
+	switch (pair->side[PSYNC_SOURCE].base)
+	{
+		case BOOLOID:
+		case INETOID:
+		case FLOAT4OID:
+		case FLOAT8OID:
+		case TIMESTAMPTZOID:
+			return !pair->by_text;
+		default:
+			return true;
+	}
+}
+
+/*
  * The key of an image or old part, as key columns in our order.  NULL if the
- * table had another key then.
+ * table had another key then, or if it cannot be told which rows it is about.
  */
 static char **
 change_key(const PsyncReconcile *rec, const PsyncChange *change, bool old)
@@ -120,7 +140,7 @@ change_key(const PsyncReconcile *rec, const PsyncChange *change, bool old)
 
 		while (k < rec->nkeys && rec->key_attnums[k] != fields[i].column->attnum)
 			k++;
-		if (k == rec->nkeys)
+		if (k == rec->nkeys || !prints_as_compared(&rec->pairs[rec->keys[k]]))
 			return NULL;
 		key[k] = psync_value_to_text(fields[i].column, fields[i].value, fields[i].size);
 	}
@@ -255,6 +275,7 @@ typedef struct PsyncSourceRead
 {
 	PsyncReconcile *rec;
 	const char *sql;
+	int			ncolumns;
 	PsyncRows  *rows;
 } PsyncSourceRead;
 
@@ -267,20 +288,21 @@ read_source(void *arg)
 	PsyncSourceRead *read = arg;
 	PsyncSide  *side = &read->rec->side[PSYNC_SOURCE];
 
-	psync_side_send(side, read->sql, 1 + read->rec->nkeys + read->rec->npairs, 1);
+	psync_side_send(side, read->sql, read->ncolumns, 1);
 	read->rows = psync_side_collect_here(side);
 }
 
 /*
- * Steps 1 to 4 of the header comment, for these two queries.  The reader is
+ * Steps 1 to 4 of the header comment, for these two queries, whose first of
+ * ncolumns columns is never null.  The reader is
  * open on the log from P to B when this returns; the caller gives it to
  * psync_read_end().
  */
 void
 psync_read_begin(PsyncReconcile *rec, const char *source, const char *other,
-				 PsyncBothRows *both)
+				 int ncolumns, PsyncBothRows *both)
 {
-	PsyncSourceRead read = {rec, source, NULL};
+	PsyncSourceRead read = {rec, source, ncolumns, NULL};
 	PsyncSync  *sync;
 
 	Assert(rec->sync != NULL && rec->side[PSYNC_OTHER].remote);
@@ -293,7 +315,7 @@ psync_read_begin(PsyncReconcile *rec, const char *source, const char *other,
 				 errmsg("sync \"%s\" does not exist any more", rec->sync->name)));
 	both->undecidable = batch_under_way(rec);
 	both->rows[PSYNC_OTHER] = psync_side_query(&rec->side[PSYNC_OTHER], other,
-											  1 + rec->nkeys + rec->npairs, 1);
+											   ncolumns, 1);
 	rec->counts.rows_moved += both->rows[PSYNC_OTHER]->nrows - 1;
 	both->position = choose_position(rec, sync,
 									 psync_rows_position(both->rows[PSYNC_OTHER]));
@@ -320,7 +342,7 @@ examine_with_log(PsyncReconcile *rec, const char *source, const char *other, int
 	PsyncBothRows both;
 	PsyncDifference *differences;
 
-	psync_read_begin(rec, source, other, &both);
+	psync_read_begin(rec, source, other, 1 + rec->nkeys + rec->npairs, &both);
 	for (int side = 0; side < 2; side++)
 		rec->rows_read[side] = both.rows[side]->nrows - 1;
 	differences = psync_rows_compare(rec, both.rows[PSYNC_SOURCE],

@@ -95,6 +95,8 @@ typedef struct PsyncPair
 	char	   *name;			/* at the source */
 	bool		key;
 	PsyncSideColumn side[2];
+	bool		by_text;		/* in the key: found by its text; the types
+								 * differ, or "=" is an extension's */
 	Oid			decide_type;	/* its "=" decides if the texts differ; or
 								 * InvalidOid: the texts do */
 	PsyncLengthPlace length_place;	/* if sides have a length */
@@ -262,6 +264,8 @@ typedef struct PsyncDifference
 	bool		touched;		/* a change on its way is about this key */
 } PsyncDifference;
 
+extern char *psync_key_significant(const PsyncPair *pair, const char *value);
+extern bool psync_is_number(const char *value);
 extern char *psync_key_name(const PsyncReconcile *rec, char **key);
 extern PsyncDifference *psync_rows_compare(PsyncReconcile *rec,
 										   const PsyncRows *source,
@@ -283,7 +287,8 @@ typedef struct PsyncBothRows
 } PsyncBothRows;
 
 extern void psync_read_begin(PsyncReconcile *rec, const char *source,
-							 const char *other, PsyncBothRows *both);
+							 const char *other, int ncolumns,
+							 PsyncBothRows *both);
 extern void psync_read_end(PsyncReconcile *rec, PsyncBothRows *both);
 extern int64 psync_read_count_changes(PsyncReconcile *rec, PsyncBothRows *both);
 extern void psync_pause_ms(long ms);

@@ -23,9 +23,11 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
+#include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "funcapi.h"
@@ -37,7 +39,9 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 #include "utils/tuplestore.h"
+#include "utils/typcache.h"
 
 #include "capture/capture.h"
 #include "compat.h"
@@ -115,6 +119,7 @@ read_break(PsyncRepair *repair, int i)
 	TupleDesc	desc = SPI_tuptable->tupdesc;
 	bool		isnull;
 	Datum	   *elems;
+	bool	   *nulls;
 	int			n;
 
 	Assert(i >= 0 && i < repair->nbreaks);
@@ -124,11 +129,11 @@ read_break(PsyncRepair *repair, int i)
 	b->key = PointerGetDatum(PG_DETOAST_DATUM_COPY(SPI_getbinval(row, desc, 3, &isnull)));
 	b->handled = false;
 	deconstruct_array(DatumGetArrayTypeP(SPI_getbinval(row, desc, 4, &isnull)),
-					  TEXTOID, -1, false, TYPALIGN_INT, &elems, NULL, &n);
+					  TEXTOID, -1, false, TYPALIGN_INT, &elems, &nulls, &n);
 	Assert(n == repair->shape->nkeys);
 	b->values = palloc(n * sizeof(char *));
 	for (int k = 0; k < n; k++)
-		b->values[k] = TextDatumGetCString(elems[k]);
+		b->values[k] = nulls[k] ? NULL : TextDatumGetCString(elems[k]);
 }
 
 /*
@@ -180,6 +185,31 @@ type_name(Oid type)
 	Assert(OidIsValid(type));
 	return format_type_extended(type, -1,
 								FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY);
+}
+
+/*
+ * The type's own "=", wherever it lives: an extension's is not in the
+ * search_path.
+ */
+static char *
+equality_operator(Oid type)
+{
+	TypeCacheEntry *entry = lookup_type_cache(type, TYPECACHE_EQ_OPR);
+	HeapTuple	tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(entry->eq_opr));
+	Form_pg_operator form;
+	char	   *result;
+
+	if (!HeapTupleIsValid(tuple))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("could not identify an equality operator for type %s",
+						format_type_be(type))));
+	form = (Form_pg_operator) GETSTRUCT(tuple);
+	result = psprintf("OPERATOR(%s.%s)",
+					  quote_identifier(get_namespace_name(form->oprnamespace)),
+					  NameStr(form->oprname));
+	ReleaseSysCache(tuple);
+	return result;
 }
 
 /* "unnest('{0,1}'::int[], '{…}'::type[]) r(i, k0)" of the unhandled breaks */
@@ -234,8 +264,9 @@ rows_query(const PsyncRepair *repair)
 	(void) append_keys(&buf, repair);
 	appendStringInfo(&buf, " JOIN %s t ON ", repair->from);
 	for (int k = 0; k < repair->shape->nkeys; k++)
-		appendStringInfo(&buf, "%st.%s = r._psync_k%d", k > 0 ? " AND " : "",
-						 quote_identifier(key_column(repair, k)->current_name), k);
+		appendStringInfo(&buf, "%st.%s %s r._psync_k%d", k > 0 ? " AND " : "",
+						 quote_identifier(key_column(repair, k)->current_name),
+						 equality_operator(key_column(repair, k)->type), k);
 	if (!repair->dry_run)
 		appendStringInfoString(&buf, " FOR NO KEY UPDATE OF t");
 	return buf.data;

@@ -332,6 +332,23 @@ append_update(StringInfo buf, const PsyncSourceRepair *repair, const PsyncSource
 }
 
 /*
+ * JSON that jsonb cannot hold is recorded as a string of its text, which cannot
+ * be told from JSON that is such a string.  Name of a column whose value looks
+ * so; NULL if there is none.
+ */
+static const char *
+unclear_json(const PsyncSourceRepair *repair, char **values)
+{
+	for (int i = 0; values != NULL && i < repair->ncolumns; i++)
+	{
+		if (repair->columns[i].json && values[i] != NULL && values[i][0] == '"' &&
+			values[i][1] != '\0' && strchr("{[\\ ", values[i][1]) != NULL)
+			return repair->columns[i].name;
+	}
+	return NULL;
+}
+
+/*
  * What would make the source's row the target's; NULL if nothing can, and
  * *reason says why.
  */
@@ -339,12 +356,21 @@ static char *
 make_statement(const PsyncSourceRepair *repair, const PsyncSourceBreak *b,
 			   const char **operation, const char **reason)
 {
+	const char *unclear = unclear_json(repair, b->source);
 	StringInfoData buf;
 
 	*operation = "none";
 	if (b->outdated)
 	{
 		*reason = "the table's columns have changed since";
+		return NULL;
+	}
+	if (unclear == NULL)
+		unclear = unclear_json(repair, b->target);
+	if (unclear != NULL)
+	{
+		*reason = psprintf("a value of column \"%s\" is recorded as text, which jsonb cannot hold as JSON",
+						   unclear);
 		return NULL;
 	}
 	initStringInfo(&buf);

@@ -10,16 +10,19 @@
  */
 #include "postgres.h"
 
-#include <math.h>
+#include <ctype.h>
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 
 #include "compat.h"
 #include "reconcile/reconcile.h"
@@ -89,33 +92,46 @@ run_names(int column)
 }
 
 /*
- * The elements, none of them null, in the current memory context.
+ * The elements in the current memory context; NULL for a null.
  */
 static char **
 text_array(Datum value, int *n)
 {
 	Datum	   *elems;
+	bool	   *nulls;
 	char	  **result;
 
 	deconstruct_array(DatumGetArrayTypeP(value), TEXTOID, -1, false, TYPALIGN_INT,
-					  &elems, NULL, n);
+					  &elems, &nulls, n);
 	result = palloc(Max(1, *n) * sizeof(char *));
 	for (int i = 0; i < *n; i++)
-		result[i] = TextDatumGetCString(elems[i]);
+		result[i] = nulls[i] ? NULL : TextDatumGetCString(elems[i]);
 	return result;
 }
 
 /*
- * NULL for a null, with *n = 0.
+ * A key; NULL for a null, with *n = 0.  Users give bounds, too, which cannot
+ * have nulls.
  */
 static char **
-run_array(int column, int *n)
+run_key(int column, int *n)
 {
 	bool		isnull;
 	Datum		value = run_datum(column, &isnull);
+	char	  **key;
 
 	*n = 0;
-	return isnull ? NULL : text_array(value, n);
+	if (isnull)
+		return NULL;
+	key = text_array(value, n);
+	for (int k = 0; k < *n; k++)
+	{
+		if (key[k] == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("bounds of the part to reconcile must not have nulls")));
+	}
+	return key;
 }
 
 /*
@@ -138,8 +154,8 @@ run_from_row(PsyncCounts *counts)
 	run->columns = run_names(6);
 	run->other_columns = run_names(7);
 	run->where = run_text(8);
-	run->after = run_array(9, &run->nafter);
-	run->upto = run_array(10, &run->nupto);
+	run->after = run_key(9, &run->nafter);
+	run->upto = run_key(10, &run->nupto);
 	run->recent = run_bool(11);
 	run->crypto = run_bool(12);
 	run->tolerance = run_text(13);
@@ -148,7 +164,7 @@ run_from_row(PsyncCounts *counts)
 	run->seeds[0] = run_int(16);
 	run->seeds[1] = run_int(17);
 	run->state = run_text(18);
-	run->cursor = run_array(19, &run->ncursor);
+	run->cursor = run_key(19, &run->ncursor);
 	run->started = run_bool(20);
 	counts->source_rows = run_int(21);
 	counts->target_rows = run_int(22);
@@ -374,7 +390,58 @@ psync_run_request_due(const char *due_command)
 /* ------------------------------------------------------------------ as jsonb */
 
 /*
- * Numbers and truth values as such, jsonb as it is, all else as a string.
+ * A number as JSON writes it: no zero in front.  "00042", a key of a file, is
+ * none.
+ */
+static bool
+is_json_number(const char *value)
+{
+	const char *digits = value + (value[0] == '-');
+
+	return psync_is_number(value) &&
+		(digits[0] != '0' || !isdigit((unsigned char) digits[1]));
+}
+
+/*
+ * Can jsonb hold the JSON?  Not zeros within strings, lone surrogates, and more.
+ * In a subtransaction, since input functions hold resources when they fail.
+ */
+static bool
+is_jsonb(const char *value)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool result = true;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		(void) DirectFunctionCall1(jsonb_in, CStringGetDatum(value));
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		int			category = ERRCODE_TO_CATEGORY(geterrcode());
+
+		MemoryContextSwitchTo(context);
+		if (category != ERRCODE_DATA_EXCEPTION &&
+			category != ERRCODE_PROGRAM_LIMIT_EXCEEDED &&
+			geterrcode() != ERRCODE_UNTRANSLATABLE_CHARACTER)
+			PG_RE_THROW();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		result = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return result;
+}
+
+/*
+ * Numbers and truth values as such, jsonb as it is, all else as a string, also
+ * what is no value of its type (a file's key) or no JSON that jsonb can hold.
  * Values of the same column look the same on both sides if their types do.
  */
 static void
@@ -394,17 +461,25 @@ append_json_value(StringInfo buf, Oid base, const char *value)
 		case FLOAT4OID:
 		case FLOAT8OID:
 			/* NaN and Infinity are no numbers to JSON */
-			if (strspn(value, "-+.0123456789e") == strlen(value))
+			if (is_json_number(value))
 				appendStringInfoString(buf, value);
 			else
 				escape_json(buf, value);
 			break;
 		case BOOLOID:
-			appendStringInfoString(buf, value[0] == 't' ? "true" : "false");
+			if (strcmp(value, "t") == 0 || strcmp(value, "true") == 0)
+				appendStringInfoString(buf, "true");
+			else if (strcmp(value, "f") == 0 || strcmp(value, "false") == 0)
+				appendStringInfoString(buf, "false");
+			else
+				escape_json(buf, value);
 			break;
 		case JSONOID:
 		case JSONBOID:
-			appendStringInfoString(buf, value);
+			if (is_jsonb(value))
+				appendStringInfoString(buf, value);
+			else
+				escape_json(buf, value);
 			break;
 		default:
 			escape_json(buf, value);
@@ -577,8 +652,8 @@ psync_store_differences(PsyncReconcile *rec, PsyncDifference *differences, int n
 /* ----------------------------------------------------------------- suspects */
 
 /*
- * A JSON array of strings: it travels inside a text[], where an array would
- * not.
+ * A JSON array of strings and nulls: it travels inside a text[], where an array
+ * would not.
  */
 static void
 append_json_array(StringInfo buf, char **values, int n)
@@ -587,7 +662,10 @@ append_json_array(StringInfo buf, char **values, int n)
 	for (int i = 0; i < n; i++)
 	{
 		appendStringInfoString(buf, i > 0 ? ", " : "");
-		escape_json(buf, values[i]);
+		if (values[i] != NULL)
+			escape_json(buf, values[i]);
+		else
+			appendStringInfoString(buf, "null");
 	}
 	appendStringInfoChar(buf, ']');
 }

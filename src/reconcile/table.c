@@ -38,7 +38,6 @@
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
-#include "utils/typcache.h"
 
 #include "capture/capture.h"
 #include "compat.h"
@@ -63,26 +62,38 @@ static const char relation_query[] =
 	" JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[n] AND o.opcdefault"
 	" WHERE i.indcollation[n] = a.attcollation AND i.indoption[n] = 0) = %s::name[])"
 	" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-	" CROSS JOIN LATERAL (SELECT pg_catalog.sum(l.reltuples) AS rows,"
-	" pg_catalog.sum(pg_catalog.pg_relation_size(l.oid)"
-	" / pg_catalog.current_setting('block_size')::bigint) AS pages"
+	" CROSS JOIN LATERAL (SELECT COALESCE(pg_catalog.sum(l.reltuples), 0) AS rows,"
+	" COALESCE(pg_catalog.sum(pg_catalog.pg_relation_size(l.oid)"
+	" / pg_catalog.current_setting('block_size')::bigint), 0) AS pages"
 	" FROM pg_catalog.pg_class l WHERE l.oid = c.oid OR l.oid IN"
 	" (SELECT t.relid FROM pg_catalog.pg_partition_tree(c.oid) t WHERE t.isleaf)) s"
 	" WHERE n.nspname = %s AND c.relname = %s";
 
+/*
+ * The type is what is below all domains.  NOT NULL is believed only of tables
+ * that enforce it: of a foreign table, be it a partition, it is a declaration,
+ * and so it is (since PostgreSQL 18) as long as it is NOT VALID.
+ */
 static const char columns_query[] =
-	"SELECT a.attname,"
-	" pg_catalog.format_type(CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END, -1),"
-	" CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END,"
-	" CASE t.typtype WHEN 'd' THEN t.typtypmod ELSE a.atttypmod END,"
+	"SELECT a.attname, pg_catalog.format_type(b.type, -1), b.type, b.typmod,"
 	" a.attcollation = 0 OR EXISTS (SELECT FROM pg_catalog.pg_collation l"
-	" WHERE l.oid = a.attcollation AND (l.collname IN ('C', 'POSIX') OR"
+	" WHERE l.oid = a.attcollation AND l.collnamespace = 'pg_catalog'::regnamespace"
+	" AND (l.collname IN ('C', 'POSIX') OR"
 	" l.collname = 'default' AND EXISTS (SELECT FROM pg_catalog.pg_database d"
 	" WHERE d.datname = pg_catalog.current_database() AND d.datcollate IN ('C', 'POSIX')"
 	" AND COALESCE(pg_catalog.to_jsonb(d) ->> 'datlocprovider', 'c') = 'c'))),"
-	" a.attnotnull FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+	" a.attnotnull AND c.relkind IN ('r', 'p')"
+	" AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid"
+	" AND k.contype = 'n' AND NOT k.convalidated AND a.attnum = ANY (k.conkey))"
+	" AND NOT EXISTS (SELECT FROM pg_catalog.pg_partition_tree(c.oid) p"
+	" JOIN pg_catalog.pg_class l ON l.oid = p.relid WHERE l.relkind NOT IN ('r', 'p'))"
+	" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
 	" JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid"
-	" JOIN pg_catalog.pg_type t ON t.oid = a.atttypid"
+	" CROSS JOIN LATERAL (WITH RECURSIVE d(type, typmod) AS (SELECT a.atttypid, a.atttypmod"
+	" UNION ALL SELECT t.typbasetype, t.typtypmod FROM d"
+	" JOIN pg_catalog.pg_type t ON t.oid = d.type AND t.typtype = 'd')"
+	" SELECT d.type, d.typmod FROM d"
+	" JOIN pg_catalog.pg_type t ON t.oid = d.type AND t.typtype <> 'd') b"
 	" WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped";
 
 /* ---------------------------------------------------------------- classes */
@@ -125,6 +136,15 @@ class_of(Oid base)
 		default:
 			return PSYNC_CLASS_TEXT;
 	}
+}
+
+/*
+ * Integers of different sizes sort alike.
+ */
+static bool
+is_integer(Oid base)
+{
+	return class_of(base) == PSYNC_CLASS_INTEGER;
 }
 
 /*
@@ -212,8 +232,8 @@ set_forms(PsyncSideColumn *column, const PsyncSideColumn *peer)
 
 /*
  * A number that is kept as text, such as a file's amount, has no trailing zeros
- * either where it is compared with a numeric, whose text has none.  Keys are
- * left as they are: rows are looked up by them.
+ * in checksums either where it is compared with a numeric, whose text has none.
+ * What is read is the text as it is; compare.c knows how to compare it.
  */
 static void
 trim_number_in_text(PsyncSideColumn *column, const PsyncSideColumn *peer)
@@ -223,10 +243,9 @@ trim_number_in_text(PsyncSideColumn *column, const PsyncSideColumn *peer)
 		return;
 	Assert(column->text != NULL && column->canonical != NULL);
 	/* the collation may be one that regular expressions do not support */
-	column->text = psprintf("pg_catalog.regexp_replace(t.%s::text COLLATE \"C\","
-							" '^(-?[0-9]+)([.]0+|([.][0-9]*[1-9])0+)$', E'\\\\1\\\\3')",
-							column->name);
-	column->canonical = pstrdup(column->text);
+	column->canonical = psprintf("pg_catalog.regexp_replace(%s COLLATE \"C\","
+								 " '^(-?[0-9]+)([.]0+|([.][0-9]*[1-9])0+)$', E'\\\\1\\\\3')",
+								 column->text);
 }
 
 typedef enum PsyncShapeOfText
@@ -343,22 +362,43 @@ place_lengths(PsyncReconcile *rec)
 	}
 }
 
+/* May equal values of the type print differently, the same everywhere? */
+static bool
+prints_in_many_ways(Oid type)
+{
+	switch (type)
+	{
+		case NUMERICOID:
+		case FLOAT4OID:
+		case FLOAT8OID:
+		case INTERVALOID:
+		case JSONBOID:
+			return true;
+		default:
+			return false;
+	}
+}
+
 /*
- * The type whose "=" decides where texts differ: only built-in types that are
- * the same on both sides, so that reading the other side's text cannot fail.
- * InvalidOid: the texts decide.
+ * The type whose "=" decides where texts differ, or InvalidOid: the texts
+ * decide.  Only types that need it, or arrays and ranges of them, the same on
+ * both sides: so reading the other side's text cannot fail, as that of a
+ * regclass or of money could.
  */
 static Oid
 decide_type(const PsyncPair *pair)
 {
 	Oid			base = pair->side[PSYNC_SOURCE].base;
-	TypeCacheEntry *type;
+	Oid			element = get_element_type(base);
+	Oid			range = get_multirange_range(base);
 
-	if (base != pair->side[PSYNC_OTHER].base || base >= FirstGenbkiObjectId ||
-		type_is_collatable(base) || base == BPCHAROID)
+	if (base != pair->side[PSYNC_OTHER].base || base >= FirstGenbkiObjectId)
 		return InvalidOid;
-	type = lookup_type_cache(base, TYPECACHE_EQ_OPR);
-	return OidIsValid(type->eq_opr) ? base : InvalidOid;
+	if (OidIsValid(range))
+		element = get_range_subtype(range);
+	else if (OidIsValid(get_range_subtype(base)))
+		element = get_range_subtype(base);
+	return prints_in_many_ways(OidIsValid(element) ? element : base) ? base : InvalidOid;
 }
 
 /* ------------------------------------------------------------ description */
@@ -466,13 +506,13 @@ set_pair_forms(PsyncPair *pair)
 {
 	set_forms(&pair->side[0], &pair->side[1]);
 	set_forms(&pair->side[1], &pair->side[0]);
-	if (!pair->key)
-	{
-		trim_number_in_text(&pair->side[0], &pair->side[1]);
-		trim_number_in_text(&pair->side[1], &pair->side[0]);
-	}
+	trim_number_in_text(&pair->side[0], &pair->side[1]);
+	trim_number_in_text(&pair->side[1], &pair->side[0]);
 	set_hashed_forms(pair);
 	pair->decide_type = decide_type(pair);
+	pair->by_text = pair->side[0].base >= FirstGenbkiObjectId ||
+		(pair->side[0].base != pair->side[1].base &&
+		 !(is_integer(pair->side[0].base) && is_integer(pair->side[1].base)));
 }
 
 /* names and other_names are parallel; key is a part of names. */
@@ -518,17 +558,8 @@ describe_columns(PsyncReconcile *rec, List *names, List *other_names, List *key)
 /* ------------------------------------------------------------ division */
 
 /*
- * Integers of different sizes sort alike.
- */
-static bool
-is_integer(Oid base)
-{
-	return class_of(base) == PSYNC_CLASS_INTEGER;
-}
-
-/*
  * Have both sides' indexes the same order?  Only then do ranges mean the same
- * rows on both.
+ * rows on both.  A null in a key lies in no range.
  */
 static bool
 keys_sort_alike(const PsyncReconcile *rec)
@@ -546,7 +577,8 @@ keys_sort_alike(const PsyncReconcile *rec)
 		if (!sorts_alike(a) ||
 			(a != b && !(is_integer(a) && is_integer(b))))
 			return false;
-		if (!pair->side[0].bytewise || !pair->side[1].bytewise)
+		if (!pair->side[0].bytewise || !pair->side[1].bytewise ||
+			!pair->side[0].not_null || !pair->side[1].not_null)
 			return false;
 		if (rec->escape && type_is_collatable(a))
 			return false;

@@ -207,7 +207,8 @@ read_totals(PsyncTotals *totals, int64 max_wait)
 
 	for (;;)
 	{
-		psync_read_begin(totals->rec, source, other, &totals->both);
+		psync_read_begin(totals->rec, source, other,
+						 3 + list_length(totals->sum), &totals->both);
 		totals->in_flight = psync_read_count_changes(totals->rec, &totals->both);
 		psync_read_end(totals->rec, &totals->both);
 		if ((totals->in_flight == 0 && !totals->both.undecidable) ||
