@@ -23,6 +23,12 @@
  * that held nothing.  The later of the two is taken.  Ours is read before the
  * target's rows, and is never ahead of what the target has, else.
  *
+ * A server that lags.  What is read may be a standby of the target, or the
+ * target restored from a backup.  We remember which position the target has
+ * recorded; a server whose row is older than that, or that has none, does not
+ * have all that ours speaks for.  The log may have been truncated since its own:
+ * nothing is decided until it has caught up, or max_wait is over.
+ *
  * Why the log is complete.  A chunk that was truncated before step 1 lies
  * behind the saved position of every sync, hence behind P, or held nothing for
  * this sync.
@@ -246,18 +252,28 @@ batch_under_way(const PsyncReconcile *rec)
 	return found;
 }
 
-/* The later of what the target has recorded and what we have saved. */
-static const char *
-choose_position(PsyncReconcile *rec, const PsyncSync *sync, const char *remote)
+/*
+ * Is the position that was read older than the one that we know the target to
+ * have recorded?
+ */
+static bool
+lags_behind(const PsyncSync *sync, const char *remote)
 {
-	const char *ours = sync->position;
-	PsyncSnapshot *now;
+	const char *known = sync->target_position;
 
-	if (ours == NULL)
-		return NULL;			/* stopped: it has none */
-	if (remote == NULL || sync->restart ||
-		psync_snapshot_covers(psync_snapshot_parse(ours), psync_snapshot_parse(remote)))
-		return ours;
+	if (known == NULL || sync->restart)
+		return false;
+	if (remote == NULL)
+		return true;
+	return strcmp(remote, known) != 0 &&
+		!psync_snapshot_covers(psync_snapshot_parse(remote), psync_snapshot_parse(known));
+}
+
+/* The position must not be one that we do not know. */
+static void
+check_past(const char *remote)
+{
+	PsyncSnapshot *now;
 
 	PushActiveSnapshot(GetTransactionSnapshot());
 	now = psync_snapshot_current();
@@ -267,6 +283,34 @@ choose_position(PsyncReconcile *rec, const PsyncSync *sync, const char *remote)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the target has changes that this server does not know"),
 				 errdetail("This server was restored from a backup, or the target follows another one.")));
+}
+
+/*
+ * The later of what the target has recorded and what we have saved; NULL if
+ * nothing can be decided, as the sync has no position, or the server lags.
+ */
+static const char *
+choose_position(PsyncReconcile *rec, const PsyncSync *sync, const char *remote)
+{
+	const char *ours = sync->position;
+	PsyncSide  *side = &rec->side[PSYNC_OTHER];
+
+	if (ours == NULL)
+		return NULL;			/* stopped: it has none */
+	rec->lags = lags_behind(sync, remote);
+	rec->has_lagged |= rec->lags;
+	if (rec->lags)
+	{
+		/* perhaps the table of positions was not there when it was asked for */
+		if (remote == NULL)
+			rec->position_query = MemoryContextStrdup(rec->context,
+													  side->transport->reading->position_query(side->target));
+		return NULL;
+	}
+	if (remote == NULL || sync->restart ||
+		psync_snapshot_covers(psync_snapshot_parse(ours), psync_snapshot_parse(remote)))
+		return ours;
+	check_past(remote);
 	return remote;
 }
 
@@ -549,6 +593,18 @@ psync_pause_ms(long ms)
 	CHECK_FOR_INTERRUPTS();
 }
 
+/* Why they are in flight is not to be seen from their number. */
+static void
+warn_of_lag(const PsyncReconcile *rec)
+{
+	ereport(WARNING,
+			(errcode(ERRCODE_WARNING),
+			 errmsg("server \"%s\" lags behind the target of sync \"%s\"",
+					rec->run->server != NULL ? rec->run->server : rec->sync->server,
+					rec->sync->name),
+			 errdetail("What differs cannot be judged: the position that was read there is older than the one that the target has recorded, or is missing.")));
+}
+
 /*
  * Decide about suspects, for as long as the run may wait.  What remains is in
  * flight.
@@ -575,6 +631,8 @@ psync_settle(PsyncReconcile *rec)
 		psync_pause_ms(pause);
 		pause = Min(2 * pause, PSYNC_PAUSE_MAX);
 	}
+	if (rec->lags)
+		warn_of_lag(rec);
 	if (rec->sync == NULL)
 	{
 		rec->deciding = true;

@@ -206,6 +206,8 @@ typedef struct PsyncReconcile
 	bool		escape;			/* encodings differ: compare UTF-8, escaped */
 	char	   *position_query; /* at the target */
 	const char *position;		/* last one read; what the run speaks for */
+	bool		lags;			/* the server that is read, as last seen */
+	bool		has_lagged;		/* at any time of this process's part */
 	/* ranges */
 	int			nbounds;
 	char	 ***bounds;			/* last keys of all cells but the last */

@@ -315,7 +315,7 @@ forget_old_runs(const PsyncReconcile *rec)
 
 /*
  * All is compared.  What earlier runs saw, and this one did not although it
- * has looked at everything, and closely, is gone.
+ * has looked at everything, closely, and at no past state, is gone.
  */
 void
 psync_run_finish(PsyncReconcile *rec)
@@ -324,7 +324,7 @@ psync_run_finish(PsyncReconcile *rec)
 					   " finished = clock_timestamp() WHERE run = $1 AND relid = $2"
 					   " AND state = 'running'", 0, NULL, NULL, NULL);
 	forget_old_runs(rec);
-	if (rec->run->where != NULL || rec->run->recent || rec->run->after != NULL ||
+	if (rec->has_lagged || rec->run->where != NULL || rec->run->recent || rec->run->after != NULL ||
 		rec->run->upto != NULL || rec->run->tolerance != NULL)
 		return;
 	(void) execute_run(rec, "UPDATE payment_sync.discrepancy d SET state ="
