@@ -23,6 +23,8 @@
 #include "compat.h"
 #include "sync/admin.h"
 
+int			psync_owner_lock_timeout = 0;
+
 /*
  * Is the extension in this database?  The library may be loaded in all of
  * them.
@@ -60,8 +62,7 @@ owner_of_tables(void)
 
 /*
  * Become the owner until psync_owner_leave(), or until the (sub)transaction
- * aborts.  The setting of search_path is local to the GUC level that is left
- * with it.
+ * aborts.  The settings are local to the GUC level that is left with it.
  *
  * SECURITY_LOCAL_USERID_CHANGE keeps SET ROLE and the like from having an
  * effect beyond.
@@ -78,6 +79,14 @@ psync_owner_enter(PsyncOwnerContext *save)
 	SetUserIdAndSecContext(owner, save->sec_context | SECURITY_LOCAL_USERID_CHANGE);
 	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	if (psync_owner_lock_timeout > 0)
+	{
+		char		timeout[16];
+
+		snprintf(timeout, sizeof(timeout), "%d", psync_owner_lock_timeout);
+		(void) set_config_option("lock_timeout", timeout, PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	}
 }
 
 /* Not called on error: the (sub)transaction's abort restores both. */

@@ -165,6 +165,12 @@ typedef struct PsyncOwnerContext
 	int			guc_level;
 } PsyncOwnerContext;
 
+/*
+ * How long work on these tables waits for a lock, in ms; 0: as the session is
+ * set.  A worker sets it, for it has other syncs to look after.
+ */
+extern int	psync_owner_lock_timeout;
+
 extern void psync_owner_enter(PsyncOwnerContext *save);
 extern void psync_owner_leave(const PsyncOwnerContext *save);
 extern bool psync_extension_present(void);

@@ -27,6 +27,7 @@
 
 #include "sync/sync.h"
 #include "worker/serve.h"
+#include "worker/worker.h"
 
 /* Progress kept in memory is saved when it is that old. */
 #define PSYNC_SAVE_MS			1000
@@ -74,7 +75,10 @@ psync_serve_hear(uint32 messages)
 	dlist_iter	iter;
 
 	if ((messages & PSYNC_WAKE_CONFIG) != 0)
+	{
 		psync_serve.reload_wanted = true;
+		psync_serve.reload_at = 0;
+	}
 	if ((messages & PSYNC_WAKE_YIELD) != 0)
 		psync_serve.yield_wanted = true;
 	if ((messages & PSYNC_WAKE_CHANGES) == 0)
@@ -174,6 +178,24 @@ psync_serve_reload_work(void *arg)
 }
 
 /*
+ * Somebody holds a lock that keeps us from reading the definitions.  What is
+ * known goes on; a look at them is due later.
+ */
+static void
+psync_serve_reload_later(const ErrorData *error)
+{
+	int64		delay = psync_backoff_delay(++psync_serve.reload_failures);
+
+	delay = Min(delay, PSYNC_RECHECK_MS);
+	psync_serve.reload_at = psync_after(GetCurrentTimestamp(), delay);
+	ereport(WARNING,
+			(errcode(error->sqlerrcode),
+			 errmsg("could not read the definitions of syncs: %s", error->message),
+			 errcontext("failure %d in a row, next attempt in %lld ms",
+						psync_serve.reload_failures, (long long) delay)));
+}
+
+/*
  * Read the definitions again, if that is wanted.  False if the extension is
  * not there.  An error ends the process, and the next one tries again: we
  * could not tell what to serve.
@@ -186,14 +208,25 @@ psync_serve_reload(void)
 
 	Assert(psync_serve.serving == NULL);
 
+	if (psync_serve.reload_at != 0)
+		psync_serve.reload_wanted =
+			psync_serve.reload_at <= GetCurrentTimestamp();
 	if (!psync_serve.reload_wanted)
 		return true;
+	psync_serve.reload_at = 0;
 	psync_serve.reload_wanted = false;
 	psync_serve.reload_helped = false;
 
 	error = psync_process_try(psync_serve_reload_work, &present);
-	if (error != NULL)
+	if (error != NULL && error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
 		ReThrowError(error);
+	if (error == NULL)
+		psync_serve.reload_failures = 0;
+	else
+	{
+		psync_serve_reload_later(error);
+		FreeErrorData(error);
+	}
 	return present;
 }
 
@@ -286,7 +319,7 @@ psync_serve_pass(void)
 		turns++;
 		more |= psync_served_due(served, GetCurrentTimestamp());
 	}
-	return more || psync_serve.reload_wanted;
+	return more || (psync_serve.reload_wanted && psync_serve.reload_at == 0);
 }
 
 /* ------------------------------------------------------------ saving, timers */
@@ -347,6 +380,8 @@ psync_serve_save(bool all)
 
 		error = psync_serve_save_one(served);
 		saved |= error == NULL;
+		if (error == NULL)
+			served->streak = 0;
 		/* what saving has settled may set others free */
 		if (error == NULL && served->watched)
 			psync_served_mark(served, now);
@@ -364,7 +399,8 @@ psync_serve_save(bool all)
 TimestampTz
 psync_serve_next_time(void)
 {
-	TimestampTz next = PSYNC_NEVER;
+	TimestampTz next = psync_serve.reload_at != 0 ? psync_serve.reload_at :
+		PSYNC_NEVER;
 	dlist_iter	iter;
 
 	dlist_foreach(iter, &psync_serve.syncs)

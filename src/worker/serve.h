@@ -69,6 +69,7 @@ typedef struct PsyncServed
 	TimestampTz watch_until;	/* if watched: pending then anyway */
 	uint64		pass;			/* the pass in which it last had a turn */
 	int			failures;		/* in a row */
+	int			streak;			/* of failures without progress saved in between */
 	bool		unrecorded;		/* the table lacks the last failure */
 	int			credits;		/* windows that need not wait, see pace.c */
 	TimestampTz paced_at;		/* up to when credits are counted; 0: never */
@@ -88,6 +89,9 @@ typedef struct PsyncServeState
 	TimestampTz end_by;			/* when the process ends: wait for targets no
 								 * longer than this; else PSYNC_NEVER */
 	bool		reload_wanted;	/* definitions may have changed */
+	TimestampTz reload_at;		/* the last look at them failed: look again
+								 * then; 0: it did not */
+	int			reload_failures;	/* in a row */
 	bool		reload_helped;	/* stuck in a turn, we have told another
 								 * worker to look at them */
 	bool		yield_wanted;	/* a session wants one of our syncs */

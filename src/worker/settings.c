@@ -24,6 +24,7 @@ int			psync_database_scan_interval = 60;
 int			psync_worker_idle_timeout = 60;
 int			psync_window_interval = 5;
 int			psync_database_turn = 5000;
+int			psync_lock_timeout = 1000;
 
 /*
  * Sizes of shared memory.  A session that has loaded the library by itself
@@ -96,6 +97,14 @@ psync_settings_define_delays(void)
 							"does not answer holds its worker for three turns at most.",
 							&psync_database_turn,
 							5000, 10, INT_MAX / 1000,
+							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("payment_sync.lock_timeout",
+							"Sets how long a worker waits for a lock on a table of this server.",
+							"For its own records it waits a tenth of that. A sync whose delivery needs a "
+							"lock for longer has failed, and is tried again; others go on.",
+							&psync_lock_timeout,
+							1000, 1, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_MS,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("payment_sync.window_interval",

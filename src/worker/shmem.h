@@ -106,6 +106,7 @@ extern int	psync_database_scan_interval;	/* s */
 extern int	psync_worker_idle_timeout;	/* s */
 extern int	psync_window_interval;	/* ms; 0: none */
 extern int	psync_database_turn;	/* ms */
+extern int	psync_lock_timeout; /* ms */
 extern void psync_settings_init(void);
 
 /* shmem.c; all but init and ready need psync_shmem_ready() */

@@ -212,6 +212,8 @@ psync_turn_deliver(PsyncServed *served)
 		Assert(result == PSYNC_DELIVER_DONE);
 		psync_pace_spend(served);
 		served->failures = 0;	/* as the delivery has recorded */
+		if (psync_delivery_unsaved_since(served->delivery) == 0)
+			served->streak = 0;
 		served->unrecorded = false;
 		psync_serve.last_work = GetCurrentTimestamp();
 		if (psync_turn_is_over())
@@ -303,13 +305,29 @@ psync_turn_report(const PsyncServed *served, const ErrorData *error,
 			 error->detail ? errdetail_internal("%s", error->detail) : 0,
 			 error->hint ? errhint("%s", error->hint) : 0,
 			 errcontext("failure %d in a row, next attempt in %lld ms",
-						served->failures, (long long) delay)));
+						served->streak, (long long) delay)));
+}
+
+/*
+ * Who waited for a lock, the target or we?  The server's own words do not say.
+ */
+static void
+psync_turn_explain(ErrorData *error)
+{
+	if (error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE && error->detail == NULL &&
+		error->funcname != NULL && strcmp(error->funcname, "ProcessInterrupts") == 0)
+		error->detail = psprintf("Another transaction of this server, perhaps one left open, holds a lock that the worker has waited for as long as payment_sync.lock_timeout allows.");
 }
 
 /*
  * Close, back off, record, report.  The definitions may have changed under
  * the step, so they are read again; a sync that was disabled or dropped, or is
  * gone with the extension, has not failed.
+ *
+ * The delay grows with failures in a row.  One after windows that were
+ * delivered is in a row with those before all the same, unless their progress
+ * could be saved: a sync that delivers, but cannot save that, would otherwise
+ * try without pause.
  */
 void
 psync_turn_failed(PsyncServed *served, ErrorData *error)
@@ -322,8 +340,10 @@ psync_turn_failed(PsyncServed *served, ErrorData *error)
 	Assert(psync_serve.serving == NULL);
 	Assert(served->owned || served->delivery == NULL);
 
+	psync_turn_explain(error);
 	served->failures++;
-	delay = psync_backoff_delay(served->failures);
+	served->streak = Max(served->streak + 1, served->failures);
+	delay = psync_backoff_delay(served->streak);
 	served->not_before = psync_after(now, delay);
 	served->pending = true;
 	served->pending_since = now;

@@ -143,6 +143,25 @@ psync_worker_settings(void)
 					PGC_USERSET, PGC_S_OVERRIDE);
 }
 
+/*
+ * Locks of this server are waited for within limits, or a transaction that
+ * someone has left open would keep all syncs of this worker waiting.  After a
+ * reload the setting may be another.
+ */
+static void
+psync_worker_limit_locks(void)
+{
+	static int	limit = 0;
+	char		value[16];
+
+	if (limit == psync_lock_timeout)
+		return;
+	limit = psync_lock_timeout;
+	snprintf(value, sizeof(value), "%d", limit);
+	SetConfigOption("lock_timeout", value, PGC_SUSET, PGC_S_OVERRIDE);
+	psync_owner_lock_timeout = Max(limit / 10, 1);
+}
+
 /* ------------------------------------------------------------------- leaving */
 
 /* Why a worker leaves, and so what the launcher should do next. */
@@ -191,7 +210,8 @@ psync_worker_reason(bool present, bool idle)
 {
 	bool		asked = psync_neighbour_asked();
 
-	if ((pg_atomic_read_u32(&my_slot->wake) & PSYNC_WAKE_CONFIG) != 0)
+	if ((pg_atomic_read_u32(&my_slot->wake) & PSYNC_WAKE_CONFIG) != 0 ||
+		psync_serve.reload_at != 0)
 		return asked ? PSYNC_LEAVE_ASKED : PSYNC_LEAVE_NOT;
 	if (!present)
 		return PSYNC_LEAVE_ABSENT;
@@ -456,13 +476,14 @@ psync_worker_loop(void)
 		ResetLatch(MyLatch);
 		if (psync_process_should_stop())
 			psync_worker_stop();
+		psync_worker_limit_locks();
 
 		messages = pg_atomic_exchange_u32(&my_slot->wake, 0);
 		psync_serve_hear(messages);
 
 		changed = psync_serve.reload_wanted;
 		present = psync_serve_reload();
-		if (present && !psync_serve_has_syncs())
+		if (present && !psync_serve_has_syncs() && psync_serve.reload_at == 0)
 			psync_worker_tidy_alone();
 		more = present && psync_serve_pass();
 		changed |= psync_serve_save(false);
