@@ -24,6 +24,7 @@
 #include "storage/proc.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 
 #include "compat.h"
@@ -47,6 +48,9 @@ PG_FUNCTION_INFO_V1(payment_sync_reconcile_every);
 
 /* Somebody works on a run: see whether he is still there, ms. */
 #define PSYNC_RECONCILE_IDLE_MS	60000
+
+/* So long a run waits for a lock on a table here, unless lock_timeout says it. */
+#define PSYNC_RECONCILE_LOCK_TIMEOUT	"60s"
 
 PGDLLEXPORT void psync_reconciler_main(Datum arg);
 
@@ -284,17 +288,31 @@ take_reconciler_lock(void *arg)
 	*(bool *) arg = LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
 }
 
+/*
+ * Nobody watches: a run that meets a table that stays locked fails, and holds up
+ * neither those behind it nor the log, which it keeps while it reads.
+ */
+static void
+limit_lock_waits(const char *lock_timeout)
+{
+	SetConfigOption("lock_timeout", strcmp(lock_timeout, "0") != 0 ? lock_timeout :
+					PSYNC_RECONCILE_LOCK_TIMEOUT, PGC_SUSET, PGC_S_OVERRIDE);
+}
+
 void
 psync_reconciler_main(Datum arg)
 {
 	PsyncDue	due = {.quiet = true};
 	bool		alone = false;
+	char		lock_timeout[32];
 
 	Assert(OidIsValid(DatumGetObjectId(arg)));
 
 	psync_process_signals();
 	BackgroundWorkerInitializeConnectionByOid(DatumGetObjectId(arg), InvalidOid, 0);
+	strlcpy(lock_timeout, GetConfigOption("lock_timeout", false, false), sizeof(lock_timeout));
 	psync_worker_settings();
+	limit_lock_waits(lock_timeout);
 	MemoryContextSwitchTo(AllocSetContextCreate(TopMemoryContext,
 												"payment_sync reconciler",
 												ALLOCSET_DEFAULT_SIZES));

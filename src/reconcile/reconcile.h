@@ -334,6 +334,11 @@ extern void psync_reconcile_run(int64 number, PsyncReconcileNext next, bool wait
 extern void psync_reconcile_pause(PsyncReconcile *rec);
 
 
+/* condition.c */
+extern void psync_check_condition(const char *condition);
+extern void psync_check_rate(int rows_per_second);
+extern int64 psync_check_wait(const Interval *interval);
+
 /* request.c */
 extern PsyncSync *psync_reconcile_sync(const char *name);
 extern void psync_check_reconcile_transaction(const char *function);

@@ -174,6 +174,12 @@ request_run(FunctionCallInfo fcinfo)
 	uint64		tables;
 
 	check_digest(fcinfo, ARG_DIGEST);
+	if (!PG_ARGISNULL(ARG_CONDITION))
+		psync_check_condition(text_to_cstring(PG_GETARG_TEXT_PP(ARG_CONDITION)));
+	if (!PG_ARGISNULL(ARG_ROWS_PER_SECOND))
+		psync_check_rate(PG_GETARG_INT32(ARG_ROWS_PER_SECOND));
+	if (!PG_ARGISNULL(ARG_MAX_WAIT))
+		(void) psync_check_wait(PG_GETARG_INTERVAL_P(ARG_MAX_WAIT));
 	values[0] = Int64GetDatum(run);
 	values[1] = UUIDPGetDatum(&sync->id);
 	for (int arg = ARG_REL; arg < ARGS_RECONCILE; arg++)
@@ -260,6 +266,10 @@ request_with(FunctionCallInfo fcinfo)
 				 errmsg("arguments \"rel\" and \"other\" must not be null")));
 	run = next_run();
 	check_digest(fcinfo, WITH_DIGEST);
+	if (!PG_ARGISNULL(WITH_CONDITION))
+		psync_check_condition(text_to_cstring(PG_GETARG_TEXT_PP(WITH_CONDITION)));
+	if (!PG_ARGISNULL(WITH_MAX_WAIT))
+		(void) psync_check_wait(PG_GETARG_INTERVAL_P(WITH_MAX_WAIT));
 	for (int arg = WITH_KEY; arg <= WITH_OTHER_COLUMNS; arg++)
 	{
 		if (!PG_ARGISNULL(arg))

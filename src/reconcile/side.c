@@ -18,6 +18,7 @@
 #include "access/xact.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -259,15 +260,24 @@ refuse_unreadable(const PsyncReconcile *rec)
 
 /*
  * Time-outs of this session hold at the target as well: who limits how long
- * a statement may take here, means the whole of it.
+ * a statement may take here, means the whole of it.  A shorter one of the
+ * target's own stays: it protects the target.
  */
 static void
 pass_timeout(PsyncSide *side)
 {
-	const char *timeout = GetConfigOption("statement_timeout", false, false);
+	int			timeout = StatementTimeout;
+	PsyncRows  *rows;
+	int			own;
 
-	if (timeout != NULL && strcmp(timeout, "0") != 0)
-		side->transport->reading->set(side->target, "statement_timeout", timeout);
+	if (timeout == 0)
+		return;
+	rows = psync_side_query(side, "SELECT setting FROM pg_catalog.pg_settings"
+							" WHERE name = 'statement_timeout'", 1, 1);
+	own = rows->nrows == 1 ? atoi(psync_rows_get(rows, 0, 0)) : 0;
+	if (own == 0 || own > timeout)
+		side->transport->reading->set(side->target, "statement_timeout",
+									  psprintf("%d", timeout));
 }
 
 /*

@@ -380,7 +380,7 @@ payment_sync_control_totals(PG_FUNCTION_ARGS)
 	Tuplestorestate *store = psync_result_begin(fcinfo, &desc);
 	PsyncSync  *sync;
 	int64		max_wait = PG_ARGISNULL(TOTALS_MAX_WAIT) ? 0 :
-		psync_interval_ms(PG_GETARG_INTERVAL_P(TOTALS_MAX_WAIT));
+		psync_check_wait(PG_GETARG_INTERVAL_P(TOTALS_MAX_WAIT));
 
 	for (int i = 0; i < lengthof(required); i++)
 	{
@@ -397,7 +397,10 @@ payment_sync_control_totals(PG_FUNCTION_ARGS)
 		psync_check_server_usage(run.server);
 	}
 	if (!PG_ARGISNULL(TOTALS_CONDITION))
+	{
 		run.where = text_to_cstring(PG_GETARG_TEXT_PP(TOTALS_CONDITION));
+		psync_check_condition(run.where);
+	}
 	totals.group_by = psync_name_list(PG_GETARG_ARRAYTYPE_P(TOTALS_GROUP_BY));
 	totals.sum = psync_name_list(PG_GETARG_ARRAYTYPE_P(TOTALS_SUM));
 	totals.rec = psync_look_open(sync, PG_GETARG_OID(TOTALS_REL), &run);

@@ -39,6 +39,54 @@ isnt($status, 0, 'one that ends the statement is an error');
 is($target->safe_psql('postgres', "SELECT to_regclass('public.smuggled') IS NULL"),
 	't', 'nothing else was run at the target');
 
+# ------------------------------------------------------ what is no condition
+my %wrong = (
+	'id > (5' => qr/syntax error/, 'id > 5)' => qr/syntax error/, 'true) OR (true' => qr/syntax error/,
+	'id > 5; SELECT 1' => qr/syntax error/, 'true FROM pay' => qr/must be one expression/,
+	'true, false' => qr/must be one expression/, 'true LIMIT 1' => qr/must be one expression/,
+	'true AS x' => qr/must be one expression/, "'" => qr/unterminated/, '' => qr/syntax error|must be one/,
+	'true /*' => qr/unterminated/);
+for my $condition (sort keys %wrong)
+{
+	(my $quoted = $condition) =~ s/'/''/g;
+	for my $call ("payment_sync.reconcile('pay', condition => '$quoted')",
+		"payment_sync.reconcile_with('pay', 'pay', condition => '$quoted')",
+		"payment_sync.start_reconciliation('pay', condition => '$quoted')",
+		"payment_sync.control_totals('pay', 'pay', '{}', '{id}', condition => '$quoted')")
+	{
+		my ($rc, $out, $err) = $source->psql('postgres', "SELECT * FROM $call");
+		my ($function) = $call =~ /\.(\w+)/;
+		like($err, qr/$wrong{$condition}.*condition of a reconciliation/s, "$function: $condition");
+	}
+}
+is($source->safe_psql('postgres', 'SELECT count(*) FROM payment_sync.reconciliation WHERE condition <> $$id > 5$$'), 0,
+	'no run is left of them');
+is($source->safe_psql('postgres', "SELECT matched FROM payment_sync.reconcile('pay', condition => 'id > 5 -- large ones')"),
+	5, 'a comment does no harm');
+for my $case ([ "rows_per_second => 0", qr/"rows_per_second" must be greater than zero/ ],
+	[ "rows_per_second => -1", qr/"rows_per_second" must be greater than zero/ ],
+	[ "max_wait => '-1 s'", qr/"max_wait" must not be negative/ ])
+{
+	my ($rc, $out, $err) = $source->psql('postgres', "SELECT * FROM payment_sync.reconcile('pay', $case->[0])");
+	like($err, $case->[1], "$case->[0] is refused");
+}
+
+# -------------------------------------------------------------- settings hold
+for my $setting ([ enable_seqscan => 'off', '' ], [ statement_timeout => '77s', "SET statement_timeout = '77s';" ])
+{
+	my ($name, $value, $set) = @$setting;
+	# where it is another value the condition hides all rows
+	is($source->safe_psql('postgres', "$set SELECT target_rows FROM payment_sync.reconcile('pay', condition => 'current_setting(''$name'') = ''$value''')"),
+		10, "$name at the target is $value");
+}
+$target->safe_psql('postgres', "ALTER SYSTEM SET statement_timeout = '55s'");
+$target->reload;
+$target->poll_query_until('postgres', "SELECT current_setting('statement_timeout') = '55s'") or die 'not reloaded';
+is($source->safe_psql('postgres', "SET statement_timeout = '77s'; SELECT target_rows FROM payment_sync.reconcile('pay', condition => 'current_setting(''statement_timeout'') = ''55s''')"),
+	10, 'a shorter one of the target stays');
+$target->safe_psql('postgres', 'ALTER SYSTEM RESET statement_timeout');
+$target->reload;
+
 # ------------------------------------------------- functions in a condition
 # One that writes, one that makes the next transactions read-write first, and
 # one that tries to make its own so.  The owner of the sync may do all of that

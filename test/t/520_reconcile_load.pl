@@ -99,6 +99,18 @@ $source->poll_query_until('postgres',
 	"SELECT changes > 1000 FROM payment_sync.stat_sync WHERE name = 'all'")
   or die 'no traffic';
 
+# While nothing is delivered and rows change, keys must be in flight: else the
+# runs above would have shown nothing.
+$source->safe_psql('postgres', q{SELECT payment_sync.disable_sync('all')});
+my $before = $source->safe_psql('postgres', 'SELECT pg_current_wal_lsn()');
+$source->poll_query_until('postgres', "SELECT pg_current_wal_lsn() > '$before'::pg_lsn + 100000")
+  or die 'no traffic';
+my ($found, $moving) = split /\|/, $source->safe_psql('postgres',
+	"SELECT sum(missing + unexpected + different), sum(in_flight) FROM payment_sync.reconcile('all', max_wait => '0')");
+is($found, 0, 'no false alarm while the sync stands still');
+cmp_ok($moving, '>', 0, 'and keys are in flight');
+$source->safe_psql('postgres', q{SELECT payment_sync.enable_sync('all')});
+
 # planted amid the traffic
 $target->safe_psql('postgres', <<'SQL');
 UPDATE by_id SET amount = 0 WHERE id IN (30000, 49999);

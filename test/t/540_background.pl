@@ -6,6 +6,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/../perl";
 use IPC::Run;
+use PaymentSyncSession;
 use PaymentSyncTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
@@ -137,5 +138,18 @@ my $last = $source->safe_psql('postgres', 'SELECT max(run) FROM payment_sync.rec
 ok($source->poll_query_until('postgres',
 	"SELECT max(run) > $last + 1 FROM payment_sync.reconciliations WHERE state = 'done'"), 'again and again');
 $source->safe_psql('postgres', "SELECT payment_sync.reconcile_every('pay', NULL)");
+
+# a table that stays locked: the run fails, instead of waiting for good, and the
+# next one is not held up; what failed can be gone on with
+$source->safe_psql('postgres', q{ALTER DATABASE postgres SET lock_timeout = '300ms'});
+my $locker = PaymentSyncSession->new($source, 'postgres');
+$locker->query('BEGIN; LOCK TABLE pay IN ACCESS EXCLUSIVE MODE;');
+my $locked_out = $source->safe_psql('postgres', "SELECT payment_sync.start_reconciliation('pay')");
+ok(run_is($locked_out, "state = 'failed' AND error LIKE '%lock timeout%'"), 'a lock is not waited for without limit');
+$locker->query('ROLLBACK;');
+$locker->quit;
+$source->safe_psql('postgres', 'ALTER DATABASE postgres RESET lock_timeout');
+$source->safe_psql('postgres', "CALL payment_sync.run_reconciliation($locked_out)");
+ok(run_is($locked_out, "state = 'done' AND source_rows > 0"), 'and the run can be gone on with');
 
 done_testing();
