@@ -5,12 +5,12 @@
 RECONCILE_ROWS=${RECONCILE_ROWS:-2000000}
 
 # A tenth of a percent of the rows per group, as ranges of the key would be.
+# OFFSET 0 keeps the planner from making a row's text twice.
 reconcile_sums()
 {
 	cat <<-END
-		SELECT id / 10000, count(*), sum(hashtextextended(p::text, 1)::numeric),
-			sum(hashtextextended(p::text, 2)::numeric)
-		FROM payments p GROUP BY 1
+		SELECT c, count(*), sum(hashtextextended(x, 1)), sum(hashtextextended(x, 2))
+		FROM (SELECT id / 10000, p::text FROM payments p OFFSET 0) s(c, x) GROUP BY 1
 	END
 }
 
