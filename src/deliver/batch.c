@@ -29,10 +29,12 @@
  * a policy that would hide rows raises an error instead (nothing is filtered
  * silently).
  *
- * Order of keys.  A chunk's bounds only matter at the target in mirror mode,
- * where rows between them that the source lacks are deleted.  Then keys of
- * collatable types are compared in "C" order on both sides, since the servers'
- * collations may differ; otherwise in the column's own order, for the index.
+ * Mirrors.  A batch that mirrors begins with a chunk of another kind: the keys
+ * of all rows as of the window's end, by which the target removes what the
+ * source lacks.  The target is not told in pieces, by ranges of keys: its order
+ * need not be ours, and then a range would hold rows there that it does not
+ * hold here.  Where tables refer to each other the referencing ones lose their
+ * rows first.  From then on a mirror is a batch like any other.
  */
 #include "postgres.h"
 
@@ -44,10 +46,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
-#include "port/pg_bswap.h"
-#include "tcop/dest.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -60,9 +59,16 @@
 /* ------------------------------------------------------- the batch's state */
 
 static const char load_command[] =
-	"SELECT relid, mirror, shape, cursor, chunks, request FROM payment_sync.batch b"
+	"SELECT relid, mirror, shape, cursor, chunks, request, mirror AND NOT swept"
+	" FROM payment_sync.batch b"
 	" WHERE sync = $1 AND state IN ('pending', 'running')"
-	" ORDER BY (state = 'running') DESC, requested,"
+	" ORDER BY (mirror AND NOT swept) DESC,"
+	" mirror AND NOT swept AND EXISTS ("
+	"  SELECT FROM pg_constraint c JOIN payment_sync.batch p"
+	"  ON p.sync = b.sync AND p.relid = c.conrelid AND p.state = 'pending'"
+	"  AND p.mirror AND NOT p.swept"
+	"  WHERE c.contype = 'f' AND c.confrelid = b.relid AND c.conrelid <> b.relid),"
+	" (state = 'running') DESC, requested,"
 	" EXISTS (SELECT FROM pg_constraint c JOIN payment_sync.batch p"
 	"  ON p.sync = b.sync AND p.relid = c.confrelid AND p.state = 'pending'"
 	"  WHERE c.contype = 'f' AND c.conrelid = b.relid AND c.confrelid <> b.relid),"
@@ -82,6 +88,12 @@ static const char save_command[] =
 	" WHERE sync = $1 AND request = $2"
 	" AND state IN ('pending', 'running')";
 
+static const char swept_command[] =
+	"UPDATE payment_sync.batch SET swept = true,"
+	" started = COALESCE(started, clock_timestamp())"
+	" WHERE sync = $1 AND request = $2"
+	" AND state IN ('pending', 'running')";
+
 /*
  * What we know of the sync may be older than the request: it is forgotten only
  * if the table is nobody's to copy now.
@@ -93,67 +105,6 @@ static const char forget_command[] =
 	" JOIN payment_sync.captured c ON c.relid = t.relid"
 	" JOIN pg_class r ON r.oid = t.relid"
 	" WHERE t.sync = b.sync AND t.relid = b.relid)";
-
-/* ------------------------------------------------------------- the queries */
-
-/*
- * Append the key's columns, or as many parameters, separated by commas: for
- * ORDER BY and for both sides of the comparison, so that all three agree on
- * the order.
- */
-static void
-append_key_list(StringInfo buf, const PsyncBatch *batch, bool params)
-{
-	const PsyncShape *shape = batch->shape;
-
-	Assert(batch->shape->nkeys > 0);
-
-	for (int i = 0; i < shape->nkeys; i++)
-	{
-		const PsyncColumn *column = &shape->columns[shape->keys[i]];
-
-		appendStringInfoString(buf, i > 0 ? ", " : "");
-		if (params)
-			appendStringInfo(buf, "$%d", i + 1);
-		else
-			appendStringInfoString(buf, quote_identifier(column->current_name));
-		if (batch->mirror && type_is_collatable(column->type))
-			appendStringInfoString(buf, " COLLATE pg_catalog.\"C\"");
-	}
-}
-
-/*
- * SELECT captured columns of the next rows in key order.  The row comparison
- * uses the types' default operators, found by the pinned search_path.
- */
-static char *
-build_query(const PsyncBatch *batch, bool bounded)
-{
-	StringInfoData buf;
-
-	Assert(batch->shape->ncolumns > 0 && batch->shape->nkeys > 0);
-
-	initStringInfo(&buf);
-	appendStringInfoString(&buf, "SELECT ");
-	for (int i = 0; i < batch->shape->ncolumns; i++)
-		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : "",
-						 quote_identifier(batch->shape->columns[i].current_name));
-	appendStringInfo(&buf, " FROM %s%s", batch->plain ? "ONLY " : "",
-					 quote_qualified_identifier(batch->table->source_schema,
-												batch->table->source_name));
-	if (bounded)
-	{
-		appendStringInfoString(&buf, " WHERE (");
-		append_key_list(&buf, batch, false);
-		appendStringInfoString(&buf, ") > (");
-		append_key_list(&buf, batch, true);
-		appendStringInfoString(&buf, ")");
-	}
-	appendStringInfoString(&buf, " ORDER BY ");
-	append_key_list(&buf, batch, false);
-	appendStringInfo(&buf, " LIMIT %d", PSYNC_CHUNK_ROWS_MAX);
-	return buf.data;
-}
 
 /* ---------------------------------------------------------------- loading */
 
@@ -256,6 +207,7 @@ batch_from_row(PsyncDelivery *delivery, HeapTuple tuple, TupleDesc desc,
 	}
 	batch->first = DatumGetInt64(SPI_getbinval(tuple, desc, 5, &isnull)) == 0;
 	batch->request = *DatumGetUUIDP(SPI_getbinval(tuple, desc, 6, &isnull));
+	batch->sweep = DatumGetBool(SPI_getbinval(tuple, desc, 7, &isnull));
 	MemoryContextSwitchTo(old);
 	return batch;
 }
@@ -324,8 +276,8 @@ psync_batch_load_uncopied(PsyncDelivery *delivery)
 /*
  * Will a first copy, still to come, bring what this change has made?  It will
  * be read under a later snapshot than the one that ends this window.  The table
- * whose first chunk comes with this window has begun.  May leave a part of the
- * change.
+ * whose first chunk of rows comes with this window has begun.  May leave a part
+ * of the change.
  */
 bool
 psync_batch_leaves_out(const PsyncDelivery *delivery, PsyncChange *change)
@@ -333,7 +285,7 @@ psync_batch_leaves_out(const PsyncDelivery *delivery, PsyncChange *change)
 	Assert(change->table != NULL);
 	if (delivery->uncopied == NIL ||
 		!list_member_oid(delivery->uncopied, change->table->relid) ||
-		(delivery->batch != NULL &&
+		(delivery->batch != NULL && !delivery->batch->sweep &&
 		 delivery->batch->relid == change->table->relid))
 		return false;
 
@@ -372,8 +324,7 @@ psync_batch_load(PsyncDelivery *delivery)
 			if (batch->after.len > 0 &&
 				!cursor_fits(delivery, shape_id, batch->shape))
 				resetStringInfo(&batch->after);
-			batch->query_first = build_query(batch, false);
-			batch->query_next = build_query(batch, true);
+			psync_batch_build_queries(batch);
 			MemoryContextSwitchTo(old);
 			break;
 		}
@@ -406,234 +357,24 @@ psync_batch_free(PsyncBatch *batch)
 	MemoryContextDelete(batch->context);
 }
 
-/* ---------------------------------------------------------------- reading */
-
-/* A receiver that encodes each row into the batch's buffer. */
-typedef struct PsyncRowReceiver
-{
-	DestReceiver pub;
-	PsyncBatch *batch;
-	bool	   *key_columns;
-} PsyncRowReceiver;
+/* ----------------------------------------------------------------- saving */
 
 /*
- * Encode a row of the query behind the others, and remember its key as the
- * chunk's last.  False ends the query: the chunk is full.  So a chunk's memory
- * is bounded by its size and one row (P7).
- */
-static bool
-receive_row(TupleTableSlot *slot, DestReceiver *self)
-{
-	PsyncRowReceiver *receiver = (PsyncRowReceiver *) self;
-	PsyncBatch *batch = receiver->batch;
-	uint32		size = 0;
-	int			start = batch->rows.len;
-
-	appendBinaryStringInfo(&batch->rows, (char *) &size, sizeof(size));
-	psync_image_append(&batch->rows, batch->encoder, slot);
-	size = batch->rows.len - start - sizeof(size);
-	memcpy(batch->rows.data + start, &size, sizeof(size));
-	batch->nrows++;
-
-	resetStringInfo(&batch->upto);
-	psync_old_part_append(&batch->upto, batch->encoder, slot,
-						  receiver->key_columns);
-	Assert(size > 0 && batch->nrows <= PSYNC_CHUNK_ROWS_MAX);
-	batch->full = batch->nrows == PSYNC_CHUNK_ROWS_MAX ||
-		batch->rows.len >= PSYNC_CHUNK_ROWS_BYTES;
-	return !batch->full;
-}
-
-/*
- * The rows' descriptor is known from the shape.
+ * The target has no row any more that the source lacks: see what is next,
+ * which may be another table's.
  */
 static void
-receive_startup(DestReceiver *self, int operation, TupleDesc desc)
+sweep_delivered(PsyncDelivery *delivery, PsyncBatch *batch)
 {
-}
+	Oid			types[2] = {UUIDOID, UUIDOID};
+	Datum		values[2];
 
-/*
- * Nothing was allocated that a shutdown would free.
- */
-static void
-receive_nothing(DestReceiver *self)
-{
-}
-
-/*
- * The cursor's key values as the query's parameters, in the current memory
- * context.  The bytes were stored here, but a table of ours can be damaged as
- * any other.
- */
-static ParamListInfo
-cursor_params(const PsyncBatch *batch)
-{
-	const PsyncShape *shape = batch->shape;
-	ParamListInfo params = makeParamList(shape->nkeys);
-	const char *at = batch->after.data + sizeof(int16);
-
-	for (int entry = 0; entry < shape->nkeys; entry++)
-	{
-		uint16		index;
-		uint32		size;
-		ParamExternData *param = NULL;
-
-		memcpy(&index, at, sizeof(index));
-		memcpy(&size, at + sizeof(index), sizeof(size));
-		index = pg_ntoh16(index);
-		size = pg_ntoh32(size);
-		at += sizeof(index) + sizeof(size);
-		for (int k = 0; k < shape->nkeys; k++)
-			if (shape->keys[k] == index)
-				param = &params->params[k];
-		if (param == NULL || at + size > batch->after.data + batch->after.len)
-			ereport(ERROR,
-					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("invalid cursor of the batch of table \"%s\"",
-							batch->table->source_name),
-					 errhint("Start the batch again with payment_sync.batch_sync().")));
-		param->value = psync_value_to_datum(&shape->columns[index], at, size);
-		param->isnull = false;
-		param->pflags = PARAM_FLAG_CONST;
-		param->ptype = shape->columns[index].type;
-		at += size;
-	}
-	return params;
-}
-
-/*
- * Run the chunk's query into "dest", under the active snapshot and by a plan
- * of its own: with the bound's values known it uses the key's index.  A plan
- * is made per chunk, which is nothing beside sending 4 MB.
- */
-static void
-run_query(PsyncBatch *batch, DestReceiver *dest)
-{
-	bool		bounded = batch->after.len > 0;
-	ParamListInfo params = bounded ? cursor_params(batch) : NULL;
-	SPIExecuteOptions options = {0};
-	SPIPlanPtr	plan;
-	Oid		   *types = NULL;
-	int			nargs = bounded ? batch->shape->nkeys : 0;
-	int			ret;
-
-	if (bounded)
-	{
-		types = palloc(nargs * sizeof(Oid));
-		for (int i = 0; i < nargs; i++)
-			types[i] = params->params[i].ptype;
-	}
-	plan = SPI_prepare(bounded ? batch->query_next : batch->query_first,
-					   nargs, types);
-	if (plan == NULL)
-		elog(ERROR, "could not prepare batch query: %s",
-			 SPI_result_code_string(SPI_result));
-	options.params = params;
-	options.read_only = true;
-	options.dest = dest;
-	ret = SPI_execute_plan_extended(plan, &options);
-	if (ret != SPI_OK_SELECT)
-		elog(ERROR, "could not run batch query: %s", SPI_result_code_string(ret));
-}
-
-/*
- * Read the next chunk under the active snapshot, which ends the window, as the
- * sync's owner.  Called back from psync_reader_open().
- *
- * SECURITY_RESTRICTED_OPERATION: the table's owner may have put functions of
- * their own into views, policies and types, and must not get at the worker's
- * session through them.  An error leaves the identity to the transaction's
- * abort, as usual.
- */
-void
-psync_batch_read(void *arg)
-{
-	PsyncBatch *batch = arg;
-	PsyncRowReceiver receiver = {{receive_row, receive_startup, receive_nothing, receive_nothing, DestTuplestore}};
-	Oid			userid;
-	int			sec_context;
-	int			guc_level;
-
-	Assert(ActiveSnapshotSet());
-	Assert(OidIsValid(batch->owner));
-	resetStringInfo(&batch->rows);
-	resetStringInfo(&batch->upto);
-	batch->nrows = 0;
-	batch->full = false;
-
-	receiver.batch = batch;
-	receiver.key_columns = palloc(batch->shape->ncolumns * sizeof(bool));
-	for (int i = 0; i < batch->shape->ncolumns; i++)
-		receiver.key_columns[i] = batch->shape->columns[i].key;
-
-	GetUserIdAndSecContext(&userid, &sec_context);
-	guc_level = NewGUCNestLevel();
-	SetUserIdAndSecContext(batch->owner,
-						   sec_context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_RESTRICTED_OPERATION);
-	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("row_security", "off", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	SPI_connect();
-	run_query(batch, &receiver.pub);
+	values[0] = UUIDPGetDatum(&delivery->sync->id);
+	values[1] = UUIDPGetDatum(&batch->request);
+	(void) psync_owner_execute(swept_command, 2, types, values, NULL);
 	SPI_finish();
-	AtEOXact_GUC(false, guc_level);
-	SetUserIdAndSecContext(userid, sec_context);
-}
-
-/* ---------------------------------------------------------------- sending */
-
-/*
- * Hand the chunk over, between its begin and its end.  The bounds tell a
- * mirror which rows of the target have no counterpart: those after the last
- * chunk's last key, up to this one's, or to the end if the query came to its
- * end.
- */
-void
-psync_batch_send(PsyncDelivery *delivery, PsyncBatch *batch)
-{
-	const PsyncTransport *transport = delivery->transport;
-	PsyncChunk	chunk = {0};
-	const char *at = batch->rows.data;
-	const char *end = at + batch->rows.len;
-
-	Assert(delivery->window_begun);
-
-	if (transport->begin_chunk == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("transport \"%s\" cannot copy whole tables",
-						transport->name)));
-
-	chunk.table = batch->table;
-	chunk.shape = batch->shape;
-	chunk.mirror = batch->mirror;
-	chunk.first = batch->first;
-	if (batch->after.len > 0)
-	{
-		chunk.after = batch->after.data;
-		chunk.after_size = batch->after.len;
-	}
-	if (batch->full)
-	{
-		chunk.upto = batch->upto.data;
-		chunk.upto_size = batch->upto.len;
-	}
-
-	transport->begin_chunk(delivery->target, &chunk);
-	while (at < end)
-	{
-		uint32		size;
-
-		memcpy(&size, at, sizeof(size));
-		at += sizeof(size);
-		Assert(size > 0 && size <= end - at);
-		transport->chunk_row(delivery->target, at, size);
-		at += size;
-	}
-	Assert(at == end);
-	transport->end_chunk(delivery->target, &chunk);
+	psync_batch_free(batch);
+	delivery->batch = NULL;
 }
 
 /*
@@ -650,6 +391,11 @@ psync_batch_delivered(PsyncDelivery *delivery, PsyncBatch *batch)
 	uint64		updated;
 
 	Assert(!delivery->window_begun);
+	if (batch->sweep)
+	{
+		sweep_delivered(delivery, batch);
+		return;
+	}
 	Assert(!batch->full || batch->upto.len > 0);
 
 	SET_VARSIZE(cursor, VARHDRSZ + batch->upto.len);

@@ -30,14 +30,19 @@ typedef struct PsyncBatch
 	pg_uuid_t	request;		/* tells it from one asked for later */
 	Oid			owner;			/* whose rights the rows are read with */
 	bool		mirror;
+	bool		sweep;			/* a mirror that begins: the chunk at hand is the
+								 * keys of all rows */
 	bool		plain;			/* not partitioned: read ONLY this table */
 	bool		first;			/* no chunk was delivered yet */
 	char	   *query_first;	/* without a lower bound */
 	char	   *query_next;
+	char	   *query_keys;
 	StringInfoData after;		/* last key delivered, as a sparse part */
 	/* the chunk at hand */
 	StringInfoData upto;		/* its last key */
 	StringInfoData rows;		/* uint32 size and image, each */
+	struct BufFile *spool;		/* instead, of a sweep: uint32 size and key */
+	MemoryContextCallback spool_closer;
 	int64		nrows;
 	bool		full;			/* ended by its size: there may be more */
 } PsyncBatch;
@@ -100,10 +105,13 @@ extern PsyncBatch *psync_batch_load(PsyncDelivery *delivery);
 extern void psync_batch_load_uncopied(PsyncDelivery *delivery);
 extern bool psync_batch_leaves_out(const PsyncDelivery *delivery,
 								   PsyncChange *change);
-extern void psync_batch_read(void *arg);	/* arg: the PsyncBatch */
-extern void psync_batch_send(PsyncDelivery *delivery, PsyncBatch *batch);
 extern void psync_batch_delivered(PsyncDelivery *delivery, PsyncBatch *batch);
 extern void psync_batch_free(PsyncBatch *batch);
+
+/* batch_read.c */
+extern void psync_batch_build_queries(PsyncBatch *batch);
+extern void psync_batch_read(void *arg);	/* arg: the PsyncBatch */
+extern void psync_batch_send(PsyncDelivery *delivery, PsyncBatch *batch);
 
 /* deliver.c */
 extern void psync_delivery_next_transaction(PsyncDelivery *delivery);

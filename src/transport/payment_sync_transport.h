@@ -37,7 +37,7 @@
  * Changed whenever a struct in this file changes, so that a stale library is
  * refused instead of crashing: "PS", then a counter.
  */
-#define PSYNC_TRANSPORT_MAGIC	0x5053000A
+#define PSYNC_TRANSPORT_MAGIC	0x5053000B
 
 #define PSYNC_TRANSPORT_INIT	"payment_sync_transport_init"
 
@@ -125,21 +125,18 @@ typedef struct PsyncChange
 } PsyncChange;
 
 /*
- * Rows of one chunk of a batch: a range of keys of one table as of the
- * window's end.  The images have the same shape.  In mirror mode the target
- * must also lose those rows of the range (after, upto] that are not sent; a
- * NULL bound is open.  Bounds are sparse parts like old_part, keys only.
+ * Rows of one chunk of a batch: some rows of one table as of the window's end,
+ * as images of the same shape.  Or, before the first of those in a mirror, the
+ * keys of all rows that the table has then, as sparse parts like old_part: the
+ * target must lose its rows whose keys are not among them.  Neither comes in an
+ * order that would mean anything to the target.
  */
 typedef struct PsyncChunk
 {
 	const PsyncTable *table;
 	const PsyncShape *shape;
-	bool		mirror;
+	bool		keys;			/* of all rows, not rows */
 	bool		first;			/* first chunk of the table's batch */
-	const char *after;			/* exclusive lower bound, or NULL */
-	uint32		after_size;
-	const char *upto;			/* inclusive upper bound, or NULL: last chunk */
-	uint32		upto_size;
 } PsyncChunk;
 
 /* What the core knows of the window before it sends it. */
@@ -454,8 +451,8 @@ typedef struct PsyncTransport
 	void		(*change) (PsyncTarget *target, const PsyncChange *change);
 
 	/*
-	 * Optional (no batch without them).  A chunk's begin; its rows, as
-	 * images; its end.  They follow all changes of the window.
+	 * Optional (no batch without them).  A chunk's begin; its rows or keys;
+	 * its end.  They follow all changes of the window.
 	 */
 	void		(*begin_chunk) (PsyncTarget *target, const PsyncChunk *chunk);
 	void		(*chunk_row) (PsyncTarget *target, const char *image,

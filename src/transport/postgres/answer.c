@@ -356,22 +356,6 @@ psync_pg_text_or_null(PsyncPgSession *session, PGresult *result, int row, int co
 }
 
 /*
- * Run a command with the parameters that the map holds.  False and *error if
- * it fails.
- */
-bool
-psync_pg_try_params(PsyncPgSession *session, const char *sql,
-					const PsyncPgMap *map, int nparams, PsyncPgError *error)
-{
-	Assert(PQpipelineStatus(session->conn) == PQ_PIPELINE_OFF);
-	Assert(nparams <= map->shape->ncolumns + map->shape->nkeys);
-	if (!PQsendQueryParams(session->conn, sql, nparams, map->types, map->values,
-						   map->lengths, map->formats, 0))
-		psync_pg_lost(session);
-	return collect(session, error) != NULL;
-}
-
-/*
  * Run commands, separated by semicolons; false and *error if one of them
  * fails, those after it are skipped.
  */

@@ -409,8 +409,7 @@ psync_pg_apply_submit(PsyncPgSession *session)
 /*
  * Must the growing group be sent before it can take this change?  By its size,
  * by its shape (one map per table), or because a TRUNCATE is applied in order,
- * which a large group would make slow.  Rows of a mirrored chunk stay
- * together.
+ * which a large group would make slow.
  */
 static bool
 submit_before(const PsyncPgSession *session, const PsyncChange *change,
@@ -418,7 +417,7 @@ submit_before(const PsyncPgSession *session, const PsyncChange *change,
 {
 	const PsyncPgGroup *group = session->growing;
 
-	if (group->nentries == 0 || session->chunk_whole)
+	if (group->nentries == 0)
 		return false;
 
 	/* tables truncated together can only be truncated together */

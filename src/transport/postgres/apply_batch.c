@@ -7,9 +7,13 @@
  * first copy, else by upsert.  Rows that are already as they should be are
  * then left alone.
  *
- * In mirror mode, rows of the chunk's range that the source does not have are
- * deleted before: the keys of all rows go into the temporary table, and what
- * is not among them goes.
+ * A mirror begins with the keys of all rows that the source has.  They go into
+ * the temporary table for keys, group by group, and rows of the target that are
+ * not among them are deleted by one statement.  Keys are compared by the
+ * operator of the target's own index, as delivery does when it looks for a row,
+ * and never by their order: what sorts otherwise here, by collation, type or
+ * enum, is found all the same.  Before the rows come, so that a unique value
+ * which has moved to another row at the source is free.
  */
 #include "postgres.h"
 
@@ -19,8 +23,8 @@
 #include "transport/postgres/postgres_transport.h"
 
 /*
- * A chunk's rows are about to come.  The window's changes go before them and
- * are waited for, since the chunk shows the state after all of them.
+ * A chunk is about to come.  The window's changes go before it and are waited
+ * for, since the chunk shows the state after all of them.
  */
 void
 psync_pg_chunk_begin(PsyncPgSession *session, const PsyncChunk *chunk)
@@ -30,7 +34,8 @@ psync_pg_chunk_begin(PsyncPgSession *session, const PsyncChunk *chunk)
 	/* the window's changes come first */
 	psync_pg_apply_submit(session);
 	session->chunk_map = psync_pg_map_get(session, chunk->shape, chunk->table);
-	session->chunk_whole = chunk->mirror;
+	session->chunk_keys = chunk->keys;
+	session->keys_loaded = false;
 
 	/* a batch that begins may find the table empty */
 	if (chunk->first)
@@ -40,66 +45,84 @@ psync_pg_chunk_begin(PsyncPgSession *session, const PsyncChunk *chunk)
 }
 
 /*
+ * The growing group's keys into the temporary table, behind those that came
+ * before.
+ */
+static void
+load_keys(PsyncPgSession *session)
+{
+	PsyncPgFailure failure;
+
+	psync_pg_group_add_map(session->growing, session->chunk_map);
+	psync_pg_set_start(session, session->growing, PSYNC_PG_SET_KEYS);
+	if (!psync_pg_set_finish(session, &failure))
+		psync_pg_failure_raise(session, session->growing, &failure);
+	session->keys_loaded = true;
+	psync_pg_group_reset(session->growing);
+	MemoryContextReset(session->scratch);
+}
+
+/*
+ * A key, in the form of a delete; what becomes of it is another matter.
+ */
+static void
+take_key(PsyncPgSession *session, const char *part, uint32 size)
+{
+	PsyncPgGroup *group = session->growing;
+	PsyncPgMap *map = session->chunk_map;
+	PsyncChange change = {0};
+
+	if (group->nentries >= PSYNC_PG_GROUP_CHANGES_MAX ||
+		group->data.len + size > PSYNC_PG_GROUP_BYTES_MAX)
+		load_keys(session);
+	change.op = PSYNC_DELETE;
+	change.shape = map->shape;
+	change.table = map->table->table;
+	change.old_part = part;
+	change.old_size = size;
+	psync_pg_group_add(group, &change, map, map->table);
+}
+
+/*
  * A row of the chunk, as a change of its own kind: one that may find its row
  * there already.
  */
 void
-psync_pg_chunk_row(PsyncPgSession *session, const char *image, uint32 size)
+psync_pg_chunk_row(PsyncPgSession *session, const char *data, uint32 size)
 {
 	PsyncPgMap *map = session->chunk_map;
 	PsyncChange change = {0};
 
 	Assert(map != NULL);
+	if (session->chunk_keys)
+	{
+		take_key(session, data, size);
+		return;
+	}
 	change.op = PSYNC_READ;
 	change.shape = map->shape;
 	change.table = map->table->table;
-	change.new_image = image;
+	change.new_image = data;
 	change.new_size = size;
 	psync_pg_apply_change(session, &change);
 	session->growing->batch = true;
 }
 
 /*
- * Set a bound's key as parameters from "at" on; returns the number of the
- * next.  A NULL bound takes none.
- */
-static int
-put_bound(PsyncPgMap *map, int at, const char *bound, uint32 size)
-{
-	PsyncPgField *fields;
-
-	if (bound == NULL)
-		return at;
-	fields = palloc(map->shape->ncolumns * sizeof(PsyncPgField));
-	psync_pg_part_fields(map->shape, bound, size, fields);
-	return psync_pg_put_key(map, at, fields);
-}
-
-/*
- * Delete what the range has and the source does not.  Before the rows, so that
- * a unique value which has moved to another row at the source is free.
+ * All keys have come: delete the rows that have none of them.
  */
 static void
-delete_unsent(PsyncPgSession *session, const PsyncChunk *chunk)
+delete_unsent(PsyncPgSession *session)
 {
 	PsyncPgMap *map = session->chunk_map;
-	PsyncPgFailure failure;
+	PsyncPgError error;
 	MemoryContext old;
-	int			n;
 
-	psync_pg_group_add_map(session->growing, map);
-	psync_pg_set_start(session, session->growing, PSYNC_PG_SET_KEYS);
-	if (!psync_pg_set_finish(session, &failure))
-		psync_pg_failure_raise(session, session->growing, &failure);
-
+	load_keys(session);
 	old = MemoryContextSwitchTo(session->scratch);
-	n = put_bound(map, 0, chunk->after, chunk->after_size);
-	n = put_bound(map, n, chunk->upto, chunk->upto_size);
-	if (!psync_pg_try_params(session,
-							 psync_pg_sql_delete_range(map, chunk->after != NULL,
-													   chunk->upto != NULL),
-							 map, n, &failure.error))
-		psync_pg_error_raise(session, &failure.error,
+	psync_pg_execute(session, psync_pg_sql_analyze_keys(map));
+	if (!psync_pg_try(session, psync_pg_sql_delete_unsent(map), &error))
+		psync_pg_error_raise(session, &error,
 							 psprintf("could not remove rows from table %s that the source lacks",
 									  map->table->name));
 	MemoryContextSwitchTo(old);
@@ -107,18 +130,15 @@ delete_unsent(PsyncPgSession *session, const PsyncChunk *chunk)
 }
 
 /*
- * The rows stay in the growing group until the window is committed.
+ * Rows stay in the growing group until the window is committed.
  */
 void
 psync_pg_chunk_end(PsyncPgSession *session, const PsyncChunk *chunk)
 {
 	Assert(session->chunk_map != NULL);
 
-	if (chunk->mirror)
-	{
-		psync_pg_apply_wait(session);
-		delete_unsent(session, chunk);
-	}
+	if (chunk->keys)
+		delete_unsent(session);
 	session->chunk_map = NULL;
-	session->chunk_whole = false;
+	session->chunk_keys = false;
 }

@@ -342,7 +342,10 @@ plan(PsyncPgSetRun *run, PsyncPgSession *session)
 	}
 }
 
-/* Only load the keys of all rows, for what apply_batch.c does with them. */
+/*
+ * Only load the keys of all rows, behind those loaded before, for what
+ * apply_batch.c does with them.
+ */
 static void
 plan_keys(PsyncPgSetRun *run, PsyncPgSession *session, PsyncPgMap *map)
 {
@@ -350,7 +353,7 @@ plan_keys(PsyncPgSetRun *run, PsyncPgSession *session, PsyncPgMap *map)
 
 	Assert(map != NULL && run->mode == PSYNC_PG_SET_KEYS);
 
-	add_preparation(run, session, &none, 1);
+	add_preparation(run, session, &none, session->keys_loaded ? 0 : 1);
 	add_join_methods(run, true);
 	add_copy(run, map, psync_pg_sql_copy_keys(map), NULL, run->group->nentries, true);
 }

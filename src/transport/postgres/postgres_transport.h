@@ -297,7 +297,8 @@ typedef struct PsyncPgSession
 
 	/* apply_batch.c */
 	PsyncPgMap *chunk_map;		/* of the chunk that is being received */
-	bool		chunk_whole;	/* its rows must stay in one group */
+	bool		chunk_keys;		/* it brings keys, not rows … */
+	bool		keys_loaded;	/* … some of which are at the target */
 } PsyncPgSession;
 
 /* connection.c */
@@ -322,9 +323,6 @@ extern const char *psync_pg_text(PsyncPgSession *session, PGresult *result,
 								 int row, int column);
 extern const char *psync_pg_text_or_null(PsyncPgSession *session,
 										 PGresult *result, int row, int column);
-extern bool psync_pg_try_params(PsyncPgSession *session, const char *sql,
-								const PsyncPgMap *map, int nparams,
-								PsyncPgError *error);
 extern bool psync_pg_try(PsyncPgSession *session, const char *sql,
 						 PsyncPgError *error);
 extern void psync_pg_execute(PsyncPgSession *session, const char *sql);
@@ -390,7 +388,8 @@ extern char *psync_pg_sql_insert_missing(const PsyncPgMap *map);
 extern char *psync_pg_sql_delete(const PsyncPgMap *map);
 extern char *psync_pg_sql_delete_others(const PsyncPgMap *map);
 extern char *psync_pg_sql_replace(const List *maps);
-extern char *psync_pg_sql_delete_range(const PsyncPgMap *map, bool after, bool upto);
+extern char *psync_pg_sql_analyze_keys(const PsyncPgMap *map);
+extern char *psync_pg_sql_delete_unsent(const PsyncPgMap *map);
 
 /* image.c */
 extern void psync_pg_image_fields(const PsyncShape *shape, const char *image,

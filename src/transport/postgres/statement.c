@@ -626,58 +626,30 @@ psync_pg_sql_replace(const List *maps)
 	return sql.data;
 }
 
-/* -------------------------------------------------------- rows of a range */
+/* ------------------------------------------------- rows that have no keys */
 
 /*
- * The comparison must be the one by which the source has cut the range: in
- * "C" order where a collation would matter.
+ * The planner must not take the keys for a few: it would read them all for
+ * each row.
  */
-static void
-add_range_key(StringInfo sql, const PsyncPgMap *map, int first)
+char *
+psync_pg_sql_analyze_keys(const PsyncPgMap *map)
 {
-	appendStringInfoChar(sql, '(');
-	for (int k = 0; k < map->nkeys; k++)
-	{
-		const PsyncPgMapColumn *column = key_column(map, k);
-
-		if (k > 0)
-			appendStringInfoString(sql, ", ");
-		if (first == 0)
-			appendStringInfo(sql, "t.%s", column->name);
-		else
-			appendStringInfo(sql, "$%d%s", first + k, column->param_cast);
-		if (type_is_collatable(column->source->type))
-			appendStringInfoString(sql, " COLLATE pg_catalog.\"C\"");
-	}
-	appendStringInfoChar(sql, ')');
+	return psprintf("ANALYZE pg_temp.psync_keys_%u", map->id);
 }
 
 /*
- * Delete rows of the range that are not in psync_keys_N.  Parameters: the keys
- * of the bounds that there are.
+ * Delete rows that are not in psync_keys_N.
  */
 char *
-psync_pg_sql_delete_range(const PsyncPgMap *map, bool after, bool upto)
+psync_pg_sql_delete_unsent(const PsyncPgMap *map)
 {
 	StringInfoData sql;
 
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "DELETE FROM %s%s t WHERE ", only(map), map->table->name);
-	if (after)
-	{
-		add_range_key(&sql, map, 0);
-		appendStringInfoString(&sql, " > ");
-		add_range_key(&sql, map, 1);
-		appendStringInfoString(&sql, " AND ");
-	}
-	if (upto)
-	{
-		add_range_key(&sql, map, 0);
-		appendStringInfoString(&sql, " <= ");
-		add_range_key(&sql, map, after ? 1 + map->nkeys : 1);
-		appendStringInfoString(&sql, " AND ");
-	}
-	appendStringInfo(&sql, "NOT EXISTS (SELECT FROM pg_temp.psync_keys_%u k WHERE ", map->id);
+	appendStringInfo(&sql, "DELETE FROM %s%s t WHERE NOT EXISTS"
+					 " (SELECT FROM pg_temp.psync_keys_%u k WHERE ",
+					 only(map), map->table->name, map->id);
 	add_key_equals_temp(&sql, map, false);
 	appendStringInfoChar(&sql, ')');
 	return sql.data;
