@@ -132,6 +132,7 @@ extern bool psync_position_adopt(PsyncDelivery *delivery, const char *remote);
 /* value.c */
 extern Datum psync_value_to_datum(const PsyncColumn *column, const char *value,
 								  int32 size);
+extern bytea *psync_datum_to_value(Oid type, Datum value);
 
 /*
  * Decode values of types that users have made in the name of the table's

@@ -14,6 +14,7 @@
 #include "deliver/event.h"
 #include "deliver/message.h"
 #include "stats/stats.h"
+#include "transport/conversion.h"
 #include "transport/registry.h"
 
 long		(*psync_deliver_wait_hook) (void) = NULL;
@@ -123,6 +124,7 @@ static const PsyncServices services = {
 	.value_to_text = psync_value_to_text,
 	.describe_key = psync_change_describe_key,
 	.option = target_option,
+	.conversions = &psync_conversions,
 	.settle = psync_messages_settle,
 };
 

@@ -23,6 +23,7 @@
 
 #include "compat.h"
 #include "deliver/delivery.h"
+#include "deliver/event.h"
 
 /*
  * By the type's input function for text, else by its receive function.  The
@@ -81,6 +82,64 @@ psync_value_to_datum(const PsyncColumn *column, const char *value, int32 size)
 	}
 	PG_END_TRY();
 	return result;
+}
+
+/*
+ * The other way round: the binary form of a value, in the database's encoding.
+ */
+bytea *
+psync_datum_to_value(Oid type, Datum value)
+{
+	int			client = pg_get_client_encoding();
+	Oid			function;
+	bool		is_varlena;
+	bytea	   *result;
+
+	getTypeBinaryOutputInfo(type, &function, &is_varlena);
+	if (client == GetDatabaseEncoding())
+		return OidSendFunctionCall(function, value);
+
+	(void) SetClientEncoding(GetDatabaseEncoding());
+	PG_TRY();
+	{
+		result = OidSendFunctionCall(function, value);
+	}
+	PG_FINALLY();
+	{
+		(void) SetClientEncoding(client);
+	}
+	PG_END_TRY();
+	return result;
+}
+
+/*
+ * Settings under which text forms are the same on every server, until
+ * AtEOXact_GUC(true, result) or the end of the transaction.
+ */
+int
+psync_value_settings(void)
+{
+	static const struct
+	{
+		const char *name;
+		const char *value;
+	}			settings[] = {
+		{"search_path", "pg_catalog, pg_temp"},
+		{"timezone", "UTC"},
+		{"datestyle", "ISO, MDY"},
+		{"intervalstyle", "postgres"},
+		{"extra_float_digits", "3"},
+		{"bytea_output", "hex"},
+	};
+	int			guc_level = NewGUCNestLevel();
+
+	for (int i = 0; i < lengthof(settings); i++)
+	{
+		if (strcmp(GetConfigOption(settings[i].name, false, false), settings[i].value) != 0)
+			(void) set_config_option(settings[i].name, settings[i].value, PGC_USERSET,
+									 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	}
+	return guc_level;
 }
 
 /*

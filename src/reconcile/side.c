@@ -26,22 +26,17 @@
 
 #include "compat.h"
 #include "deliver/deliver.h"
+#include "deliver/event.h"
 #include "reconcile/reconcile.h"
 #include "transport/registry.h"
 
-/* At the target, the transport sees to the same. */
+/* Beside those of psync_value_settings(); at the target, the transport sees to the same. */
 static const struct
 {
 	const char *name;
 	const char *value;
 }			settings[] = {
-	{"search_path", "pg_catalog, pg_temp"},
 	{"row_security", "off"},
-	{"timezone", "UTC"},
-	{"datestyle", "ISO"},
-	{"intervalstyle", "postgres"},
-	{"extra_float_digits", "3"},
-	{"bytea_output", "hex"},
 	{"standard_conforming_strings", "on"},
 	{"jit", "off"},
 };
@@ -94,7 +89,7 @@ copy_result(MemoryContext context)
 int
 psync_text_settings(void)
 {
-	int			guc_level = NewGUCNestLevel();
+	int			guc_level = psync_value_settings();
 
 	for (int i = 0; i < lengthof(settings); i++)
 		(void) set_config_option(settings[i].name, settings[i].value, PGC_USERSET,

@@ -37,7 +37,7 @@
  * Changed whenever a struct in this file changes, so that a stale library is
  * refused instead of crashing: "PS", then a counter.
  */
-#define PSYNC_TRANSPORT_MAGIC	0x5053000B
+#define PSYNC_TRANSPORT_MAGIC	0x5053000C
 
 #define PSYNC_TRANSPORT_INIT	"payment_sync_transport_init"
 
@@ -204,6 +204,7 @@ typedef struct PsyncTarget
 } PsyncTarget;
 
 struct PsyncOutcome;
+struct PsyncConversions;
 
 /*
  * What the core offers.  All of it may raise errors, except settle().
@@ -236,6 +237,9 @@ typedef struct PsyncServices
 
 	/* Value of an option, or NULL; and with a default. */
 	const char *(*option) (const PsyncTarget *target, const char *keyword);
+
+	/* How values of one type become values of another; see conversion.h. */
+	const struct PsyncConversions *conversions;
 
 	/*
 	 * An attempt has ended.  Called by a message transport from within poll(),

@@ -447,6 +447,7 @@ psync_pg_apply_change(PsyncPgSession *session, const PsyncChange *change)
 {
 	PsyncPgMap *map = NULL;
 	PsyncPgTable *table;
+	PsyncChange converted = *change;
 
 	if (change->op == PSYNC_TRUNCATE)
 		table = psync_pg_table_get(session, change->table);
@@ -454,10 +455,12 @@ psync_pg_apply_change(PsyncPgSession *session, const PsyncChange *change)
 	{
 		map = psync_pg_map_get(session, change->shape, change->table);
 		table = map->table;
+		if (map->shape != map->from)
+			psync_pg_convert_change(session, map, &converted);
 	}
-	if (submit_before(session, change, map))
+	if (submit_before(session, &converted, map))
 		psync_pg_apply_submit(session);
-	psync_pg_group_add(session->growing, change, map, table);
+	psync_pg_group_add(session->growing, &converted, map, table);
 
 	if (session->applying && ++session->since_poke >= PSYNC_PG_POKE_CHANGES)
 	{

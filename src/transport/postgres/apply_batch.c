@@ -76,10 +76,12 @@ take_key(PsyncPgSession *session, const char *part, uint32 size)
 		group->data.len + size > PSYNC_PG_GROUP_BYTES_MAX)
 		load_keys(session);
 	change.op = PSYNC_DELETE;
-	change.shape = map->shape;
+	change.shape = map->from;
 	change.table = map->table->table;
 	change.old_part = part;
 	change.old_size = size;
+	if (map->shape != map->from)
+		psync_pg_convert_change(session, map, &change);
 	psync_pg_group_add(group, &change, map, map->table);
 }
 
@@ -100,7 +102,7 @@ psync_pg_chunk_row(PsyncPgSession *session, const char *data, uint32 size)
 		return;
 	}
 	change.op = PSYNC_READ;
-	change.shape = map->shape;
+	change.shape = map->from;
 	change.table = map->table->table;
 	change.new_image = data;
 	change.new_size = size;

@@ -15,62 +15,25 @@
  * would lose data silently.  A dropped column of the key is still needed to
  * find rows by; without it, changes cannot be applied.
  *
- * How values travel:
+ * How values travel is decided by the core (transport/conversion.h):
  *
- *	same type				binary, as in the image
- *	textual in the shape	text, as in the image
- *	both built in, unequal	binary as the source's type, cast at the target
- *	otherwise				converted to text here, read by the target's type
+ *	exact		as in the image: binary, or text if the shape says so
+ *	cast		binary as the source's type, cast at the target
+ *	checked		converted here, then as if the source had the target's type
+ *	text		converted to text here, read by the target's type
+ *	refused		not at all
  *
- * "Same" means the same oid for types that initdb makes, and the same
- * qualified name for others.  Casts go to the type without its length, so that
- * the length is enforced by assignment: too long is an error, not truncated.
+ * Casts at the target go to the type without its length, so that the length is
+ * enforced by assignment: too long is an error, not truncated.
  */
 #include "postgres.h"
 
-#include "access/transam.h"
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
 #include "compat.h"
 #include "transport/postgres/postgres_transport.h"
-
-/* The type's name without a typmod in parentheses. */
-static char *
-bare_type_name(const PsyncColumn *column)
-{
-	char	   *name = pstrdup(column->type_name);
-	char	   *open = strrchr(name, '(');
-
-	Assert(column->type_name != NULL);
-
-	if (column->typmod >= 0 && open != NULL && name[strlen(name) - 1] == ')')
-		*open = '\0';
-	return name;
-}
-
-/*
- * The same rule as at the source (capture/shape.c): such oids mean the same
- * everywhere.
- */
-static bool
-is_built_in(Oid type)
-{
-	return type < FirstGenbkiObjectId;
-}
-
-/*
- * May the value go in binary form, to be read by the target's type as it is?
- */
-static bool
-is_same_type(const PsyncColumn *source, const PsyncPgColumn *target)
-{
-	if (is_built_in(source->type))
-		return source->type == target->type;
-	return source->type_name != NULL && !is_built_in(target->type) &&
-		strcmp(bare_type_name(source), target->type_name) == 0;
-}
 
 /*
  * Does not return.  What the image holds of such a value are bytes that only
@@ -93,39 +56,43 @@ refuse_dropped_type(const PsyncPgMap *map, const PsyncPgMapColumn *column)
 static void
 choose_transfer(const PsyncPgMap *map, PsyncPgMapColumn *column)
 {
-	const PsyncColumn *source = column->source;
 	const PsyncPgColumn *target = column->target;
+	PsyncConversion *conversion = &column->conversion;
 
 	column->param_cast = "";
 	column->temp_cast = "";
 	column->param_type = target->type;
 	column->temp_type = target->full_type;
-	if (source->textual)
-		column->as_text = true;
-	else if (is_same_type(source, target))
-		return;
-	else if (source->type_name == NULL)
+	if (!column->source->textual && column->source->type_name == NULL)
 		refuse_dropped_type(map, column);
-	else if (is_built_in(source->type))
+	column->as_text = column->source->textual &&
+		conversion->kind != PSYNC_CONVERSION_CHECKED;
+
+	/* a binary array or row names the types in it, domains too, by oid */
+	if (conversion->kind == PSYNC_CONVERSION_EXACT && !column->as_text &&
+		strcmp(conversion->source.parts, conversion->target.parts) != 0)
+		conversion->kind = PSYNC_CONVERSION_TEXT;
+
+	column->converted = conversion->kind == PSYNC_CONVERSION_CHECKED ||
+		(conversion->kind == PSYNC_CONVERSION_TEXT && !column->as_text);
+	if (conversion->kind == PSYNC_CONVERSION_CAST)
 	{
 		/* oids of built-in types mean the same at the target */
-		column->param_type = source->type;
-		column->temp_type = format_type_with_typemod(source->type, -1);
+		column->param_type = conversion->source.base;
+		column->temp_type = format_type_with_typemod(column->param_type, -1);
 		column->param_cast = psprintf("::%s", target->type_name);
 		column->temp_cast = column->param_cast;
-		return;
 	}
-	else
-		column->as_text = column->convert = true;
-
-	/* a parameter in text form is read by the target's type itself */
-	Assert(column->as_text);
-	column->temp_type = "pg_catalog.text";
-	column->temp_cast = psprintf("::%s", target->type_name);
+	else if (column->as_text || conversion->kind == PSYNC_CONVERSION_TEXT)
+	{
+		/* a parameter in text form is read by the target's type itself */
+		column->temp_type = "pg_catalog.text";
+		column->temp_cast = psprintf("::%s", target->type_name);
+	}
 }
 
 /* Does not return. */
-static void
+pg_noreturn static void
 refuse_missing_column(const PsyncPgMap *map, const PsyncColumn *column)
 {
 	const char *name = column->current_name ? column->current_name : column->name;
@@ -146,6 +113,24 @@ refuse_missing_column(const PsyncPgMap *map, const PsyncColumn *column)
 			 errdetail("Column \"%s\" of table \"%s.%s\" is captured.", name,
 					   table->source_schema, table->source_name),
 			 errhint("Add the column at the target, or capture the table without it.")));
+}
+
+/*
+ * Does not return.
+ */
+pg_noreturn static void
+refuse_types(const PsyncPgSession *session, const PsyncPgMap *map,
+			 const PsyncPgMapColumn *column)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_DATATYPE_MISMATCH),
+			 errmsg("column %s of type %s cannot be delivered to table %s, where its type is %s: %s",
+					column->name,
+					column->source->type_name ? column->source->type_name : "unknown",
+					map->table->name, column->target->full_type,
+					column->conversion.reason),
+			 errhint("Give the column at the target the type that it has here, or let values change with option lossy_casts of server \"%s\".",
+					 session->target->server_name)));
 }
 
 /* The target's column for a captured one; NULL: leave it out. */
@@ -184,12 +169,7 @@ note_shortcuts(PsyncPgMap *map)
 	map->verbatim = map->ncolumns == map->shape->ncolumns;
 	map->direct = true;
 	for (int i = 0; i < map->ncolumns; i++)
-	{
-		if (map->columns[i].convert)
-			map->verbatim = false;
-		if (map->columns[i].temp_cast[0] != '\0')
-			map->direct = false;
-	}
+		map->direct &= map->columns[i].temp_cast[0] == '\0';
 }
 
 /* Types of which two values are equal if and only if their bytes are. */
@@ -214,15 +194,31 @@ equals_by_bytes(Oid type)
 	}
 }
 
+/* Does the server's owner consent to values that change on their way? */
+static bool
+lossy_casts(const PsyncPgSession *session)
+{
+	const char *option = psync_pg_services->option(session->target, "lossy_casts");
+	bool		value = false;
+
+	if (option != NULL)
+		(void) parse_bool(option, &value);
+	return value;
+}
+
 /*
- * Find each captured column's place at the target; those that have none are
- * left out of the map, though not of the images.
+ * Find each captured column's place at the target, and how its values get
+ * there; those that have none are left out of the map, though not of the
+ * images.
  */
 static void
-map_columns(PsyncPgMap *map)
+map_columns(PsyncPgSession *session, PsyncPgMap *map)
 {
-	const PsyncShape *shape = map->shape;
+	const PsyncConversions *conversions = psync_pg_services->conversions;
+	const PsyncShape *shape = map->from;
+	PsyncTypeFacts *facts = palloc0(shape->ncolumns * sizeof(PsyncTypeFacts));
 
+	conversions->source_facts(shape, facts);
 	map->columns = palloc0(shape->ncolumns * sizeof(PsyncPgMapColumn));
 	for (int i = 0; i < shape->ncolumns; i++)
 	{
@@ -236,9 +232,27 @@ map_columns(PsyncPgMap *map)
 		column->field = i;
 		column->name = pstrdup(quote_identifier(target->name));
 		column->key = shape->columns[i].key;
+		column->conversion.source = facts[i];
+		column->conversion.target = target->facts;
+		conversions->decide(&column->conversion, lossy_casts(session));
+		if (column->conversion.kind == PSYNC_CONVERSION_REFUSED)
+			refuse_types(session, map, column);
 		choose_transfer(map, column);
 		map->ncolumns++;
 	}
+	map->shape = psync_pg_converted_shape(map);
+	for (int i = 0; i < map->ncolumns; i++)
+	{
+		map->columns[i].source = &map->shape->columns[map->columns[i].field];
+		map->columns[i].as_text = map->columns[i].source->textual;
+	}
+}
+
+/* Find the key's columns among those that are sent. */
+static void
+map_keys(PsyncPgMap *map)
+{
+	const PsyncShape *shape = map->shape;
 
 	map->nkeys = shape->nkeys;
 	map->keys = palloc0(shape->nkeys * sizeof(int));
@@ -269,11 +283,31 @@ key_column(const PsyncPgMap *map, const char *name)
 }
 
 /*
+ * Two keys that differ here must not be one there, or a row is lost.
+ */
+static void
+check_key_collation(const PsyncPgSession *session, const PsyncPgMap *map,
+					const PsyncPgMapColumn *key, const PsyncPgIndexColumn *index)
+{
+	if (key->conversion.lossy ||
+		!psync_pg_services->conversions->merges_keys(&key->conversion, index->collation))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_DATATYPE_MISMATCH),
+			 errmsg("key column %s of table %s cannot be delivered: keys that differ here may be equal there",
+					key->name, map->table->name),
+			 errdetail("Its type or collation there, %s, does not tell all texts apart.",
+					   key->target->full_type),
+			 errhint("Give the key at the target the type and collation that it has here, or let one of such rows replace the other with option lossy_casts of server \"%s\".",
+					 session->target->server_name)));
+}
+
+/*
  * Does some unique index of the target have exactly the key's columns?  Its
  * operators are the ones to find rows by.
  */
 static bool
-use_key_index(PsyncPgMap *map)
+use_key_index(const PsyncPgSession *session, PsyncPgMap *map)
 {
 	ListCell   *lc;
 
@@ -292,6 +326,7 @@ use_key_index(PsyncPgMap *map)
 
 			if (key == NULL)
 				break;
+			check_key_collation(session, map, key, column);
 			key->equals = column->equals;
 			found++;
 		}
@@ -332,15 +367,16 @@ map_create(PsyncPgSession *session, const PsyncShape *shape,
 	Assert(shape->nkeys > 0 && shape->nkeys <= shape->ncolumns);
 
 	map->id = ++session->maps_made;
-	map->shape = shape;
+	map->from = shape;
 	map->table = facts;
-	map_columns(map);
+	map_columns(session, map);
+	map_keys(map);
 	note_shortcuts(map);
 	map->values = palloc0(nparams * sizeof(char *));
 	map->lengths = palloc0(nparams * sizeof(int));
 	map->formats = palloc0(nparams * sizeof(int));
 	map->types = palloc0(nparams * sizeof(Oid));
-	if (!use_key_index(map))
+	if (!use_key_index(session, map))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_COLUMN_REFERENCE),
 				 errmsg("table %s at the target has no unique index on the key (%s)",
@@ -364,12 +400,12 @@ psync_pg_map_get(PsyncPgSession *session, const PsyncShape *shape,
 	PsyncPgMap *map = session->last_map;
 	ListCell   *lc;
 
-	if (map != NULL && map->shape == shape && map->table->table == table)
+	if (map != NULL && map->from == shape && map->table->table == table)
 		return map;
 	foreach(lc, session->maps)
 	{
 		map = lfirst(lc);
-		if (map->shape == shape && map->table->table == table)
+		if (map->from == shape && map->table->table == table)
 		{
 			session->last_map = map;
 			return map;

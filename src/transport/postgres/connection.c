@@ -25,7 +25,7 @@
 /* Options that are ours, or of postgres_fdw, not libpq's. */
 static const char *const not_for_libpq[] = {
 	"position_schema", "position_table", "session_replication_role", "origin",
-	"search_path", "password_required",
+	"search_path", "password_required", "lossy_casts",
 	/* postgres_fdw's */
 	"use_remote_estimate", "fdw_startup_cost", "fdw_tuple_cost", "extensions",
 	"updatable", "truncatable", "fetch_size", "batch_size", "async_capable",

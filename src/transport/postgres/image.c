@@ -165,10 +165,6 @@ put_param(PsyncPgMap *map, int at, const PsyncPgMapColumn *column,
 	map->lengths[at] = Max(field->size, 0);
 	if (field->size < 0)
 		map->values[at] = NULL;
-	else if (column->convert)
-		map->values[at] = psync_pg_services->value_to_text(column->source,
-														   field->value,
-														   field->size);
 	else if (column->as_text)
 		map->values[at] = pnstrdup(field->value, field->size);
 	else
@@ -215,26 +211,17 @@ append_int16(StringInfo buf, int16 value)
 }
 
 /*
- * A field of a COPY row, converted to text if that is how the column travels.
+ * A field of a COPY row.
  */
 static void
-append_field(StringInfo buf, const PsyncPgMapColumn *column,
-			 const PsyncPgField *field)
+append_field(StringInfo buf, const PsyncPgField *field)
 {
-	const char *value = field->value;
-	int32		size = field->size;
-	uint32		n;
+	uint32		n = pg_hton32((uint32) field->size);
 
-	Assert(size != PSYNC_PG_ABSENT);
-	if (size >= 0 && column->convert)
-	{
-		value = psync_pg_services->value_to_text(column->source, value, size);
-		size = strlen(value);
-	}
-	n = pg_hton32((uint32) size);
+	Assert(field->size != PSYNC_PG_ABSENT);
 	appendBinaryStringInfo(buf, (char *) &n, sizeof(n));
-	if (size > 0)
-		appendBinaryStringInfo(buf, value, size);
+	if (field->size > 0)
+		appendBinaryStringInfo(buf, field->value, field->size);
 }
 
 /*
@@ -245,7 +232,7 @@ psync_pg_copy_row(StringInfo buf, PsyncPgMap *map, const PsyncPgField *fields)
 {
 	append_int16(buf, map->ncolumns);
 	for (int i = 0; i < map->ncolumns; i++)
-		append_field(buf, &map->columns[i], &fields[map->columns[i].field]);
+		append_field(buf, &fields[map->columns[i].field]);
 }
 
 /*
@@ -259,6 +246,6 @@ psync_pg_copy_key(StringInfo buf, PsyncPgMap *map, const PsyncPgField *fields)
 	{
 		const PsyncPgMapColumn *column = &map->columns[map->keys[k]];
 
-		append_field(buf, column, &fields[column->field]);
+		append_field(buf, &fields[column->field]);
 	}
 }

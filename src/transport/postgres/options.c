@@ -97,6 +97,7 @@ const PsyncOption psync_postgres_options[] = {
 	/* what for */
 	{"position_schema", SERVER, STRING, "schema of the position table at the target (default payment_sync_target)"},
 	{"position_table", SERVER, STRING, "name of that table (default position)"},
+	{"lossy_casts", SERVER, BOOLEAN, "deliver also values that the target's types cannot hold as they are (default false)"},
 	{"session_replication_role", SERVER, ENUM("origin|replica|local"), "which triggers fire at the target (default origin)"},
 	{"origin", SERVER, STRING, "payment_sync.origin of the remote session (default: identity of this change log)"},
 

@@ -17,6 +17,7 @@
  *	position.c			the position table		error.c			remote errors
  *	target_table.c		facts of a table		column_map.c	columns by name
  *	statement.c			SQL						image.c			row images
+ *	convert.c			values of other types
  *	group.c				changes in memory		collapse.c		last per key
  *	apply.c				windows, strategies		apply_pipeline.c	one by one
  *	apply_set.c			many at once			apply_batch.c	chunks
@@ -64,6 +65,8 @@ pg_open(PsyncTarget *target)
 	session->context = context;
 	session->scratch = AllocSetContextCreate(context, "payment_sync postgres scratch",
 											 ALLOCSET_DEFAULT_SIZES);
+	session->converting = AllocSetContextCreate(context, "payment_sync postgres conversion",
+												ALLOCSET_DEFAULT_SIZES);
 	psync_pg_apply_init(session);
 
 	/* from here on close() has something to close */

@@ -21,6 +21,7 @@
 #include "libpq-fe.h"
 
 #include "compat.h"
+#include "transport/conversion.h"
 #include "transport/payment_sync_transport.h"
 
 /* Handed over when the library is loaded. */
@@ -47,6 +48,7 @@ typedef struct PsyncPgColumn
 	Oid			type;			/* at the target */
 	char	   *type_name;		/* without typmod, qualified if not built in */
 	char	   *full_type;		/* with typmod */
+	PsyncTypeFacts facts;		/* of the type */
 	bool		generated;		/* the target computes it */
 	bool		identity_always;	/* the target updates it to nothing but its
 									 * default */
@@ -61,6 +63,7 @@ typedef struct PsyncPgIndexColumn
 {
 	char	   *name;
 	char	   *equals;			/* "OPERATOR(schema.=)" */
+	char	   *collation;		/* facts of it: "" if it tells all strings apart */
 } PsyncPgIndexColumn;
 
 /* A foreign key that points to or from a table. */
@@ -116,14 +119,15 @@ typedef enum PsyncPgStatement
 /* A column that is sent: where it comes from, where it goes, and in what form. */
 typedef struct PsyncPgMapColumn
 {
-	const PsyncColumn *source;
+	const PsyncColumn *source;	/* as in the shape that is sent */
+	PsyncConversion conversion;
+	bool		converted;		/* by us, value by value */
 	const PsyncPgColumn *target;
 	int			field;			/* index into the shape's columns */
 	char	   *name;			/* at the target, quoted */
 	bool		key;
 	const char *equals;			/* if key: the operator to find it by */
-	bool		as_text;		/* travels in the type's text form … */
-	bool		convert;		/* … which the image does not have yet */
+	bool		as_text;		/* the image has the type's text form */
 	Oid			param_type;
 	const char *param_cast;		/* "::type" or "" */
 	const char *temp_type;		/* of the column in temporary tables */
@@ -132,14 +136,21 @@ typedef struct PsyncPgMapColumn
 
 /*
  * How rows of one shape fall on one table.  Made when the two first meet in a
- * session, and kept as long as it.  values, lengths, formats and types are set by
+ * session, and kept as long as it.
+ *
+ * Columns whose values must be converted are, when a change is taken into a
+ * group: from there on the change has the shape that is sent, in which those
+ * columns have the types that they become.
+ *  values, lengths, formats and types are set by
  * psync_pg_put_image() and psync_pg_put_key() right before a statement is sent,
  * which copies them.
  */
 typedef struct PsyncPgMap
 {
 	uint32		id;				/* in names of statements and tables */
-	const PsyncShape *shape;
+	const PsyncShape *from;		/* of changes as they come */
+	const PsyncShape *shape;	/* … and as they are sent; the same if no column
+								 * is converted */
 	PsyncPgTable *table;
 	int			ncolumns;		/* that are sent; the image may have more */
 	PsyncPgMapColumn *columns;
@@ -255,6 +266,7 @@ typedef struct PsyncPgSession
 	PsyncTarget *target;
 	MemoryContext context;		/* of the session */
 	MemoryContext scratch;		/* of one group's sending */
+	MemoryContext converting;	/* of one change's conversion */
 	PGconn	   *conn;
 	bool		fd_acquired;
 	PGresult   *result;			/* handed out last, while its command runs */
@@ -404,6 +416,11 @@ extern void psync_pg_copy_row(StringInfo buf, PsyncPgMap *map,
 							  const PsyncPgField *fields);
 extern void psync_pg_copy_key(StringInfo buf, PsyncPgMap *map,
 							  const PsyncPgField *fields);
+
+/* convert.c */
+extern const PsyncShape *psync_pg_converted_shape(const PsyncPgMap *map);
+extern void psync_pg_convert_change(PsyncPgSession *session, const PsyncPgMap *map,
+									PsyncChange *change);
 
 /* group.c */
 extern PsyncPgGroup *psync_pg_group_create(MemoryContext context);

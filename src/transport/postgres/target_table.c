@@ -20,8 +20,10 @@
  * One query for all facts; the first column tells the kind of row:
  *
  *	t	table			oid, relkind, has deferrable constraints?
- *	c	column			name, type oid, type, type with typmod, generated, identity
- *	i	index column	index oid, name, the index's operator for "equal"
+ *	c	column			name, type oid, type, type with typmod, generated, identity,
+ *						facts of the type
+ *	i	index column	index oid, name, the index's operator for "equal", facts
+ *						of its collation
  *	u	unique index	(of any kind)
  *	f	foreign key		referencing oid, referenced oid, action on delete,
  *						referencing schema and name
@@ -37,18 +39,18 @@ static const char facts_query[] =
 	" SELECT 't' AS kind, t.oid::text AS a, t.relkind::text AS b,"
 	" EXISTS (SELECT FROM pg_catalog.pg_constraint k"
 	" WHERE k.condeferrable AND (k.conrelid = t.oid OR k.confrelid = t.oid))::text AS c,"
-	" NULL AS d, NULL AS e, NULL AS f, 0 AS position FROM t"
+	" NULL AS d, NULL AS e, NULL AS f, NULL AS g, 0 AS position FROM t"
 	" UNION ALL"
 	" SELECT 'c', a.attname, a.atttypid::text,"
 	" pg_catalog.format_type(a.atttypid, -1),"
 	" pg_catalog.format_type(a.atttypid, a.atttypmod),"
-	" a.attgenerated::text, a.attidentity::text, a.attnum"
+	" a.attgenerated::text, a.attidentity::text, " PSYNC_TYPE_FACTS ", a.attnum"
 	" FROM t JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid"
 	" WHERE a.attnum > 0 AND NOT a.attisdropped"
 	" UNION ALL"
 	" SELECT 'i', i.indexrelid::text, a.attname,"
 	" pg_catalog.format('OPERATOR(%I.%s)', n.nspname, o.oprname),"
-	" NULL, NULL, NULL, i.indexrelid::bigint"
+	" " PSYNC_COLLATION_FACTS("i.indcollation[s]") ", NULL, NULL, NULL, i.indexrelid::bigint"
 	" FROM t JOIN pg_catalog.pg_index i ON i.indrelid = t.oid"
 	" CROSS JOIN LATERAL pg_catalog.generate_series(0, i.indnkeyatts - 1) s"
 	" JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum = i.indkey[s]"
@@ -60,12 +62,12 @@ static const char facts_query[] =
 	" WHERE i.indisunique AND i.indimmediate AND i.indisvalid"
 	" AND i.indpred IS NULL AND i.indexprs IS NULL"
 	" UNION ALL"
-	" SELECT 'u', i.indexrelid::text, NULL, NULL, NULL, NULL, NULL, 0"
+	" SELECT 'u', i.indexrelid::text, NULL, NULL, NULL, NULL, NULL, NULL, 0"
 	" FROM t JOIN pg_catalog.pg_index i ON i.indrelid = t.oid"
 	" WHERE i.indisunique OR i.indisexclusion"
 	" UNION ALL"
 	" SELECT 'f', k.conrelid::text, k.confrelid::text, k.confdeltype::text,"
-	" n.nspname, c.relname, NULL, 0"
+	" n.nspname, c.relname, NULL, NULL, 0"
 	" FROM t JOIN pg_catalog.pg_constraint k ON k.contype = 'f'"
 	" AND k.conparentid = 0 AND (k.conrelid = t.oid OR k.confrelid = t.oid)"
 	" JOIN pg_catalog.pg_class c ON c.oid = k.conrelid"
@@ -111,6 +113,8 @@ read_columns(PsyncPgSession *session, PsyncPgTable *table, PGresult *result)
 		column->full_type = pstrdup(psync_pg_text(session, result, i, 4));
 		column->generated = PQgetvalue(result, i, 5)[0] != '\0';
 		column->identity_always = PQgetvalue(result, i, 6)[0] == 'a';
+		psync_pg_services->conversions->parse_facts(PQgetvalue(result, i, 7),
+													&column->facts);
 		table->ncolumns++;
 	}
 }
@@ -140,6 +144,7 @@ read_indexes(PsyncPgSession *session, PsyncPgTable *table, PGresult *result)
 		column = palloc(sizeof(PsyncPgIndexColumn));
 		column->name = pstrdup(psync_pg_text(session, result, i, 2));
 		column->equals = pstrdup(psync_pg_text(session, result, i, 3));
+		column->collation = pstrdup(psync_pg_text(session, result, i, 4));
 		columns = lappend(columns, column);
 	}
 	if (columns != NIL)
@@ -243,7 +248,7 @@ psync_pg_table_load(PsyncPgSession *session, const PsyncTable *table)
 
 	params[0] = table->target_schema;
 	params[1] = table->target_name;
-	result = psync_pg_query(session, facts_query, 2, params, PSYNC_PG_ANY_ROWS, 8);
+	result = psync_pg_query(session, facts_query, 2, params, PSYNC_PG_ANY_ROWS, 9);
 
 	old = MemoryContextSwitchTo(session->context);
 	facts = palloc0(sizeof(PsyncPgTable));
