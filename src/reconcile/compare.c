@@ -52,8 +52,8 @@ static int
 significant_length(const PsyncPair *pair, const char *value)
 {
 	int			length = strlen(value);
-	Oid			a = pair->side[PSYNC_SOURCE].base;
-	Oid			b = pair->side[PSYNC_OTHER].base;
+	Oid			a = pair->side[PSYNC_SOURCE].as;
+	Oid			b = pair->side[PSYNC_OTHER].as;
 
 	if (a == BPCHAROID || b == BPCHAROID)
 	{

@@ -114,6 +114,8 @@ get_shape(List **shapes, uint32 id)
 static bool
 prints_as_compared(const PsyncPair *pair)
 {
+	if (pair->side[PSYNC_SOURCE].as != pair->side[PSYNC_SOURCE].base)
+		return false;
 	switch (pair->side[PSYNC_SOURCE].base)
 	{
 		case BOOLOID:

@@ -42,6 +42,7 @@
 #include "utils/tuplestore.h"
 
 #include "sync/sync.h"
+#include "transport/conversion.h"
 #include "transport/payment_sync_transport.h"
 
 /* Rows that a cell should have, and how many cells a table has at most. */
@@ -74,6 +75,10 @@ typedef struct PsyncSideColumn
 	char	   *type;			/* as format_type gives it, no typmod */
 	Oid			base;			/* type, or what a domain is over */
 	int32		typmod;
+	PsyncTypeFacts facts;
+	char	   *value;			/* what is compared: an expression over alias t */
+	Oid			as;				/* … of this type */
+	int32		as_typmod;
 	bool		bytewise;		/* no collation, or one that sorts bytes */
 	bool		not_null;
 	char	   *canonical;		/* expression for checksums, over alias t */
@@ -233,6 +238,9 @@ extern void psync_side_open(PsyncReconcile *rec, const char *server);
 extern void psync_side_close(PsyncSide *side);
 #define psync_rows_get(rows, row, column) \
 	((rows)->values[(row) * (rows)->ncolumns + (column)])
+
+/* form.c */
+extern void psync_pair_compare_as(PsyncPair *pair, bool sync, bool lossy);
 
 /* table.c */
 extern void psync_table_describe(PsyncReconcile *rec);

@@ -502,7 +502,7 @@ row_json(const PsyncReconcile *rec, int side, char **values)
 		appendStringInfoString(&buf, i > 0 ? ", " : "");
 		escape_json(&buf, rec->pairs[i].name);
 		appendStringInfoString(&buf, ": ");
-		append_json_value(&buf, rec->pairs[i].side[side].base, values[i]);
+		append_json_value(&buf, rec->pairs[i].side[side].as, values[i]);
 	}
 	appendStringInfoChar(&buf, '}');
 	return CStringGetTextDatum(buf.data);

@@ -42,6 +42,7 @@
 #include "capture/capture.h"
 #include "compat.h"
 #include "reconcile/reconcile.h"
+#include "transport/registry.h"
 
 /* trim_scale() came with this version of PostgreSQL. */
 #define PSYNC_VERSION_MIN	130000
@@ -86,15 +87,15 @@ static const char columns_query[] =
 	" AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint k WHERE k.conrelid = c.oid"
 	" AND k.contype = 'n' AND NOT k.convalidated AND a.attnum = ANY (k.conkey))"
 	" AND NOT EXISTS (SELECT FROM pg_catalog.pg_partition_tree(c.oid) p"
-	" JOIN pg_catalog.pg_class l ON l.oid = p.relid WHERE l.relkind NOT IN ('r', 'p'))"
-	" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+	" JOIN pg_catalog.pg_class l ON l.oid = p.relid WHERE l.relkind NOT IN ('r', 'p')),"
+	" " PSYNC_TYPE_FACTS " FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
 	" JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid"
 	" CROSS JOIN LATERAL (WITH RECURSIVE d(type, typmod) AS (SELECT a.atttypid, a.atttypmod"
 	" UNION ALL SELECT t.typbasetype, t.typtypmod FROM d"
 	" JOIN pg_catalog.pg_type t ON t.oid = d.type AND t.typtype = 'd')"
 	" SELECT d.type, d.typmod FROM d"
 	" JOIN pg_catalog.pg_type t ON t.oid = d.type AND t.typtype <> 'd') b"
-	" WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped";
+	" WHERE a.attnum > 0 AND NOT a.attisdropped";
 
 /* ---------------------------------------------------------------- classes */
 
@@ -186,47 +187,46 @@ sorts_alike(Oid base)
 static void
 set_forms(PsyncSideColumn *column, const PsyncSideColumn *peer)
 {
-	const char *name = psprintf("t.%s", column->name);
-	PsyncClass	class = class_of(column->base);
-	PsyncClass	peer_class = class_of(peer->base);
-	bool		same = column->base == peer->base;
+	const char *name = column->value;
+	PsyncClass	class = class_of(column->as);
+	PsyncClass	peer_class = class_of(peer->as);
+	bool		same = column->as == peer->as;
+	bool		plain = column->base == peer->base && same;
 
-	Assert(OidIsValid(column->base) && OidIsValid(peer->base));
+	Assert(OidIsValid(column->as) && OidIsValid(peer->as));
 
-	column->text = psprintf("%s::text", name);
+	column->text = psprintf("(%s)::text", name);
 	switch (class)
 	{
 		case PSYNC_CLASS_NUMERIC:
 			/* with a declared scale, all values have it */
-			if (!same || column->typmod < 0 || column->typmod != peer->typmod)
+			if (!same || column->as_typmod < 0 || column->as_typmod != peer->as_typmod)
 				name = psprintf("pg_catalog.trim_scale(%s)", name);
 			column->text = psprintf("%s::text", name);
 			break;
 		case PSYNC_CLASS_FLOAT:
 			name = psprintf("(%s + '0'::%s)", name,
-							column->base == FLOAT4OID ? "float4" : "float8");
+							column->as == FLOAT4OID ? "float4" : "float8");
 			column->text = psprintf("%s::text", name);
 			break;
 		case PSYNC_CLASS_TIMESTAMPTZ:
 			/* sixteen digits are made faster than a date */
-			if (same)
+			if (plain)
 				name = psprintf("pg_catalog.timestamptz_send(%s)", name);
-			else if (peer_class == PSYNC_CLASS_TIMESTAMP)
-				name = column->text = psprintf("(%s AT TIME ZONE 'UTC')::text", name);
 			break;
 		case PSYNC_CLASS_TIMESTAMP:
-			if (same)
+			if (plain)
 				name = psprintf("pg_catalog.timestamp_send(%s)", name);
 			break;
 		case PSYNC_CLASS_CHAR:
-			if (!same || column->typmod != peer->typmod)
+			if (!same || column->as_typmod != peer->as_typmod)
 				name = column->text;	/* the cast drops the padding */
 			break;
 		default:
 			break;
 	}
 	if (peer_class == PSYNC_CLASS_CHAR && class == PSYNC_CLASS_TEXT)
-		name = column->text = psprintf("pg_catalog.rtrim(%s::text, ' ')", name);
+		name = column->text = psprintf("pg_catalog.rtrim((%s)::text, ' ')", name);
 	column->canonical = pstrdup(name);
 }
 
@@ -238,8 +238,8 @@ set_forms(PsyncSideColumn *column, const PsyncSideColumn *peer)
 static void
 trim_number_in_text(PsyncSideColumn *column, const PsyncSideColumn *peer)
 {
-	if (peer->base != NUMERICOID ||
-		(column->base != TEXTOID && column->base != VARCHAROID && column->base != BPCHAROID))
+	if (peer->as != NUMERICOID ||
+		(column->as != TEXTOID && column->as != VARCHAROID && column->as != BPCHAROID))
 		return;
 	Assert(column->text != NULL && column->canonical != NULL);
 	/* the collation may be one that regular expressions do not support */
@@ -316,13 +316,13 @@ set_hashed_form(PsyncSideColumn *column, PsyncShapeOfText shape)
 static void
 set_hashed_forms(PsyncPair *pair)
 {
-	PsyncShapeOfText shape = shape_of_text(pair->side[0].base);
+	PsyncShapeOfText shape = shape_of_text(pair->side[0].as);
 
-	if (shape != shape_of_text(pair->side[1].base))
+	if (shape != shape_of_text(pair->side[1].as))
 		shape = PSYNC_TEXT_QUOTED;
-	else if (shape == PSYNC_TEXT_STRING && pair->side[0].base == BPCHAROID &&
-			 pair->side[1].base == BPCHAROID && pair->side[0].typmod > 0 &&
-			 pair->side[0].typmod == pair->side[1].typmod)
+	else if (shape == PSYNC_TEXT_STRING && pair->side[0].as == BPCHAROID &&
+			 pair->side[1].as == BPCHAROID && pair->side[0].as_typmod > 0 &&
+			 pair->side[0].as_typmod == pair->side[1].as_typmod)
 		shape = PSYNC_TEXT_BARE;	/* always of the same length */
 	set_hashed_form(&pair->side[0], shape);
 	set_hashed_form(&pair->side[1], shape);
@@ -388,11 +388,11 @@ prints_in_many_ways(Oid type)
 static Oid
 decide_type(const PsyncPair *pair)
 {
-	Oid			base = pair->side[PSYNC_SOURCE].base;
+	Oid			base = pair->side[PSYNC_SOURCE].as;
 	Oid			element = get_element_type(base);
 	Oid			range = get_multirange_range(base);
 
-	if (base != pair->side[PSYNC_OTHER].base || base >= FirstGenbkiObjectId)
+	if (base != pair->side[PSYNC_OTHER].as || base >= FirstGenbkiObjectId)
 		return InvalidOid;
 	if (OidIsValid(range))
 		element = get_range_subtype(range);
@@ -480,6 +480,7 @@ describe_column(PsyncReconcile *rec, int at, const PsyncRows *columns,
 		column->typmod = atoi(psync_rows_get(columns, i, 3));
 		column->bytewise = psync_rows_get(columns, i, 4)[0] == 't';
 		column->not_null = psync_rows_get(columns, i, 5)[0] == 't';
+		psync_type_facts_parse(psync_rows_get(columns, i, 6), &column->facts);
 		return;
 	}
 	ereport(ERROR,
@@ -495,15 +496,30 @@ describe_column(PsyncReconcile *rec, int at, const PsyncRows *columns,
 static PsyncRows *
 query_columns(PsyncSide *side)
 {
-	return psync_side_query(side, psprintf(columns_query,
+	return psync_side_query(side, psprintf("%s AND n.nspname = %s AND c.relname = %s",
+										   columns_query,
 										   quote_literal_cstr(side->schema),
-										   quote_literal_cstr(side->relname)), 6, 6);
+										   quote_literal_cstr(side->relname)), 7, 7);
+}
+
+/* Does the target's server consent to values that change on their way? */
+static bool
+lossy_casts(const PsyncReconcile *rec)
+{
+	const PsyncTarget *target = rec->side[PSYNC_OTHER].target;
+	const char *option = target != NULL ? psync_services->option(target, "lossy_casts") : NULL;
+	bool		value = false;
+
+	if (option != NULL)
+		(void) parse_bool(option, &value);
+	return value;
 }
 
 /* The forms of a column on both sides, once it is known whether it is in the key. */
 static void
-set_pair_forms(PsyncPair *pair)
+set_pair_forms(PsyncPair *pair, bool sync, bool lossy)
 {
+	psync_pair_compare_as(pair, sync, lossy);
 	set_forms(&pair->side[0], &pair->side[1]);
 	set_forms(&pair->side[1], &pair->side[0]);
 	trim_number_in_text(&pair->side[0], &pair->side[1]);
@@ -551,7 +567,7 @@ describe_columns(PsyncReconcile *rec, List *names, List *other_names, List *key)
 	Assert(rec->nkeys == list_length(key));
 
 	for (int i = 0; i < rec->npairs; i++)
-		set_pair_forms(&rec->pairs[i]);
+		set_pair_forms(&rec->pairs[i], rec->sync != NULL, lossy_casts(rec));
 	place_lengths(rec);
 }
 

@@ -163,6 +163,23 @@ is(wrong(2001), '', 'in a large window');
 wait_applied($target, 'pay', large_window($source, 'UPDATE v SET id = id + 10000 WHERE id < 1000'));
 is(wrong(10001), '', 'with a changed key');
 
+# what reconciliation finds
+sub found
+{
+	my $run = $source->safe_psql('postgres', "SELECT run FROM payment_sync.reconcile('pay', 'v')");
+	return $source->safe_psql('postgres', <<SQL);
+SELECT kind, key->>'id', columns FROM payment_sync.discrepancies WHERE run = $run ORDER BY (key->>'id')::int
+SQL
+}
+is(found(), '', 'which are equal to a reconciliation');
+# not so what is changed at the target
+my @changed = grep { $good[$_]{value} ne 'NaN' && $good[$_]{value} !~ /infinity/i } 0 .. $#good;
+$target->safe_psql('postgres', join '; ',
+	map { "UPDATE v SET $good[$_]{column} = (SELECT o.$good[$_]{column} FROM v o WHERE o.$good[$_]{column} IS NOT NULL"
+	  . " AND o.$good[$_]{column}::text <> v.$good[$_]{column}::text LIMIT 1) WHERE id = " . (1001 + $_) } @changed);
+is(found(), join("\n", map { "different|" . (1001 + $_) . "|{$good[$_]{column}}" } @changed),
+	'other values of the same columns are not');
+
 # ------------------------------------------------------------- what is refused
 sub begin_anew
 {
@@ -222,8 +239,11 @@ for my $window (\&small_window, \&large_window)
 		  if $seen ne utf8($consent{$n}[1]);
 	}
 	is(join("\n", @wrong), '', 'with lossy_casts values change as casts change them');
+	is(found(), '', 'which are equal to a reconciliation that knows of the loss');
 }
 $source->safe_psql('postgres', q{ALTER SERVER target OPTIONS (DROP lossy_casts)});
+is(found(), join("\n", map { "different|$_|{$consent{$_}[0]}" } sort { $a <=> $b } keys %consent),
+	'without consent none of them is equal');
 
 # ---------------------------------------------------- what is refused as a whole
 $target->safe_psql('postgres', q{CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)});
