@@ -114,9 +114,12 @@ get_shape(List **shapes, uint32 id)
 static bool
 prints_as_compared(const PsyncPair *pair)
 {
-	if (pair->side[PSYNC_SOURCE].as != pair->side[PSYNC_SOURCE].base)
+	const PsyncSideColumn *source = &pair->side[PSYNC_SOURCE];
+
+	if (source->as != source->base &&
+		strcmp(source->value, psprintf("t.%s::text", source->name)) != 0)
 		return false;
-	switch (pair->side[PSYNC_SOURCE].base)
+	switch (source->base)
 	{
 		case BOOLOID:
 		case INETOID:
