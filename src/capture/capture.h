@@ -64,6 +64,7 @@ typedef struct PsyncCaptureRel
 	PsyncCaptureColumn *columns;	/* in the shape's order */
 	AttrNumber	attnum_max;		/* of columns: none behind it is deformed */
 	bool		textual;		/* does any column have PSYNC_ENC_TEXT? */
+	bool		textual_money;	/* … that has money in it? */
 	bool		shape_new;		/* shape_id was recorded by the current
 								 * transaction and goes with it */
 	uint64		transaction;	/* in which the next was set; kept, with it,

@@ -371,6 +371,7 @@ build_columns(PsyncCaptureRel *crel, Relation rel, Relation root)
 		{
 			getTypeOutputInfo(from->type, &function, &is_varlena);
 			crel->textual = true;
+			crel->textual_money |= psync_type_holds_money(from->type);
 		}
 		else if (column->encoding == PSYNC_ENC_SEND)
 			getTypeBinaryOutputInfo(from->type, &function, &is_varlena);

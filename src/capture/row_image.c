@@ -23,7 +23,7 @@
  * A session's settings have no business in an image.  Send functions of
  * textual types convert to the client's encoding; while one could do so, the
  * client encoding is set to the database's.  Output functions print dates,
- * floats and names of objects as the session likes them; while one could do
+ * floats, money and names of objects as the session likes them; while one could do
  * so, the settings are those that every server can read.
  */
 #include "postgres.h"
@@ -302,6 +302,8 @@ put_columns_as_text(StringInfo buf, PsyncCaptureRel *crel,
 		set_for_now("intervalstyle", "postgres");
 	if (extra_float_digits < 1)
 		set_for_now("extra_float_digits", "1");
+	if (crel->textual_money)
+		set_for_now("lc_monetary", "C");
 	set_for_now("search_path", "pg_catalog");
 	put_columns(buf, crel, slot, include);
 	AtEOXact_GUC(true, level);

@@ -135,6 +135,37 @@ psync_type_is_portable(Oid type)
 }
 
 /*
+ * shape.h has the contract.  A type cannot contain itself, so this ends.
+ */
+bool
+psync_type_holds_money(Oid type)
+{
+	Oid			base = getBaseType(type);
+	Oid			part;
+	TupleDesc	desc;
+	bool		result = false;
+
+	part = get_element_type(base);
+	if (!OidIsValid(part))
+		part = get_multirange_range(base);
+	if (!OidIsValid(part))
+		part = get_range_subtype(base);
+	if (base == CASHOID || OidIsValid(part))
+		return base == CASHOID || psync_type_holds_money(part);
+	if (get_typtype(base) != TYPTYPE_COMPOSITE)
+		return false;
+	desc = lookup_rowtype_tupdesc(base, -1);
+	for (int i = 0; i < desc->natts && !result; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		result = !att->attisdropped && psync_type_holds_money(att->atttypid);
+	}
+	ReleaseTupleDesc(desc);
+	return result;
+}
+
+/*
  * The shape that the relation has now; shape.h has the contract.  Names of
  * types are left out: they are looked up when the shape is read, since they
  * may change.

@@ -20,6 +20,9 @@
 /* Is the type's binary form free of this server's object ids? */
 extern bool psync_type_is_portable(Oid type);
 
+/* Are there amounts of money in the type's values? */
+extern bool psync_type_holds_money(Oid type);
+
 /*
  * Build the shape that the relation has now.  attnums lists the captured
  * columns, keys the key's attnums in key order.  Allocated in the current

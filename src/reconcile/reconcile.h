@@ -81,6 +81,7 @@ typedef struct PsyncSideColumn
 	int32		as_typmod;
 	bool		bytewise;		/* no collation, or one that sorts bytes */
 	bool		not_null;
+	bool		generated;		/* computed there */
 	char	   *canonical;		/* expression for checksums, over alias t */
 	char	   *hashed;			/* … as an argument of concat_ws() */
 	char	   *length;			/* of that in bytes, or NULL: not needed */
@@ -98,6 +99,7 @@ typedef enum PsyncLengthPlace
 typedef struct PsyncPair
 {
 	char	   *name;			/* at the source */
+	char	   *other_name;
 	bool		key;
 	PsyncSideColumn side[2];
 	bool		by_text;		/* in the key: found by its text; the types

@@ -88,7 +88,7 @@ static const char columns_query[] =
 	" AND k.contype = 'n' AND NOT k.convalidated AND a.attnum = ANY (k.conkey))"
 	" AND NOT EXISTS (SELECT FROM pg_catalog.pg_partition_tree(c.oid) p"
 	" JOIN pg_catalog.pg_class l ON l.oid = p.relid WHERE l.relkind NOT IN ('r', 'p')),"
-	" " PSYNC_TYPE_FACTS " FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+	" " PSYNC_TYPE_FACTS ", a.attgenerated <> '' FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
 	" JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid"
 	" CROSS JOIN LATERAL (WITH RECURSIVE d(type, typmod) AS (SELECT a.atttypid, a.atttypmod"
 	" UNION ALL SELECT t.typbasetype, t.typtypmod FROM d"
@@ -481,6 +481,7 @@ describe_column(PsyncReconcile *rec, int at, const PsyncRows *columns,
 		column->bytewise = psync_rows_get(columns, i, 4)[0] == 't';
 		column->not_null = psync_rows_get(columns, i, 5)[0] == 't';
 		psync_type_facts_parse(psync_rows_get(columns, i, 6), &column->facts);
+		column->generated = psync_rows_get(columns, i, 7)[0] == 't';
 		return;
 	}
 	ereport(ERROR,
@@ -499,7 +500,7 @@ query_columns(PsyncSide *side)
 	return psync_side_query(side, psprintf("%s AND n.nspname = %s AND c.relname = %s",
 										   columns_query,
 										   quote_literal_cstr(side->schema),
-										   quote_literal_cstr(side->relname)), 7, 7);
+										   quote_literal_cstr(side->relname)), 8, 8);
 }
 
 /* Does the target's server consent to values that change on their way? */
@@ -531,26 +532,31 @@ set_pair_forms(PsyncPair *pair, bool sync, bool lossy)
 		 !(is_integer(pair->side[0].base) && is_integer(pair->side[1].base)));
 }
 
-/* names and other_names are parallel; key is a part of names. */
+/*
+ * names and other_names are parallel; key is a part of names.  What the target
+ * of a sync computes by itself is not delivered, and is left out here as well.
+ */
 static void
 describe_columns(PsyncReconcile *rec, List *names, List *other_names, List *key)
 {
 	PsyncRows  *source = query_columns(&rec->side[PSYNC_SOURCE]);
 	PsyncRows  *other = query_columns(&rec->side[PSYNC_OTHER]);
 	ListCell   *lc;
+	ListCell   *lo;
 
 	Assert(list_length(names) == list_length(other_names));
 
 	rec->pairs = palloc0(list_length(names) * sizeof(PsyncPair));
-	foreach(lc, names)
+	forboth(lc, names, lo, other_names)
 	{
 		PsyncPair  *pair = &rec->pairs[rec->npairs];
 
 		pair->name = lfirst(lc);
+		pair->other_name = lfirst(lo);
 		describe_column(rec, PSYNC_SOURCE, source, pair, pair->name);
-		describe_column(rec, PSYNC_OTHER, other, pair,
-						list_nth(other_names, rec->npairs));
-		rec->npairs++;
+		describe_column(rec, PSYNC_OTHER, other, pair, pair->other_name);
+		if (rec->sync == NULL || !pair->side[PSYNC_OTHER].generated)
+			rec->npairs++;
 	}
 
 	rec->keys = palloc(list_length(key) * sizeof(int));
@@ -729,7 +735,7 @@ psync_table_describe(PsyncReconcile *rec)
 	other_names = run->other_columns != NIL ? run->other_columns : names;
 	describe_columns(rec, names, other_names, key);
 	for (int k = 0; k < rec->nkeys; k++)
-		other_key = lappend(other_key, list_nth(other_names, rec->keys[k]));
+		other_key = lappend(other_key, rec->pairs[rec->keys[k]].other_name);
 	describe_relation(&rec->side[PSYNC_SOURCE], key);
 	describe_relation(&rec->side[PSYNC_OTHER], other_key);
 	choose_division(rec);

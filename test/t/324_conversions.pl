@@ -16,17 +16,14 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-# a locale whose money has no decimals
+# a locale whose money has no decimals, and one with a decimal comma
 my $locales = PostgreSQL::Test::Utils::tempdir();
-system_or_bail('localedef', '-i', 'ja_JP', '-f', 'UTF-8', "$locales/ja_JP.UTF-8");
+system_or_bail('localedef', '-i', $_, '-f', 'UTF-8', "$locales/$_.UTF-8") for 'ja_JP', 'de_DE';
+$ENV{LOCPATH} = $locales;
 
 my $source = start_source('source', conf => "timezone = 'Asia/Tokyo'\ndatestyle = 'German'\nlc_monetary = 'C'\n");
-my $target;
-{
-	local $ENV{LOCPATH} = $locales;
-	$target = start_target('target',
-		conf => "timezone = 'America/Caracas'\nextra_float_digits = 0\nlc_monetary = 'ja_JP.UTF-8'\n");
-}
+my $target = start_target('target',
+	conf => "timezone = 'America/Caracas'\nextra_float_digits = 0\nlc_monetary = 'ja_JP.UTF-8'\n");
 both($source, $target, <<'SQL');
 CREATE TYPE mood AS ENUM ('sad', 'glad');
 CREATE DOMAIN short AS varchar(5);
@@ -272,6 +269,25 @@ SQL
 		qr/column c of type .* cannot be delivered to table public\.r$n.*$reason/, "$from to $to is refused");
 	$source->safe_psql('postgres', "SELECT payment_sync.drop_sync('r$n')");
 }
+
+# money in a row is written in one way, whatever the session's settings are
+my $plain = start_target('plain', conf => "lc_monetary = 'C'\n");
+connect_target($source, $plain, server => 'plain');
+$plain->safe_psql('postgres', 'CREATE TYPE amount AS (m money, n int);
+	CREATE TABLE amounts (id int PRIMARY KEY, a amount, twice int GENERATED ALWAYS AS (id * 2) STORED)');
+$source->safe_psql('postgres', <<'SQL');
+CREATE TABLE amounts (id int PRIMARY KEY, a amount, twice int);
+SELECT payment_sync.capture_table('amounts');
+SELECT payment_sync.create_sync('amounts', '{amounts}', server => 'plain');
+INSERT INTO amounts VALUES (1, ROW((-1234.5)::numeric::money, 1), 7);
+SET lc_monetary = 'de_DE.UTF-8';
+INSERT INTO amounts VALUES (2, ROW((-1234.5)::numeric::money, 1), 4);
+SQL
+wait_delivered($source, 'amounts');
+is($plain->safe_psql('postgres', 'SELECT id, (a).m FROM amounts ORDER BY id'),
+	"1|-\$1,234.50\n2|-\$1,234.50", 'money in a row does not depend on the session');
+is($source->safe_psql('postgres', q{SELECT missing, unexpected, different FROM payment_sync.reconcile('amounts')}),
+	'0|0|0', 'and is equal; what the target computes is not compared');
 
 # keys that the target holds equal
 my @keys = ([ 'text', 'citext' ], [ 'text', 'text COLLATE ci' ], [ 'varchar(9)', 'varchar(9) COLLATE ci' ]);
