@@ -30,6 +30,7 @@
 #include "access/transam.h"
 #include "catalog/pg_type.h"
 #include "parser/parse_coerce.h"
+#include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
@@ -229,9 +230,10 @@ static const char *
 loss_of(const PsyncTypeFacts *source, const PsyncTypeFacts *target)
 {
 	if (psync_type_is_text(target->base))
-		return "it is longer than the target's type, or ends in blanks that this would not keep";
+		return "it is too long, or ends in blanks that the target's type would not keep";
 	if (holds_text(source))
-		return "the target's type cannot read it, or would write it otherwise";
+		return psprintf("invalid input syntax for type %s, out of range, or it would be written otherwise there",
+						format_type_be(target->base));
 	switch (target->base)
 	{
 		case INT2OID:

@@ -66,8 +66,7 @@ my @kinds = (
 	[ 'folded_text', 'citext', 'text', q('Key' || i), [ q('key1'), q('KEY2') ] ],
 	$icu ? (
 		[ 'german', 'text COLLATE "de-x-icu"', 'text COLLATE "C"', q((ARRAY['ä','A','a','Z','z','_'])[1 + i % 6] || i), [q('Ö')] ],
-		[ 'any_case', 'text COLLATE anycase', 'text', q('Key' || i), [ q('key1'), q('zz') ] ],
-		[ 'to_any_case', 'text', 'text COLLATE anycase', q('Key' || i), [q('zz')] ]) : ());
+		[ 'any_case', 'text COLLATE anycase', 'text', q('Key' || i), [ q('key1'), q('zz') ] ]) : ());
 my $rows = 3000;
 for my $kind (@kinds)
 {
