@@ -123,6 +123,7 @@ INSERT INTO special (id, n2, a2, en, ens, co, cos, ne, dom, doms, dp, tr, tmr, c
 	(6, 1.5, '[-1:0][5:6]={{1,NULL},{3,4}}', 'sad', '{"it''s \"ok\", €",NULL}', '(1,"a ""b"", c")',
 	 '{"(1,\"x, y\")",NULL,"(,)"}', ROW(ROW(1, NULL), ARRAY[ROW(2, '')]::pair[], 'sad', '2026-11-04', 'special'),
 	 1.5, '{1.50,2}', '{"(1,x)"}', '[a,"b c")', '{[a,b),[c,d)}', 'ab', 'a  ', '101', '1 mon -2 days 03:04:05.6');
+-- all but the name of a table: it is qualified within a composite value, too
 SELECT c.key, k.key AS differs, k.value AS logged, r.value AS stored
 FROM payment_sync.changes c JOIN special s ON s.id = (c.key->>'id')::int,
 LATERAL jsonb_each(c.new) k JOIN LATERAL jsonb_each(to_jsonb(s)) r USING (key)

@@ -13,6 +13,7 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 
+#include "base/role.h"
 #include "capture/capture.h"
 #include "compat.h"
 #include "log/log.h"
@@ -28,6 +29,7 @@ PGDLLEXPORT void _PG_init(void);
 void
 _PG_init(void)
 {
+	psync_limit_init();			/* how long users' code may run */
 	psync_log_init();			/* the change log; settings of size */
 	psync_rel_cache_init();		/* what writers know of captured tables */
 	psync_transport_settings_init();	/* which hosts may be reached */

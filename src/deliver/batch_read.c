@@ -327,9 +327,7 @@ psync_batch_read(void *arg)
 {
 	PsyncBatch *batch = arg;
 	PsyncRowReceiver receiver = {{receive_row, receive_startup, receive_nothing, receive_nothing, DestTuplestore}};
-	Oid			userid;
-	int			sec_context;
-	int			guc_level;
+	PsyncRole	role;
 
 	Assert(ActiveSnapshotSet());
 	Assert(OidIsValid(batch->owner));
@@ -351,20 +349,11 @@ psync_batch_read(void *arg)
 	for (int i = 0; i < batch->shape->ncolumns; i++)
 		receiver.key_columns[i] = batch->shape->columns[i].key;
 
-	GetUserIdAndSecContext(&userid, &sec_context);
-	guc_level = NewGUCNestLevel();
-	SetUserIdAndSecContext(batch->owner,
-						   sec_context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_RESTRICTED_OPERATION);
-	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("row_security", "off", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	psync_role_become(&role, batch->owner, PSYNC_ROLE_USER_CODE | PSYNC_ROLE_ALL_ROWS);
 	SPI_connect();
 	run_query(batch, &receiver.pub);
 	SPI_finish();
-	AtEOXact_GUC(false, guc_level);
-	SetUserIdAndSecContext(userid, sec_context);
+	psync_role_return(&role);
 }
 
 /* ---------------------------------------------------------------- sending */

@@ -92,7 +92,7 @@ source_facts(const PsyncShape *shape, PsyncTypeFacts *facts)
 							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	if (psync_owner_execute(facts_query, 3, types, values, NULL) != shape->ncolumns)
 		elog(ERROR, "could not describe the types of shape %u", shape->id);
-	AtEOXact_GUC(true, guc_level);
+	psync_text_settings_end(guc_level);
 	for (int i = 0; i < shape->ncolumns; i++)
 	{
 		HeapTuple	row = SPI_tuptable->vals[i];
@@ -413,20 +413,20 @@ convert(const PsyncConversion *conversion, const PsyncColumn *column,
 		return true;
 	}
 
-	guc_level = psync_value_settings();
+	guc_level = psync_text_settings();
 	if (conversion->kind == PSYNC_CONVERSION_TEXT)
 	{
 		char	   *text = psync_value_to_text(column, value, size);
 
 		append_field(out, text, strlen(text));
-		AtEOXact_GUC(true, guc_level);
+		psync_text_settings_end(guc_level);
 		return true;
 	}
 	if (!try_datum(conversion, column, value, size, &result))
 		return false;			/* the error restores the settings */
 	bytes = psync_datum_to_value(conversion->target.base, result);
 	append_field(out, VARDATA(bytes), VARSIZE(bytes) - VARHDRSZ);
-	AtEOXact_GUC(true, guc_level);
+	psync_text_settings_end(guc_level);
 	return true;
 }
 

@@ -473,11 +473,11 @@ flush_target(PsyncDelivery *delivery)
 void
 psync_delivery_rotate(PsyncDelivery *delivery)
 {
-	PsyncOwnerContext save;
+	PsyncRole	save;
 
-	psync_owner_enter(&save);
+	psync_owner_become(&save);
 	psync_log_rotate(positions_as_owner);
-	psync_owner_leave(&save);
+	psync_role_return(&save);
 	psync_delivery_next_transaction(delivery);
 }
 
@@ -553,7 +553,7 @@ leave_failed(PsyncDelivery *delivery)
 	HOLD_INTERRUPTS();
 	MemoryContextSwitchTo(delivery->context);
 	error = CopyErrorData();
-	AbortCurrentTransaction();
+	AbortOutOfAnyTransaction();
 	FlushErrorState();
 	StartTransactionCommand();
 	MemoryContextSwitchTo(delivery->context);

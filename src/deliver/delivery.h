@@ -134,21 +134,20 @@ extern Datum psync_value_to_datum(const PsyncColumn *column, const char *value,
 								  int32 size);
 extern bytea *psync_datum_to_value(Oid type, Datum value);
 
-/*
- * Decode values of types that users have made in the name of the table's
- * owner.  False if there is none any more; then nothing is to be decoded.  An
- * error leaves it to the (sub)transaction's abort to return.
- */
-typedef struct PsyncDecodingContext
-{
-	Oid			userid;
-	int			sec_context;
-	int			guc_level;
-} PsyncDecodingContext;
+/* Makes something of a value that is not NULL, in the current context. */
+typedef Datum (*PsyncDecode) (const PsyncColumn *column, const char *value,
+							  int32 size);
 
+/*
+ * Decode a value that may be none of its type as that is now, or whose
+ * functions users have made: in the name of the table's owner, in a
+ * subtransaction.  False if that cannot be done, or takes too long, with the
+ * error; or if the owner is gone, without one.  Errors that are not about the value are raised, as is any when the
+ * time of the caller's own limit is up.
+ */
+extern bool psync_value_try(const PsyncColumn *column, PsyncDecode decoder,
+							const char *value, int32 size, Datum *result,
+							ErrorData **failure);
 extern bool psync_value_runs_user_code(const PsyncColumn *column);
-extern bool psync_decoding_enter(const PsyncColumn *column,
-								 PsyncDecodingContext *save);
-extern void psync_decoding_leave(const PsyncDecodingContext *save);
 
 #endif							/* PSYNC_DELIVERY_H */

@@ -17,7 +17,6 @@
 #include "postgres.h"
 
 #include "access/transam.h"
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "nodes/primnodes.h"
@@ -25,8 +24,6 @@
 #include "utils/fmgroids.h"
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
-#include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/syscache.h"
 
 #include "compat.h"
@@ -91,20 +88,29 @@ image_is_text(const PsyncColumn *column)
 		!OidIsValid(get_element_type(column->type));
 }
 
+/* As the type's output function shows it. */
+static Datum
+decode_to_text(const PsyncColumn *column, const char *value, int32 size)
+{
+	Oid			output;
+	bool		is_varlena;
+
+	getTypeOutputInfo(column->type, &output, &is_varlena);
+	return CStringGetDatum(OidOutputFunctionCall(output,
+												 psync_value_to_datum(column, value, size)));
+}
+
 /*
  * event.h has the contract.  A domain's value is read as its base type's: it
- * was valid when it was written, whatever the domain demands by now.  May
- * raise what the functions of other types raise.
+ * was valid when it was written, whatever the domain demands by now.  Raises
+ * what the functions of other types raise.
  */
 char *
 psync_value_to_text(const PsyncColumn *column, const char *value, int32 size)
 {
 	PsyncColumn base = *column;
-	PsyncDecodingContext save;
-	bool		guarded;
-	Oid			output;
-	bool		is_varlena;
-	char	   *result;
+	ErrorData  *failure;
+	Datum		text;
 
 	if (size < 0)
 		return NULL;
@@ -116,15 +122,13 @@ psync_value_to_text(const PsyncColumn *column, const char *value, int32 size)
 	base.type = getBaseTypeAndTypmod(column->type, &base.typmod);
 	if (image_is_text(&base))
 		return pnstrdup(value, size);
-	guarded = psync_value_runs_user_code(&base);
-	if (guarded && !psync_decoding_enter(&base, &save))
-		return bytes_to_hex(value, size);
-
-	getTypeOutputInfo(base.type, &output, &is_varlena);
-	result = OidOutputFunctionCall(output, psync_value_to_datum(&base, value, size));
-	if (guarded)
-		psync_decoding_leave(&save);
-	return result;
+	if (!psync_value_runs_user_code(&base))
+		return DatumGetCString(decode_to_text(&base, value, size));
+	if (psync_value_try(&base, decode_to_text, value, size, &text, &failure))
+		return DatumGetCString(text);
+	if (failure != NULL)
+		ReThrowError(failure);
+	return bytes_to_hex(value, size);
 }
 
 /*
@@ -249,51 +253,11 @@ raw_to_jsonb(const PsyncColumn *column, const PsyncField *field)
 	return value_to_jsonb(TEXTOID, CStringGetTextDatum(text));
 }
 
-/* Does the error say that the value is none of its type, as that is now? */
-static bool
-is_about_value(int sqlstate)
-{
-	int			category = ERRCODE_TO_CATEGORY(sqlstate);
-
-	return category == ERRCODE_DATA_EXCEPTION ||
-		category == ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION ||
-		category == ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION;
-}
-
-/* A subtransaction, since input functions hold resources when they fail. */
+/* As to_jsonb() shows it. */
 static Datum
-try_field_to_jsonb(const PsyncColumn *column, const PsyncField *field)
+decode_to_jsonb(const PsyncColumn *column, const char *value, int32 size)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	PsyncDecodingContext save;
-	Datum		result;
-
-	if (!psync_decoding_enter(column, &save))
-		return raw_to_jsonb(column, field);
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		result = value_to_jsonb(column->type,
-								psync_value_to_datum(column, field->value,
-													 field->size));
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		if (!is_about_value(geterrcode()))
-			PG_RE_THROW();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		result = (Datum) 0;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	psync_decoding_leave(&save);
-	return result != (Datum) 0 ? result : raw_to_jsonb(column, field);
+	return value_to_jsonb(column->type, psync_value_to_datum(column, value, size));
 }
 
 /*
@@ -304,6 +268,8 @@ static Datum
 field_to_jsonb(const PsyncColumn *column, const PsyncField *field)
 {
 	PsyncColumn base = *column;
+	ErrorData  *failure;
+	Datum		jsonb;
 
 	Assert(field->size >= 0);
 	if (!type_exists(column->type))
@@ -311,10 +277,12 @@ field_to_jsonb(const PsyncColumn *column, const PsyncField *field)
 	base.type = getBaseTypeAndTypmod(column->type, &base.typmod);
 	if (image_is_text(&base))
 		return raw_to_jsonb(&base, field);
-	if (base.textual || psync_value_runs_user_code(&base))
-		return try_field_to_jsonb(&base, field);
-	return value_to_jsonb(base.type,
-						  psync_value_to_datum(&base, field->value, field->size));
+	if (!base.textual && !psync_value_runs_user_code(&base))
+		return decode_to_jsonb(&base, field->value, field->size);
+	if (!psync_value_try(&base, decode_to_jsonb, field->value, field->size, &jsonb,
+						 &failure))
+		return raw_to_jsonb(&base, field);
+	return jsonb;
 }
 
 /*

@@ -14,12 +14,6 @@
 extern char *psync_value_to_text(const PsyncColumn *column, const char *value,
 								 int32 size);
 
-/*
- * Settings under which text forms are the same on every server, until
- * AtEOXact_GUC(true, result) or the end of the transaction.
- */
-extern int	psync_value_settings(void);
-
 /* "(id)=(42)": the key a change is about, for messages (P9: only the key). */
 extern char *psync_change_describe_key(const PsyncChange *change);
 

@@ -92,6 +92,7 @@ typedef struct PsyncEventTable
 	bool		truncate;		/* hash key, too */
 	const PsyncTable *table;
 	PsyncJsonShape *json;		/* NULL: truncate */
+	bool		runs_user_code; /* to decode a row of it */
 	const char *schema;			/* UTF-8, as all of these */
 	const char *name;
 	const char *types[5];		/* "payments.insert", by psync_op_index() */

@@ -168,15 +168,15 @@ tally_parameters(PsyncTally *tally, Oid *types, Datum *values)
 static uint64
 query_here(const char *command, int nargs, Oid *types, Datum *values)
 {
-	PsyncOwnerContext save;
+	PsyncRole	save;
 
 	Assert(ActiveSnapshotSet());
 
-	psync_owner_enter(&save);
+	psync_owner_become(&save);
 	SPI_connect();
 	if (SPI_execute_with_args(command, nargs, types, values, NULL, true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read the ledger");
-	psync_owner_leave(&save);
+	psync_role_return(&save);
 	return SPI_processed;
 }
 

@@ -35,6 +35,8 @@
 /* Key of PsyncEventWriter.tables: PsyncEventTable's first two members. */
 #define TABLE_KEY_SIZE		(offsetof(PsyncEventTable, truncate) + sizeof(bool))
 
+int			psync_transform_timeout = 5000;
+
 static const PsyncOperation operations[] = {
 	PSYNC_INSERT, PSYNC_UPDATE, PSYNC_DELETE, PSYNC_TRUNCATE, PSYNC_READ
 };
@@ -130,7 +132,12 @@ get_table(PsyncEventWriter *writer, const PsyncChange *change)
 	key.name = utf8(change->table->source_name);
 	name_operations(&key);
 	if (!key.truncate)
+	{
 		key.json = psync_json_shape(change->shape, &writer->settings->json);
+		for (int i = 0; i < change->shape->ncolumns; i++)
+			key.runs_user_code |=
+				psync_value_runs_user_code(&change->shape->columns[i]);
+	}
 	MemoryContextSwitchTo(old);
 	table = hash_search(writer->tables, &key, HASH_ENTER, &found);
 	Assert(!found);
@@ -685,6 +692,23 @@ pack(PsyncEventWriter *writer, const PsyncEventTable *table,
 }
 
 /*
+ * While users' code runs, the worker can do nothing else, and hears of nothing.
+ * What takes longer than it may has failed, which is that sync's failure (P7).
+ */
+static void
+begin_limit(PsyncTimeLimit *limit, const PsyncEventWriter *writer,
+			const PsyncEventTable *table)
+{
+	if (writer->transform != NULL)
+		psync_limit_begin(limit, "transform", psync_transform_timeout,
+						  "payment_sync.transform_timeout");
+	else
+		psync_limit_begin(limit, "functions of user-defined types",
+						  table->runs_user_code ? psync_user_code_timeout : 0,
+						  "payment_sync.user_code_timeout");
+}
+
+/*
  * The event of a change, in the writer's context, and its keys.  NULL if the
  * transform leaves it out.
  */
@@ -694,10 +718,12 @@ psync_event_make(PsyncEventWriter *writer, const PsyncChange *change,
 {
 	MemoryContext old = MemoryContextSwitchTo(writer->value_context);
 	const PsyncEventTable *table = get_table(writer, change);
+	PsyncTimeLimit limit;
 	const char *content_type;
 	uint64		previous = 0;
 	PsyncEvent *event = NULL;
 
+	begin_limit(&limit, writer, table);
 	resetStringInfo(&writer->key);
 	if (!table->truncate)
 	{
@@ -716,6 +742,7 @@ psync_event_make(PsyncEventWriter *writer, const PsyncChange *change,
 		if (writer->settings->previous && change->op != PSYNC_READ)
 			remember_position(writer, keys, change->position);
 	}
+	psync_limit_end(&limit);
 	MemoryContextSwitchTo(writer->context);
 	shrink(&writer->text);
 	shrink(&writer->data);

@@ -93,19 +93,10 @@ read_image(const PsyncSync *sync, const char *query, Datum key,
 		   PsyncCaptureRel *encoder, StringInfo image)
 {
 	Oid			types[1] = {JSONBOID};
-	Oid			userid;
-	int			sec_context;
-	int			level = NewGUCNestLevel();
+	PsyncRole	role;
 	TupleTableSlot *slot;
 
-	GetUserIdAndSecContext(&userid, &sec_context);
-	SetUserIdAndSecContext(sync->owner, sec_context |
-						   SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_RESTRICTED_OPERATION);
-	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("row_security", "off", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	psync_role_become(&role, sync->owner, PSYNC_ROLE_USER_CODE | PSYNC_ROLE_ALL_ROWS);
 	SPI_connect();
 	if (SPI_execute_with_args(query, 1, types, &key, NULL, true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not read row");
@@ -119,8 +110,7 @@ read_image(const PsyncSync *sync, const char *query, Datum key,
 	psync_image_append(image, encoder, slot);
 	ExecDropSingleTupleTableSlot(slot);
 	SPI_finish();
-	AtEOXact_GUC(true, level);
-	SetUserIdAndSecContext(userid, sec_context);
+	psync_role_return(&role);
 }
 
 /* ------------------------------------------------------------ the message */

@@ -11,30 +11,22 @@
  * read tables; it should depend on nothing but the event, or the same event
  * sent again after a crash might look different.
  *
- * While it runs, the worker can do nothing else, and hears of nothing; so its
- * time is limited, by the server's own statement timeout.  What exceeds it has
- * failed, which is that sync's failure (P7).
+ * Its time is limited (message_event.c).
  */
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
-#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
-#include "utils/snapmgr.h"
-#include "utils/timeout.h"
 
 #include "compat.h"
 #include "deliver/message.h"
 
-int			psync_transform_timeout = 5000;
-
-/* Made once per delivery; the plan is SPI's, and lasts until it is freed. */
+/* Made once per delivery. */
 struct PsyncTransform
 {
 	char	   *expression;		/* as the subscriber wrote it */
@@ -42,51 +34,33 @@ struct PsyncTransform
 	Oid			owner;			/* of the sync: whose rights it has */
 	SPIPlanPtr	plan;			/* NULL: not yet prepared */
 	Oid			type;			/* of the result */
+	MemoryContextCallback on_reset;
 };
 
-/* Becoming the owner, and back; undone by an abort if an error comes up. */
-typedef struct PsyncTransformContext
-{
-	Oid			userid;
-	int			sec_context;
-	int			guc_level;
-	bool		pushed;
-} PsyncTransformContext;
-
-/*
- * Become the owner, with SPI connected.  An error leaves all of it to the
- * abort.
- */
+/* Become the owner, with SPI connected; an error leaves all to the abort. */
 static void
-enter(PsyncTransformContext *save, Oid owner)
+enter(PsyncRole *role, Oid owner)
 {
-	Assert(OidIsValid(owner));
-
-	save->pushed = !ActiveSnapshotSet();
-	if (save->pushed)
-		PushActiveSnapshot(GetTransactionSnapshot());
-	GetUserIdAndSecContext(&save->userid, &save->sec_context);
-	save->guc_level = NewGUCNestLevel();
-	SetUserIdAndSecContext(owner, save->sec_context |
-						   SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_RESTRICTED_OPERATION);
-	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	psync_role_become(role, owner, PSYNC_ROLE_USER_CODE);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "could not connect to SPI");
 }
 
-/*
- * The inverse, in reverse order.
- */
 static void
-leave(const PsyncTransformContext *save)
+leave(const PsyncRole *role)
 {
 	SPI_finish();
-	AtEOXact_GUC(false, save->guc_level);
-	SetUserIdAndSecContext(save->userid, save->sec_context);
-	if (save->pushed)
-		PopActiveSnapshot();
+	psync_role_return(role);
+}
+
+/* The transform's memory goes; its plan, which is the server's, with it. */
+static void
+free_plan(void *arg)
+{
+	PsyncTransform *transform = arg;
+
+	if (transform->plan != NULL)
+		SPI_freeplan(transform->plan);
 }
 
 /*
@@ -101,15 +75,15 @@ prepare(PsyncTransform *transform)
 	CachedPlanSource *source;
 	TupleDesc	desc;
 
-	Assert(transform->plan == NULL);
+	SPIPlanPtr	plan = SPI_prepare(transform->query, 1, types);
 
-	transform->plan = SPI_prepare(transform->query, 1, types);
-	if (transform->plan == NULL)
+	Assert(transform->plan == NULL);
+	if (plan == NULL)
 		elog(ERROR, "could not prepare transform: %s",
 			 SPI_result_code_string(SPI_result));
-	source = linitial(SPI_plan_get_plan_sources(transform->plan));
+	source = linitial(SPI_plan_get_plan_sources(plan));
 	desc = source->resultDesc;
-	if (list_length(SPI_plan_get_plan_sources(transform->plan)) != 1 ||
+	if (list_length(SPI_plan_get_plan_sources(plan)) != 1 ||
 		desc == NULL || desc->natts != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_SYNTAX_ERROR),
@@ -123,12 +97,14 @@ prepare(PsyncTransform *transform)
 				 errmsg("transform yields type %s",
 						format_type_be(transform->type)),
 				 errhint("It must yield jsonb, text or bytea.")));
-	if (SPI_keepplan(transform->plan) != 0)
+	if (SPI_keepplan(plan) != 0)
 		elog(ERROR, "could not keep plan of transform");
+	transform->plan = plan;
 }
 
 /*
- * Made in the current memory context; prepared when it is first run.
+ * Made in the current memory context, with which it is freed; prepared when it
+ * is first run.
  */
 PsyncTransform *
 psync_transform_create(const char *expression, Oid owner)
@@ -141,6 +117,9 @@ psync_transform_create(const char *expression, Oid owner)
 	/* the line breaks end a comment within the expression */
 	transform->query = psprintf("SELECT (\n%s\n) FROM (SELECT $1 AS event) AS e",
 								expression);
+	transform->on_reset.func = free_plan;
+	transform->on_reset.arg = transform;
+	MemoryContextRegisterResetCallback(CurrentMemoryContext, &transform->on_reset);
 	return transform;
 }
 
@@ -197,49 +176,6 @@ evaluate(PsyncTransform *transform, Datum event, bool *isnull)
 }
 
 /*
- * The same within the time allowed, unless the caller's own statement timeout
- * is running: then that holds.
- */
-static Datum
-evaluate_in_time(PsyncTransform *transform, Datum event, bool *isnull)
-{
-	TimestampTz started = GetCurrentTimestamp();
-	bool		limited = psync_transform_timeout > 0 &&
-		!get_timeout_active(STATEMENT_TIMEOUT);
-	volatile Datum result = (Datum) 0;
-
-	if (!limited)
-		return evaluate(transform, event, isnull);
-
-	enable_timeout_after(STATEMENT_TIMEOUT, psync_transform_timeout);
-	PG_TRY();
-	{
-		result = evaluate(transform, event, isnull);
-		disable_timeout(STATEMENT_TIMEOUT, false);
-	}
-	PG_CATCH();
-	{
-		disable_timeout(STATEMENT_TIMEOUT, false);
-		if (geterrcode() == ERRCODE_QUERY_CANCELED &&
-			TimestampDifferenceExceeds(started, GetCurrentTimestamp(),
-									   psync_transform_timeout))
-		{
-			FlushErrorState();
-			ereport(ERROR,
-					(errcode(ERRCODE_QUERY_CANCELED),
-					 errmsg("transform took longer than %d ms for an event",
-							psync_transform_timeout),
-					 errdetail("Other syncs have to wait for it."),
-					 errhint("Make it faster, or raise payment_sync.transform_timeout.")));
-		}
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
-	Assert(!get_timeout_active(STATEMENT_TIMEOUT));
-	return result;
-}
-
-/*
  * Append to "body" what the expression makes of the event; false if it leaves
  * it out.  Raises whatever the expression raises: the sync stops at the event
  * then.
@@ -248,18 +184,18 @@ bool
 psync_transform_run(PsyncTransform *transform, const char *event, int size,
 					StringInfo body, const char **content_type)
 {
-	PsyncTransformContext save;
+	PsyncRole	role;
 	Datum		parsed = parse_event(event, size);
 	Datum		result;
 	bool		isnull;
 
 	Assert(size > 0);
 
-	enter(&save, transform->owner);
-	result = evaluate_in_time(transform, parsed, &isnull);
+	enter(&role, transform->owner);
+	result = evaluate(transform, parsed, &isnull);
 	if (!isnull)
 		append_result(body, transform->type, result);
-	leave(&save);
+	leave(&role);
 	*content_type = transform->type == JSONBOID ? "application/json" :
 		transform->type == TEXTOID ? "text/plain" : "application/octet-stream";
 	return !isnull;
@@ -270,10 +206,9 @@ void
 psync_transform_check(const char *expression, Oid owner)
 {
 	PsyncTransform *transform = psync_transform_create(expression, owner);
-	PsyncTransformContext save;
+	PsyncRole	role;
 
-	enter(&save, owner);
+	enter(&role, owner);
 	prepare(transform);
-	SPI_freeplan(transform->plan);
-	leave(&save);
+	leave(&role);
 }

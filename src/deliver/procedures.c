@@ -253,11 +253,11 @@ payment_sync_tidy_log(PG_FUNCTION_ARGS)
 	SPI_commit();
 	for (int i = 0; i < PSYNC_LOG_TABLES && more; i++)
 	{
-		PsyncOwnerContext save;
+		PsyncRole	save;
 
-		psync_owner_enter(&save);
+		psync_owner_become(&save);
 		more = psync_log_rotate(psync_sync_list_positions);
-		psync_owner_leave(&save);
+		psync_role_return(&save);
 		SPI_commit();
 	}
 	SPI_finish();

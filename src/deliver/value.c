@@ -6,21 +6,23 @@
  * within a composite type, say, or a cast to json.  Whoever looks at the log,
  * or delivers it, a superuser perhaps, must not run that with rights of their
  * own.  It is run as the owner of the table that the value is from, as VACUUM
- * and REINDEX run functions of indexes, and settings that it makes are undone.
+ * and REINDEX run functions of indexes, and within a limit of time.
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
 #include "access/transam.h"
+#include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
-#include "miscadmin.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
 #include "utils/syscache.h"
 
+#include "base/role.h"
 #include "compat.h"
 #include "deliver/delivery.h"
 #include "deliver/event.h"
@@ -113,36 +115,6 @@ psync_datum_to_value(Oid type, Datum value)
 }
 
 /*
- * Settings under which text forms are the same on every server, until
- * AtEOXact_GUC(true, result) or the end of the transaction.
- */
-int
-psync_value_settings(void)
-{
-	static const struct
-	{
-		const char *name;
-		const char *value;
-	}			settings[] = {
-		{"search_path", "pg_catalog, pg_temp"},
-		{"timezone", "UTC"},
-		{"datestyle", "ISO, MDY"},
-		{"intervalstyle", "postgres"},
-		{"extra_float_digits", "3"},
-		{"bytea_output", "hex"},
-	};
-	int			guc_level = NewGUCNestLevel();
-
-	for (int i = 0; i < lengthof(settings); i++)
-	{
-		if (strcmp(GetConfigOption(settings[i].name, false, false), settings[i].value) != 0)
-			(void) set_config_option(settings[i].name, settings[i].value, PGC_USERSET,
-									 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	}
-	return guc_level;
-}
-
-/*
  * Of types that PostgreSQL comes with, nothing does.  Of those made since, all
  * may: it does not pay to look what is inside.
  */
@@ -152,30 +124,115 @@ psync_value_runs_user_code(const PsyncColumn *column)
 	return column->type >= FirstNormalObjectId;
 }
 
-bool
-psync_decoding_enter(const PsyncColumn *column, PsyncDecodingContext *save)
+/*
+ * The owner of the table that the value is from; false if there is none any
+ * more, then nothing is to be decoded.
+ */
+static bool
+find_owner(const PsyncColumn *column, Oid *owner)
 {
 	HeapTuple	tuple;
-	Oid			owner;
 
 	Assert(OidIsValid(column->relid));
+
 	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(column->relid));
 	if (!HeapTupleIsValid(tuple))
 		return false;
-	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	*owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
 	ReleaseSysCache(tuple);
-
-	GetUserIdAndSecContext(&save->userid, &save->sec_context);
-	save->guc_level = NewGUCNestLevel();
-	SetUserIdAndSecContext(owner, save->sec_context |
-						   SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_RESTRICTED_OPERATION);
 	return true;
 }
 
-void
-psync_decoding_leave(const PsyncDecodingContext *save)
+/*
+ * Does the error say nothing about the value?  A deadlock, a full disk, a
+ * shutdown or a cancel would have come with any other.  What user code raises
+ * by itself in the name of a cancel is none.
+ */
+static bool
+is_about_server(const ErrorData *error)
 {
-	AtEOXact_GUC(false, save->guc_level);
-	SetUserIdAndSecContext(save->userid, save->sec_context);
+	switch (ERRCODE_TO_CATEGORY(error->sqlerrcode))
+	{
+		case ERRCODE_TRANSACTION_ROLLBACK:
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_SYSTEM_ERROR:
+			return true;
+		case ERRCODE_OPERATOR_INTERVENTION:
+			return error->sqlerrcode != ERRCODE_QUERY_CANCELED ||
+				error->funcname == NULL ||
+				strcmp(error->funcname, "ProcessInterrupts") == 0;
+		default:
+			return error->sqlerrcode == ERRCODE_DATA_CORRUPTED ||
+				error->sqlerrcode == ERRCODE_INDEX_CORRUPTED;
+	}
+}
+
+/* Within the limit of time, as the table's owner if "column" demands it. */
+static Datum
+decode_within_limit(const PsyncColumn *column, Oid owner,
+					PsyncDecode decoder, const char *value, int32 size)
+{
+	PsyncTimeLimit limit;
+	PsyncRole	role;
+	Datum		result;
+
+	psync_limit_begin(&limit, "functions of user-defined types",
+					  psync_user_code_timeout, "payment_sync.user_code_timeout");
+	psync_role_become(&role, owner, PSYNC_ROLE_USER_CODE);
+	result = decoder(column, value, size);
+	psync_role_return(&role);
+	psync_limit_end(&limit);
+	return result;
+}
+
+/*
+ * delivery.h has the contract.  A subtransaction, since input functions hold
+ * resources when they fail, and user code may have written something.  It is
+ * rolled back before anything is decided: whoever gets the error is where he
+ * was before.  A limit that began within has ended with it; one that is still
+ * running is the caller's.
+ */
+bool
+psync_value_try(const PsyncColumn *column, PsyncDecode decoder,
+				const char *value, int32 size, Datum *result,
+				ErrorData **failure)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner resources = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+	volatile bool late = false;
+	volatile Datum decoded = (Datum) 0;
+	Oid			owner;
+
+	*failure = NULL;
+	if (!find_owner(column, &owner))
+		return false;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		decoded = decode_within_limit(column, owner, decoder, value, size);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		late = psync_limit_exceeded();
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = resources;
+
+	if (error == NULL)
+	{
+		*result = decoded;
+		return true;
+	}
+	if (psync_limit_exceeded() || (!late && is_about_server(error)))
+		ReThrowError(error);
+	*failure = error;
+	return false;
 }

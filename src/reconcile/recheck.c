@@ -402,7 +402,7 @@ examine_with_log(PsyncReconcile *rec, const char *source, const char *other, int
 		int			guc_level = psync_text_settings();
 
 		touch_by_log(rec, both.reader, differences, *n);
-		AtEOXact_GUC(true, guc_level);
+		psync_text_settings_end(guc_level);
 	}
 	psync_read_end(rec, &both);
 
@@ -701,6 +701,6 @@ psync_suspect_recent(PsyncReconcile *rec)
 			suspect_key(rec, keys, &n, change_key(rec, &change, true));
 	}
 	psync_store_suspects(rec, keys, n);
-	AtEOXact_GUC(true, guc_level);
+	psync_text_settings_end(guc_level);
 	psync_reader_free(reader);
 }

@@ -229,7 +229,6 @@ typedef struct PsyncReconcile
 } PsyncReconcile;
 
 /* side.c */
-extern int	psync_text_settings(void);
 extern void psync_side_send(PsyncSide *side, const char *sql,
 							int ncolumns, int nfilled);
 extern PsyncRows *psync_side_collect(PsyncSide *side);

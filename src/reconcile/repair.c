@@ -417,9 +417,7 @@ log_rows(PsyncRepair *repair, const char *sql, bool deletes)
 	PsyncRepairReceiver receiver = {{receive_row, receive_startup, receive_nothing, receive_nothing, DestTuplestore}};
 	SPIExecuteOptions options = {0};
 	SPIPlanPtr	plan;
-	Oid			userid;
-	int			sec_context;
-	int			guc_level;
+	PsyncRole	role;
 
 	receiver.repair = repair;
 	receiver.deletes = deletes;
@@ -427,11 +425,8 @@ log_rows(PsyncRepair *repair, const char *sql, bool deletes)
 	for (int i = 0; i < repair->shape->ncolumns; i++)
 		receiver.key_columns[i] = repair->shape->columns[i].key;
 
-	GetUserIdAndSecContext(&userid, &sec_context);
-	guc_level = psync_text_settings();
-	SetUserIdAndSecContext(repair->sync->owner,
-						   sec_context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_RESTRICTED_OPERATION);
+	psync_role_become(&role, repair->sync->owner,
+					  PSYNC_ROLE_USER_CODE | PSYNC_ROLE_ALL_ROWS | PSYNC_ROLE_TEXT);
 	(void) set_config_option("payment_sync.origin",
 							 psprintf("%s%s", PSYNC_ORIGIN_REPAIR, repair->sync->id_text),
 							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
@@ -445,8 +440,7 @@ log_rows(PsyncRepair *repair, const char *sql, bool deletes)
 	if (SPI_execute_plan_extended(plan, &options) != SPI_OK_SELECT)
 		elog(ERROR, "could not run a query for repair");
 	SPI_finish();
-	AtEOXact_GUC(true, guc_level);
-	SetUserIdAndSecContext(userid, sec_context);
+	psync_role_return(&role);
 }
 
 /* ------------------------------------------------------------------ a batch */

@@ -30,17 +30,6 @@
 #include "reconcile/reconcile.h"
 #include "transport/registry.h"
 
-/* Beside those of psync_value_settings(); at the target, the transport sees to the same. */
-static const struct
-{
-	const char *name;
-	const char *value;
-}			settings[] = {
-	{"row_security", "off"},
-	{"standard_conforming_strings", "on"},
-	{"jit", "off"},
-};
-
 /*
  * Room for one more row.  Results may be large, and grow while they arrive.
  */
@@ -83,21 +72,6 @@ copy_result(MemoryContext context)
 }
 
 /*
- * Settings under which text forms are made, until AtEOXact_GUC(true, result)
- * or the end of the transaction.
- */
-int
-psync_text_settings(void)
-{
-	int			guc_level = psync_value_settings();
-
-	for (int i = 0; i < lengthof(settings); i++)
-		(void) set_config_option(settings[i].name, settings[i].value, PGC_USERSET,
-								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	return guc_level;
-}
-
-/*
  * Run it under the active snapshot if the caller has put one up for it, else
  * under a fresh one.  Errors restore user and settings with the transaction.
  */
@@ -106,19 +80,14 @@ run_local(PsyncSide *side)
 {
 	MemoryContext context = CurrentMemoryContext;
 	PsyncRows  *rows;
-	Oid			userid;
-	int			sec_context;
-	int			guc_level;
+	PsyncRole	role;
 	bool		read_only = XactReadOnly;
 	int			ret;
 
 	Assert(!side->remote && ActiveSnapshotSet());
 
-	GetUserIdAndSecContext(&userid, &sec_context);
-	guc_level = psync_text_settings();
-	SetUserIdAndSecContext(side->userid,
-						   sec_context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_RESTRICTED_OPERATION);
+	psync_role_become(&role, side->userid,
+					  PSYNC_ROLE_USER_CODE | PSYNC_ROLE_ALL_ROWS | PSYNC_ROLE_TEXT);
 	(void) set_config_option("enable_seqscan", side->ordered ? "off" : "on",
 							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	SPI_connect();
@@ -132,8 +101,7 @@ run_local(PsyncSide *side)
 			 SPI_result_code_string(ret));
 	rows = copy_result(context);
 	SPI_finish();
-	AtEOXact_GUC(true, guc_level);
-	SetUserIdAndSecContext(userid, sec_context);
+	psync_role_return(&role);
 	MemoryContextSwitchTo(context);
 	return rows;
 }

@@ -14,7 +14,6 @@
 #include "catalog/pg_class.h"
 #include "commands/extension.h"
 #include "executor/spi.h"
-#include "miscadmin.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
@@ -61,24 +60,13 @@ owner_of_tables(void)
 }
 
 /*
- * Become the owner until psync_owner_leave(), or until the (sub)transaction
- * aborts.  The settings are local to the GUC level that is left with it.
- *
- * SECURITY_LOCAL_USERID_CHANGE keeps SET ROLE and the like from having an
- * effect beyond.
+ * Until psync_role_return().  What is run meanwhile is ours.  The time that it
+ * waits for locks is limited in workers.
  */
 void
-psync_owner_enter(PsyncOwnerContext *save)
+psync_owner_become(PsyncRole *save)
 {
-	Oid			owner = owner_of_tables();
-
-	Assert(save != NULL);
-
-	GetUserIdAndSecContext(&save->userid, &save->sec_context);
-	save->guc_level = NewGUCNestLevel();
-	SetUserIdAndSecContext(owner, save->sec_context | SECURITY_LOCAL_USERID_CHANGE);
-	(void) set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	psync_role_become(save, owner_of_tables(), PSYNC_ROLE_TRUSTED);
 	if (psync_owner_lock_timeout > 0)
 	{
 		char		timeout[16];
@@ -87,16 +75,6 @@ psync_owner_enter(PsyncOwnerContext *save)
 		(void) set_config_option("lock_timeout", timeout, PGC_USERSET,
 								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	}
-}
-
-/* Not called on error: the (sub)transaction's abort restores both. */
-void
-psync_owner_leave(const PsyncOwnerContext *save)
-{
-	Assert(OidIsValid(save->userid) && save->guc_level > 0);
-
-	AtEOXact_GUC(true, save->guc_level);
-	SetUserIdAndSecContext(save->userid, save->sec_context);
 }
 
 /*
@@ -112,7 +90,7 @@ uint64
 psync_owner_execute(const char *command, int nargs, Oid *types, Datum *values,
 					const char *nulls)
 {
-	PsyncOwnerContext save;
+	PsyncRole	save;
 	bool		push = !ActiveSnapshotSet();
 	int			ret;
 
@@ -121,13 +99,13 @@ psync_owner_execute(const char *command, int nargs, Oid *types, Datum *values,
 	/* a delivering process has no portal whose snapshot SPI could use */
 	if (push)
 		PushActiveSnapshot(GetTransactionSnapshot());
-	psync_owner_enter(&save);
+	psync_owner_become(&save);
 	SPI_connect();
 	ret = SPI_execute_with_args(command, nargs, types, values, nulls, false, 0);
 	if (ret < 0)
 		elog(ERROR, "could not execute \"%s\": %s", command,
 			 SPI_result_code_string(ret));
-	psync_owner_leave(&save);
+	psync_role_return(&save);
 	if (push)
 		PopActiveSnapshot();
 	return SPI_processed;

@@ -14,6 +14,7 @@
 #include "storage/itemptr.h"
 #include "utils/uuid.h"
 
+#include "base/role.h"
 #include "compat.h"
 #include "log/log.h"
 
@@ -158,12 +159,6 @@ pg_noreturn extern void psync_refuse_table_of_sync(const PsyncSync *sync, Oid re
 extern PsyncSync *psync_sync_get_own(const char *name);
 
 /* Work on the extension's own tables as their owner. */
-typedef struct PsyncOwnerContext
-{
-	Oid			userid;
-	int			sec_context;
-	int			guc_level;
-} PsyncOwnerContext;
 
 /*
  * How long work on these tables waits for a lock, in ms; 0: as the session is
@@ -171,8 +166,7 @@ typedef struct PsyncOwnerContext
  */
 extern int	psync_owner_lock_timeout;
 
-extern void psync_owner_enter(PsyncOwnerContext *save);
-extern void psync_owner_leave(const PsyncOwnerContext *save);
+extern void psync_owner_become(PsyncRole *save);
 extern bool psync_extension_present(void);
 
 /*

@@ -106,7 +106,7 @@ psync_process_try(PsyncWork work, void *arg)
 		HOLD_INTERRUPTS();
 		MemoryContextSwitchTo(caller);
 		error = CopyErrorData();
-		AbortCurrentTransaction();
+		AbortOutOfAnyTransaction();
 		FlushErrorState();
 
 		/* A cancel that has arrived was meant for what has just ended. */

@@ -280,11 +280,11 @@ psync_worker_leave(PsyncLeave leave)
 static void
 psync_worker_tidy_work(void *arg)
 {
-	PsyncOwnerContext save;
+	PsyncRole	save;
 
-	psync_owner_enter(&save);
+	psync_owner_become(&save);
 	*(bool *) arg = psync_log_rotate(psync_sync_list_positions);
-	psync_owner_leave(&save);
+	psync_role_return(&save);
 }
 
 /*
