@@ -7,9 +7,12 @@
  * have shown it; except that names of objects (regclass …) are qualified.
  *
  * What a type's functions accept may have changed since: an attribute was
- * added to a composite type, the table that a regclass names was dropped.  One
- * such value must not hide all the others.  It is shown as the text or, in
- * hex, the bytes that the image holds; so is one whose type is gone.
+ * added to a composite type, the table that a regclass names was dropped.  And
+ * jsonb cannot hold all that json and text can: \u0000, lone surrogates, numbers
+ * that are no numeric, strings of 256 MB.  One such value must not hide all the
+ * others.  It is shown as a string: its text or, in hex, the bytes that the
+ * image holds; so is one whose type is gone.  If even that is too long, the
+ * string says how many bytes there are.
  *
  * Not by way of a row type: each set of columns would need one, and a session
  * keeps those it has seen for good.
@@ -30,6 +33,15 @@
 #include "deliver/delivery.h"
 #include "deliver/event.h"
 #include "deliver/field.h"
+
+/* jsonb measures strings, and all that is in an object, with 28 bits. */
+#define JSONB_STRING_MAX	JENTRY_OFFLENMASK
+/* Whether larger values fit is tried; none that is smaller can exceed that. */
+#define JSONB_CHECKED_SIZE	(1024 * 1024)
+/* What a member may take, alignment included. */
+#define JSONB_MEMBER_SIZE(name, value) \
+	(strlen(name) + 2 * sizeof(JEntry) + 2 * sizeof(int32) + \
+	 ((value) != NULL ? VARSIZE(value) : 0))
 
 /*
  * Split an image, or an old part ("sparse"), into its fields, *n of them, in
@@ -56,7 +68,7 @@ split(const PsyncShape *shape, const char *data, uint32 size, bool sparse, int *
 static char *
 bytes_to_hex(const char *value, int32 size)
 {
-	char	   *result = palloc(2 + 2 * size + 1);
+	char	   *result = palloc(2 + 2 * (Size) size + 1);
 
 	Assert(size >= 0);
 
@@ -239,18 +251,35 @@ value_to_jsonb(Oid type, Datum value)
 	return FunctionCallInvoke(fcinfo);
 }
 
+/* In place of a value that is too large. */
+static Datum
+size_to_jsonb(int64 size)
+{
+	return value_to_jsonb(TEXTOID, CStringGetTextDatum(psprintf("(" INT64_FORMAT " bytes)",
+																size)));
+}
+
 /*
- * As it is in the image: as text if it is text, else in hex, as a JSON string
- * either way.
+ * Not as JSON, but as a string: as text if it is text, or can be made text,
+ * else in hex.
  */
 static Datum
 raw_to_jsonb(const PsyncColumn *column, const PsyncField *field)
 {
-	char	   *text = column->textual || image_is_text(column) ?
-		pnstrdup(field->value, field->size) :
-		bytes_to_hex(field->value, field->size);
+	ErrorData  *failure;
+	Datum		text;
 
-	return value_to_jsonb(TEXTOID, CStringGetTextDatum(text));
+	if (field->size > (int32) JSONB_STRING_MAX)
+		return size_to_jsonb(field->size);
+	if (column->textual || column->type == JSONOID || image_is_text(column))
+		text = CStringGetDatum(pnstrdup(field->value, field->size));
+	else if (!type_exists(column->type) || psync_value_runs_user_code(column) ||
+			 !psync_value_try(column, decode_to_text, field->value, field->size, &text,
+							  &failure))
+		text = CStringGetDatum(bytes_to_hex(field->value, field->size));
+	if (strlen(DatumGetCString(text)) > JSONB_STRING_MAX)
+		return size_to_jsonb(field->size);
+	return value_to_jsonb(TEXTOID, CStringGetTextDatum(DatumGetCString(text)));
 }
 
 /* As to_jsonb() shows it. */
@@ -258,6 +287,14 @@ static Datum
 decode_to_jsonb(const PsyncColumn *column, const char *value, int32 size)
 {
 	return value_to_jsonb(column->type, psync_value_to_datum(column, value, size));
+}
+
+/* May jsonb be unable to hold the value, though nobody's code is run? */
+static bool
+may_not_fit(const PsyncColumn *column, const PsyncField *field)
+{
+	return column->type == JSONOID || column->type == JSONARRAYOID ||
+		field->size > JSONB_CHECKED_SIZE;
 }
 
 /*
@@ -277,7 +314,8 @@ field_to_jsonb(const PsyncColumn *column, const PsyncField *field)
 	base.type = getBaseTypeAndTypmod(column->type, &base.typmod);
 	if (image_is_text(&base))
 		return raw_to_jsonb(&base, field);
-	if (!base.textual && !psync_value_runs_user_code(&base))
+	if (!base.textual && !psync_value_runs_user_code(&base) &&
+		!may_not_fit(&base, field))
 		return decode_to_jsonb(&base, field->value, field->size);
 	if (!psync_value_try(&base, decode_to_jsonb, field->value, field->size, &jsonb,
 						 &failure))
@@ -297,12 +335,47 @@ psync_value_to_jsonb(const PsyncColumn *column, const char *value, int32 size)
 }
 
 /*
+ * The fields as jsonb, NULL for null, so that an object can hold them all: of
+ * those that are too large together, the largest are left out.
+ */
+static Jsonb **
+fields_that_fit(const PsyncShape *shape, const PsyncField *fields, int n)
+{
+	Jsonb	  **values = palloc0(Max(n, 1) * sizeof(Jsonb *));
+	Size		total = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		const PsyncColumn *column = &shape->columns[fields[i].index];
+
+		if (fields[i].size >= 0)
+			values[i] = DatumGetJsonbP(field_to_jsonb(column, &fields[i]));
+		total += JSONB_MEMBER_SIZE(column->name, values[i]);
+	}
+	while (total > JSONB_STRING_MAX)
+	{
+		int			largest = -1;
+
+		for (int i = 0; i < n; i++)
+			if (values[i] != NULL &&
+				(largest < 0 || VARSIZE(values[i]) > VARSIZE(values[largest])))
+				largest = i;
+		Assert(largest >= 0);
+		total -= VARSIZE(values[largest]);
+		values[largest] = DatumGetJsonbP(size_to_jsonb(fields[largest].size));
+		total += VARSIZE(values[largest]);
+	}
+	return values;
+}
+
+/*
  * An object of the fields, by their columns' names.  Duplicates cannot be,
  * names of columns are unique.
  */
 static Datum
 fields_to_jsonb(const PsyncShape *shape, const PsyncField *fields, int n)
 {
+	Jsonb	  **values = fields_that_fit(shape, fields, n);
 	JsonbParseState *state = NULL;
 	JsonbValue	item;
 
@@ -315,15 +388,13 @@ fields_to_jsonb(const PsyncShape *shape, const PsyncField *fields, int n)
 		item.val.string.val = unconstify(char *, column->name);
 		item.val.string.len = strlen(column->name);
 		pushJsonbValue(&state, WJB_KEY, &item);
-		if (fields[i].size < 0)
+		if (values[i] == NULL)
 			item.type = jbvNull;
 		else
 		{
-			Jsonb	   *value = DatumGetJsonbP(field_to_jsonb(column, &fields[i]));
-
 			item.type = jbvBinary;
-			item.val.binary.data = &value->root;
-			item.val.binary.len = VARSIZE(value) - VARHDRSZ;
+			item.val.binary.data = &values[i]->root;
+			item.val.binary.len = VARSIZE(values[i]) - VARHDRSZ;
 		}
 		pushJsonbValue(&state, WJB_VALUE, &item);
 	}

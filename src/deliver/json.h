@@ -124,17 +124,20 @@ extern void psync_json_timestamp(StringInfo out, int64 timestamp, bool offset);
 extern void psync_json_date(StringInfo out, int32 date);
 extern void psync_json_time(StringInfo out, int64 time);
 
+/* json_text.c; raises an error if a text would be larger than it can be. */
+extern void psync_json_enlarge(StringInfo out, Size n);
+
 /* Room for n more bytes; then the bytes themselves. */
 static inline char *
-psync_json_room(StringInfo out, int n)
+psync_json_room(StringInfo out, Size n)
 {
-	if (unlikely(n >= out->maxlen - out->len))
-		enlargeStringInfo(out, n);
+	if (unlikely(n >= (Size) (out->maxlen - out->len)))
+		psync_json_enlarge(out, n);
 	return out->data + out->len;
 }
 
 static inline void
-psync_json_put(StringInfo out, const char *bytes, int n)
+psync_json_put(StringInfo out, const char *bytes, Size n)
 {
 	memcpy(psync_json_room(out, n), bytes, n);
 	out->len += n;

@@ -9,9 +9,16 @@
 #include "postgres.h"
 
 #include "mb/pg_wchar.h"
+#include "utils/memutils.h"
 
 #include "compat.h"
 #include "deliver/json.h"
+
+/*
+ * The largest text of an event: with its frame it must fit into a row of
+ * payment_sync.unsettled.
+ */
+#define TEXT_MAX	(MaxAllocSize - 64 * 1024)
 
 /* What a byte of UTF-8 text is to JSON. */
 #define PLAIN		0
@@ -24,6 +31,21 @@
 #define ESCAPE_MAX	6
 /* UTF-8 for U+FFFD, the replacement character */
 #define REPLACEMENT "\xEF\xBF\xBD"
+
+/*
+ * The server's own check takes an int, and its message no account of what was
+ * asked for.
+ */
+void
+psync_json_enlarge(StringInfo out, Size n)
+{
+	if (n >= TEXT_MAX || (Size) out->len >= TEXT_MAX - n)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("change is too large for an event"),
+				 errdetail("Its text would exceed %zu bytes.", (Size) TEXT_MAX)));
+	enlargeStringInfo(out, (int) n);
+}
 
 /*
  * Most bytes are plain; the test for the rest is kept short.
@@ -105,7 +127,8 @@ multibyte_length(const char *text, const char *end)
 static const char *
 put_piece(StringInfo out, const char *text, const char *piece, const char *end)
 {
-	char	   *at = psync_json_room(out, (piece - text + MAX_MULTIBYTE_CHAR_LEN) * ESCAPE_MAX);
+	Size		size = piece - text + MAX_MULTIBYTE_CHAR_LEN;
+	char	   *at = psync_json_room(out, size * ESCAPE_MAX);
 
 	Assert(text < piece && piece <= end);
 
@@ -190,18 +213,16 @@ psync_json_string(StringInfo out, const char *text, int size)
 }
 
 /*
- * JSON in the database's encoding, as it is; but on one line, since line
- * breaks separate events in some formats.  In JSON they mean no more than
- * blanks, unless within strings, where they are not allowed.
+ * A piece of JSON, or a few bytes more; returns where to go on.
  */
-void
-psync_json_verbatim(StringInfo out, const char *text, int size)
+static const char *
+put_piece_verbatim(StringInfo out, const char *from, const char *piece,
+				   const char *end)
 {
-	const char *utf8 = convert(text, &size);
-	const char *end = utf8 + size;
+	Size		size = piece - from + MAX_MULTIBYTE_CHAR_LEN;
 	char	   *at = psync_json_room(out, size * strlen(REPLACEMENT));
 
-	for (const char *from = utf8; from < end;)
+	while (from < piece)
 	{
 		int			length = 1;
 
@@ -221,6 +242,22 @@ psync_json_verbatim(StringInfo out, const char *text, int size)
 		from += length;
 	}
 	out->len = at - out->data;
+	return from;
+}
+
+/*
+ * JSON in the database's encoding, as it is; but on one line, since line
+ * breaks separate events in some formats.  In JSON they mean no more than
+ * blanks, unless within strings, where they are not allowed.
+ */
+void
+psync_json_verbatim(StringInfo out, const char *text, int size)
+{
+	const char *utf8 = convert(text, &size);
+	const char *end = utf8 + size;
+
+	for (const char *from = utf8; from < end;)
+		from = put_piece_verbatim(out, from, Min(from + PIECE, end), end);
 	if (utf8 != text)
 		pfree(unconstify(char *, utf8));
 }

@@ -417,14 +417,14 @@ put_numeric(StringInfo out, const char *value, int32 size, bool quoted)
 static void
 put_base64(StringInfo out, const char *value, int32 size)
 {
-	int			room = pg_b64_enc_len(size);
+	Size		room = ((Size) size + 2) / 3 * 4;
 	char	   *at = psync_json_room(out, room + 2);
 	int			written;
 
 	Assert(size >= 0);
 
 	*at++ = '"';
-	written = pg_b64_encode((const void *) value, size, at, room);
+	written = pg_b64_encode((const void *) value, size, at, (int) room);
 	Assert(written >= 0);
 	at += written;
 	*at++ = '"';
@@ -437,7 +437,7 @@ put_base64(StringInfo out, const char *value, int32 size)
 static void
 put_hex(StringInfo out, const char *value, int32 size)
 {
-	char	   *at = psync_json_room(out, 5 + 2 * size);
+	char	   *at = psync_json_room(out, 5 + 2 * (Size) size);
 
 	Assert(size >= 0);
 

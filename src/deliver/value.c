@@ -125,22 +125,24 @@ psync_value_runs_user_code(const PsyncColumn *column)
 }
 
 /*
- * The owner of the table that the value is from; false if there is none any
- * more, then nothing is to be decoded.
+ * The owner of the table that the value is from; InvalidOid if the table is
+ * gone, then nothing that users wrote is to be run.  Not inlined, so that
+ * nothing of it is kept in registers across the caller's PG_TRY.
  */
-static bool
-find_owner(const PsyncColumn *column, Oid *owner)
+static pg_noinline Oid
+find_owner(const PsyncColumn *column)
 {
 	HeapTuple	tuple;
+	Oid			owner;
 
 	Assert(OidIsValid(column->relid));
 
 	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(column->relid));
 	if (!HeapTupleIsValid(tuple))
-		return false;
-	*owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+		return InvalidOid;
+	owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
 	ReleaseSysCache(tuple);
-	return true;
+	return owner;
 }
 
 /*
@@ -167,7 +169,7 @@ is_about_server(const ErrorData *error)
 	}
 }
 
-/* Within the limit of time, as the table's owner if "column" demands it. */
+/* The server's own functions run as the reader, others as the table's owner. */
 static Datum
 decode_within_limit(const PsyncColumn *column, Oid owner,
 					PsyncDecode decoder, const char *value, int32 size)
@@ -176,6 +178,8 @@ decode_within_limit(const PsyncColumn *column, Oid owner,
 	PsyncRole	role;
 	Datum		result;
 
+	if (!psync_value_runs_user_code(column))
+		return decoder(column, value, size);
 	psync_limit_begin(&limit, "functions of user-defined types",
 					  psync_user_code_timeout, "payment_sync.user_code_timeout");
 	psync_role_become(&role, owner, PSYNC_ROLE_USER_CODE);
@@ -202,10 +206,11 @@ psync_value_try(const PsyncColumn *column, PsyncDecode decoder,
 	ErrorData  *volatile error = NULL;
 	volatile bool late = false;
 	volatile Datum decoded = (Datum) 0;
-	Oid			owner;
+	const Oid	owner = find_owner(column);
 
 	*failure = NULL;
-	if (!find_owner(column, &owner))
+	if (!OidIsValid(owner) &&
+		(column->textual || psync_value_runs_user_code(column)))
 		return false;
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
