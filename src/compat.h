@@ -129,4 +129,12 @@
 #define psync_qualified_name_list(name) stringToQualifiedNameList(name)
 #endif
 
+/* Whether a stronger lock will do is asked since 17. */
+#include "storage/lock.h"
+#if PG_VERSION_NUM >= 170000
+#define psync_lock_held_by_me(tag, mode) LockHeldByMe((tag), (mode), false)
+#else
+#define psync_lock_held_by_me(tag, mode) LockHeldByMe((tag), (mode))
+#endif
+
 #endif							/* PSYNC_COMPAT_H */

@@ -15,9 +15,8 @@
  *	  afterwards.
  *	- A limit of time, see limit.c.
  *
- * What remains to it: a session-level advisory lock stays with the process.  A
- * worker gives those back after each turn; its own locks are of another kind
- * (sync/lock.c).
+ * Locks of ours that it might give back are pinned (lock.c).  What remains to
+ * it: the number generator's seed, and messages by NOTIFY.
  *
  * On error nobody returns: the abort of the (sub)transaction within which the
  * role was changed restores role and settings, and pops the snapshot.
@@ -28,6 +27,7 @@
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
 
+#include "base/lock.h"
 #include "base/role.h"
 #include "compat.h"
 
@@ -97,6 +97,8 @@ psync_role_become(PsyncRole *save, Oid role, int flags)
 
 	Assert(OidIsValid(role));
 
+	if (flags & PSYNC_ROLE_USER_CODE)
+		psync_session_locks_pin();
 	save->snapshot = (flags & PSYNC_ROLE_USER_CODE) != 0 && !ActiveSnapshotSet();
 	if (save->snapshot)
 		PushActiveSnapshot(GetTransactionSnapshot());

@@ -27,6 +27,7 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 
+#include "base/lock.h"
 #include "compat.h"
 #include "deliver/deliver.h"
 #include "reconcile/background.h"
@@ -285,7 +286,7 @@ take_reconciler_lock(void *arg)
 	LOCKTAG		tag;
 
 	reconciler_lock_tag(&tag);
-	*(bool *) arg = LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
+	*(bool *) arg = psync_session_lock(&tag, false);
 }
 
 /*

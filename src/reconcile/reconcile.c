@@ -39,6 +39,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "base/lock.h"
 #include "compat.h"
 #include "deliver/deliver.h"
 #include "reconcile/reconcile.h"
@@ -400,7 +401,7 @@ psync_reconcile_run(int64 number, PsyncReconcileNext next, bool wait)
 
 	Assert(number > 0);
 	run_lock_tag(&tag, number);
-	if (LockAcquire(&tag, ExclusiveLock, true, !wait) == LOCKACQUIRE_NOT_AVAIL)
+	if (!psync_session_lock(&tag, wait))
 	{
 		MemoryContextDelete(context);
 		return;
@@ -411,7 +412,7 @@ psync_reconcile_run(int64 number, PsyncReconcileNext next, bool wait)
 	}
 	PG_FINALLY();
 	{
-		LockRelease(&tag, ExclusiveLock, true);
+		psync_session_unlock(&tag);
 		MemoryContextDelete(context);
 	}
 	PG_END_TRY();

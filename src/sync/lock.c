@@ -27,6 +27,7 @@
 #include "storage/lock.h"
 #include "utils/uuid.h"
 
+#include "base/lock.h"
 #include "compat.h"
 #include "sync/sync.h"
 #include "worker/worker.h"
@@ -38,7 +39,7 @@
 StaticAssertDecl(sizeof(pg_uuid_t) == UUID_LEN, "an id is hashed as a whole");
 
 /*
- * Advisory locks of the users' kind, in a range that SQL cannot name: they
+ * Advisory locks (base/lock.c), of kinds that SQL cannot name: they
  * show up in pg_locks, and 64 bits of the id's hash keep two syncs apart well
  * enough; a collision would only make them take turns.
  */
@@ -86,14 +87,14 @@ psync_sync_lock(const pg_uuid_t *id, bool wait)
 	lock_tag(&tag, id, PSYNC_LOCK_DELIVER);
 	if (!wait)
 		return !psync_sync_lock_wanted(id) &&
-			LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
+			psync_session_lock(&tag, false);
 
 	lock_tag(&interest, id, PSYNC_LOCK_INTEREST);
 	(void) LockAcquire(&interest, ExclusiveLock, true, false);
 	PG_TRY();
 	{
 		psync_wakeup_yield();
-		(void) LockAcquire(&tag, ExclusiveLock, true, false);
+		(void) psync_session_lock(&tag, true);
 	}
 	PG_FINALLY();
 	{
@@ -112,5 +113,5 @@ psync_sync_unlock(const pg_uuid_t *id)
 	LOCKTAG		tag;
 
 	lock_tag(&tag, id, PSYNC_LOCK_DELIVER);
-	LockRelease(&tag, ExclusiveLock, true);
+	psync_session_unlock(&tag);
 }

@@ -173,6 +173,9 @@ q1('INSERT INTO good VALUES (1001)');
 wait_delivered($node, 'other');
 is(join(',', worker_pids($node)), $workers[0], 'the worker lives, and serves the other sync');
 is(q1("SELECT errors FROM payment_sync.stat_sync WHERE name = 'other'"), 0, 'which has not failed');
+my $locks = "SELECT count(*) FROM pg_locks WHERE pid = $workers[0] AND locktype = 'advisory' AND granted";
+is(q1("$locks AND objsubid IN (1, 2)"), 0, 'the worker keeps no advisory lock of user code');
+is(q1("$locks AND objsubid = 3"), scalar @misbehaviours + 1, 'and has given back none of its own');
 $holder->quit;
 q1("SELECT payment_sync.disable_sync('hook_$_')") for @misbehaviours;
 
