@@ -322,8 +322,9 @@ set_hashed_forms(PsyncPair *pair)
 		shape = PSYNC_TEXT_QUOTED;
 	else if (shape == PSYNC_TEXT_STRING && pair->side[0].as == BPCHAROID &&
 			 pair->side[1].as == BPCHAROID && pair->side[0].as_typmod > 0 &&
-			 pair->side[0].as_typmod == pair->side[1].as_typmod)
-		shape = PSYNC_TEXT_BARE;	/* always of the same length */
+			 pair->side[0].as_typmod == pair->side[1].as_typmod &&
+			 pair->side[0].not_null && pair->side[1].not_null)
+		shape = PSYNC_TEXT_BARE;	/* always there, always of the same length */
 	set_hashed_form(&pair->side[0], shape);
 	set_hashed_form(&pair->side[1], shape);
 }

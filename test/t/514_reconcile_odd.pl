@@ -290,6 +290,44 @@ is(sql("$verdicts('registered')"), '0|0|2|0', 'names of what is not here');
 is(sql(q{SELECT string_agg(columns::text, ' ' ORDER BY key) FROM payment_sync.discrepancies WHERE sync = 'registered'}),
 	'{c,r} {r,n}', 'and values that differ by their texts only');
 
+# ------------------------------------ rows that look alike when written one after another
+
+# Every combination of nulls, blanks and separators in neighbouring columns,
+# beside another combination: each pair that differs must be found.
+my $combined = <<'SQL';
+CREATE TABLE combined%1$s (id int PRIMARY KEY, a char(3), b char(3), c text, d varchar(5), e int, f date, g text);
+INSERT INTO combined%1$s
+WITH w(n, v) AS (SELECT ordinality - 1, NULLIF(v, 'null') FROM unnest('{null,"",a,|,a|,|a,|1," "}'::text[]) WITH ORDINALITY u(v)),
+s(n, id) AS (SELECT n, CASE WHEN '%2$s' = '' THEN n ELSE (n * 13 + %3$d) %% 4096 END FROM generate_series(0, 4095) n)
+SELECT s.id, w0.v, w1.v, w2.v, w3.v, NULLIF(s.n / 512 %% 3, 0), CASE WHEN s.n %% 5 = 0 THEN date '2024-01-01' END, w1.v
+FROM s JOIN w w0 ON w0.n = s.n %% 8 JOIN w w1 ON w1.n = s.n / 8 %% 8 JOIN w w2 ON w2.n = s.n / 64 %% 8 JOIN w w3 ON w3.n = s.n / 512 %% 8;
+SQL
+for my $shift (1, 77)
+{
+	sql(sprintf $combined, "_s$shift", '', 0);
+	sql(sprintf $combined, "_o$shift", 'other', $shift);
+	my $right = sql("SELECT 4096 || '|' || 4096 || '|' || count(*) FILTER (WHERE s IS NOT DISTINCT FROM o) || '|0|0|' || count(*) FILTER (WHERE s IS DISTINCT FROM o)
+		FROM combined_s$shift s JOIN combined_o$shift o USING (id)");
+	for my $digest ('hash', 'sha256')
+	{
+		is(sql("$with('combined_s$shift', 'combined_o$shift', digest => '$digest')"), $right, "combinations, $digest, shift $shift");
+	}
+	# and by the digests of single rows, at a target
+	sql(sprintf $combined, '', '', 0);
+	$target->safe_psql('postgres', 'DROP TABLE IF EXISTS combined');
+	$target->safe_psql('postgres', sprintf $combined, '', 'other', $shift);
+	sql(q{SELECT payment_sync.capture_table('combined'); SELECT payment_sync.create_sync('combined', '{combined}', server => 'target')});
+	is(sql("SELECT source_rows, target_rows, matched, missing, unexpected, different FROM payment_sync.reconcile('combined')"),
+		$right, "combinations at the target, shift $shift");
+	# one row at a time: only its own digest can tell
+	$target->safe_psql('postgres', 'DROP TABLE combined');
+	$target->safe_psql('postgres', sprintf $combined, '', '', 0);
+	$target->safe_psql('postgres', q{UPDATE combined SET a = '' WHERE id = 8; UPDATE combined SET b = NULL WHERE id = 9; UPDATE combined SET c = NULL WHERE id = 74;
+		UPDATE combined SET d = '' WHERE id = 33; UPDATE combined SET g = '' WHERE id = 3; UPDATE combined SET g = NULL WHERE id = 11});
+	is(sql("$verdicts('combined')"), '0|0|6|0', "nulls and empty strings, shift $shift");
+	sql(q{SELECT payment_sync.drop_sync('combined'); SELECT payment_sync.release_table('combined'); DROP TABLE combined});
+}
+
 $source->stop;
 $target->stop;
 done_testing();
