@@ -17,6 +17,8 @@
 #include "compat.h"
 #include "sync/admin.h"
 
+uint64		psync_progress_saves = 0;
+
 static const char progress_command[] =
 	"UPDATE payment_sync.sync_state SET"
 	" position = COALESCE($2::pg_snapshot, position),"
@@ -151,6 +153,7 @@ psync_sync_save_progress(const pg_uuid_t *id, const PsyncSyncProgress *progress)
 	set_numbers(&values[15], &nulls[15], progress->ahead, progress->nahead);
 	saved = psync_owner_execute(progress_command, 16, types, values, nulls);
 	SPI_finish();
+	psync_progress_saves++;
 	return saved > 0;
 }
 

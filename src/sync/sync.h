@@ -104,6 +104,9 @@ extern List *psync_sync_list_runnable(void);	/* of PsyncSync *, with server,
 extern List *psync_sync_list_with_state(void);	/* of PsyncSync * */
 extern List *psync_sync_list_positions(void);	/* of PsyncSnapshot *: A of
 												 * every sync with a state */
+/* How often this process has saved any sync's progress. */
+extern uint64 psync_progress_saves;
+
 extern bool psync_sync_save_progress(const pg_uuid_t *id,
 									 const PsyncSyncProgress *progress);
 extern void psync_sync_save_failure(const pg_uuid_t *id, const char *sqlstate,

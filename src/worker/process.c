@@ -19,6 +19,13 @@
 #include "compat.h"
 #include "worker/process.h"
 
+static void
+psync_process_die(SIGNAL_ARGS)
+{
+	psync_crash_told_to_end();
+	die(postgres_signal_arg);
+}
+
 /*
  * SIGTERM ends the process at the next check for interrupts, wherever that
  * is: a transport that waits for its target, or a statement that waits for a
@@ -31,7 +38,7 @@ void
 psync_process_signals(void)
 {
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, die);
+	pqsignal(SIGTERM, psync_process_die);
 	BackgroundWorkerUnblockSignals();
 }
 

@@ -344,9 +344,21 @@ psync_serve_save_one(PsyncServed *served)
 
 	psync_serve.turn_started = GetCurrentTimestamp();
 	psync_serve.serving = served;
+	psync_crash_serving(&served->id);
 	error = psync_process_try(psync_serve_save_work, served);
+	psync_crash_serving(NULL);
 	psync_serve.serving = NULL;
 	return error;
+}
+
+/* Progress was saved: what has failed in a row has come to an end. */
+void
+psync_served_saved(PsyncServed *served)
+{
+	served->streak = 0;
+	if (served->crashes > 0)
+		psync_crash_settle(&served->id, true);
+	served->crashes = 0;
 }
 
 /* Since when something of this sync is unsaved; 0 if nothing is. */
@@ -381,7 +393,7 @@ psync_serve_save(bool all)
 		error = psync_serve_save_one(served);
 		saved |= error == NULL;
 		if (error == NULL)
-			served->streak = 0;
+			psync_served_saved(served);
 		/* what saving has settled may set others free */
 		if (error == NULL && served->watched)
 			psync_served_mark(served, now);

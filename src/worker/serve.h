@@ -45,6 +45,9 @@
 /* How long answers are awaited when a sync is left to others. */
 #define PSYNC_LEAVE_MS			500
 
+/* A sync whose worker has crashed is not served before. */
+#define PSYNC_CRASH_DELAY_MS	1000
+
 /* How long an ending process waits for its targets. */
 #define PSYNC_END_MS			500
 
@@ -71,6 +74,8 @@ typedef struct PsyncServed
 	int			failures;		/* in a row */
 	int			streak;			/* of failures without progress saved in between */
 	bool		unrecorded;		/* the table lacks the last failure */
+	int			crashes;		/* workers that died in its turn, in a row */
+	bool		crashed;		/* the last of them is to be recorded */
 	int			credits;		/* windows that need not wait, see pace.c */
 	TimestampTz paced_at;		/* up to when credits are counted; 0: never */
 } PsyncServed;
@@ -113,6 +118,7 @@ extern TimestampTz psync_serve_next_time(void);
 
 extern void psync_served_mark(PsyncServed *served, TimestampTz now);
 extern TimestampTz psync_served_unsaved_since(const PsyncServed *served);
+extern void psync_served_saved(PsyncServed *served);
 
 /* turn.c */
 extern void psync_turn(PsyncServed *served);

@@ -25,6 +25,7 @@ int			psync_worker_idle_timeout = 60;
 int			psync_window_interval = 5;
 int			psync_database_turn = 5000;
 int			psync_lock_timeout = 1000;
+int			psync_max_crashes = 5;
 
 /*
  * Sizes of shared memory.  A session that has loaded the library by itself
@@ -106,6 +107,13 @@ psync_settings_define_delays(void)
 							&psync_lock_timeout,
 							1000, 1, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("payment_sync.max_crashes",
+							"Sets after how many crashes in a row a sync is disabled.",
+							"Counted are workers that died while they served it. 0 never disables it.",
+							&psync_max_crashes,
+							5, 0, INT_MAX,
+							PGC_SIGHUP, 0,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("payment_sync.window_interval",
 							"Sets the time from one window of a busy sync to the next.",

@@ -5,7 +5,7 @@
  * Only a library in shared_preload_libraries has it; elsewhere
  * psync_shmem_ready() is false and nothing else here may be called.  A crash
  * of any process makes the postmaster start over with fresh shared memory, so
- * nothing here outlives a crash and nothing needs repair.
+ * nothing here outlives a crash and nothing needs repair; but see crash.c.
  *
  * See shmem.h for the rules of locking.
  */
@@ -104,6 +104,8 @@ psync_shmem_startup(void)
 	if (!found)
 		psync_shmem_fill();
 	LWLockRelease(AddinShmemInitLock);
+	if (!found)
+		psync_crash_startup();
 }
 
 /* From _PG_init, while shared_preload_libraries are loaded. */

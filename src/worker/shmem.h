@@ -85,6 +85,17 @@ typedef struct PsyncSharedDatabase
 	TimestampTz start_after;	/* nothing is a reason before */
 } PsyncSharedDatabase;
 
+/* A sync in whose turn workers have died, see crash.c. */
+typedef struct PsyncCrashNote
+{
+	Oid			dboid;			/* InvalidOid: none */
+	pg_uuid_t	sync;
+	int32		crashes;		/* in a row */
+	int32		recorded;		/* the last one is in the sync's table */
+} PsyncCrashNote;
+
+#define PSYNC_CRASH_NOTES	64
+
 typedef struct PsyncSharedControl
 {
 	pg_atomic_uint32 launcher_proc; /* like slot.proc; 0: no launcher */
@@ -92,6 +103,7 @@ typedef struct PsyncSharedControl
 	uint32		generation;		/* last one given to a slot */
 	int			waiting;		/* databases that need a worker and have none;
 								 * the launcher's last count */
+	PsyncCrashNote dead[PSYNC_CRASH_NOTES];
 	ConditionVariable gone;		/* broadcast when a slot becomes free */
 } PsyncSharedControl;
 
@@ -107,6 +119,7 @@ extern int	psync_worker_idle_timeout;	/* s */
 extern int	psync_window_interval;	/* ms; 0: none */
 extern int	psync_database_turn;	/* ms */
 extern int	psync_lock_timeout; /* ms */
+extern int	psync_max_crashes;	/* 0: no limit */
 extern void psync_settings_init(void);
 
 /* shmem.c; all but init and ready need psync_shmem_ready() */
@@ -123,6 +136,15 @@ extern void psync_database_forget(PsyncSharedDatabase *database);
 extern int	psync_database_workers(Oid dboid);
 extern PsyncSharedWorker *psync_slot_claim(Oid dboid);
 extern void psync_slot_release(PsyncSharedWorker *slot, bool again);
+
+/* crash.c */
+extern void psync_crash_startup(void);
+extern void psync_crash_told_to_end(void);
+extern void psync_crash_attach(int slot);
+extern void psync_crash_serving(const pg_uuid_t *sync);
+extern void psync_crash_exit(void);
+extern int	psync_crash_count(const pg_uuid_t *sync, bool *recorded);
+extern void psync_crash_settle(const pg_uuid_t *sync, bool over);
 
 /* wakeup.c */
 extern void psync_wakeup_init(void);

@@ -12,7 +12,7 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 
-#include "sync/sync.h"
+#include "sync/admin.h"
 #include "worker/serve.h"
 #include "worker/worker.h"
 
@@ -32,6 +32,7 @@ psync_turn_release(PsyncServed *served, TimestampTz not_before)
 	Assert(IsTransactionState());
 
 	/* what is under way may still be answered; nobody is served meanwhile */
+	psync_crash_serving(&served->id);
 	psync_serve.leaving = true;
 	if (delivery != NULL)
 		psync_delivery_leave(delivery, psync_serve.end_by == PSYNC_NEVER ?
@@ -42,6 +43,8 @@ psync_turn_release(PsyncServed *served, TimestampTz not_before)
 	served->delivery = NULL;
 	if (delivery != NULL)
 		psync_delivery_close(delivery);
+	psync_crash_serving(psync_serve.serving != NULL ?
+						&psync_serve.serving->id : NULL);
 	psync_sync_unlock(&served->id);
 	served->owned = false;
 	served->watched = false;
@@ -169,6 +172,23 @@ psync_turn_wait(PsyncServed *served)
 }
 
 /*
+ * After a step: has progress been saved?  After a crash it is at once, so that
+ * the next one is known to be another.
+ */
+static void
+psync_turn_note_saved(PsyncServed *served, bool saved)
+{
+	if (served->crashes > 0 &&
+		psync_delivery_unsaved_since(served->delivery) != 0)
+	{
+		psync_delivery_save(served->delivery);
+		saved = true;
+	}
+	if (saved)
+		psync_served_saved(served);
+}
+
+/*
  * Deliver windows until there is none, or the turn is over.  "Pending" is
  * cleared only here, after a look that began when all messages taken so far
  * had been heard: changes committed since then have set a new one.
@@ -180,8 +200,11 @@ psync_turn_deliver(PsyncServed *served)
 
 	while (psync_turn_pace(served))
 	{
+		uint64		saves = psync_progress_saves;
 		PsyncDeliverResult result = psync_delivery_step(served->delivery);
 
+		if (result != PSYNC_DELIVER_GONE && result != PSYNC_DELIVER_WAIT)
+			psync_turn_note_saved(served, psync_progress_saves != saves);
 		if (result == PSYNC_DELIVER_GONE)
 		{
 			psync_turn_release(served, PSYNC_NEVER);
@@ -212,8 +235,6 @@ psync_turn_deliver(PsyncServed *served)
 		Assert(result == PSYNC_DELIVER_DONE);
 		psync_pace_spend(served);
 		served->failures = 0;	/* as the delivery has recorded */
-		if (psync_delivery_unsaved_since(served->delivery) == 0)
-			served->streak = 0;
 		served->unrecorded = false;
 		psync_serve.last_work = GetCurrentTimestamp();
 		if (psync_turn_is_over())
@@ -223,6 +244,25 @@ psync_turn_deliver(PsyncServed *served)
 		}
 		psync_worker_next_transaction();
 	}
+}
+
+/*
+ * Before a delivery is opened: have workers died of this one?  If the last has
+ * not been recorded, that is this turn's failure.
+ */
+static void
+psync_turn_check_crashes(PsyncServed *served)
+{
+	bool		recorded;
+
+	served->crashes = psync_crash_count(&served->id, &recorded);
+	served->crashed = served->crashes > 0 && !recorded;
+	if (served->crashed)
+		ereport(ERROR,
+				(errcode(ERRCODE_CRASH_SHUTDOWN),
+				 errmsg("worker process died while it served this sync"),
+				 errdetail("This has happened %d times in a row.", served->crashes),
+				 errhint("The server log before this says how the process ended.")));
 }
 
 /* Runs in a transaction of its own; an error is psync_turn_failed's. */
@@ -239,6 +279,7 @@ psync_turn_work(void *arg)
 	/* Opening counts as the sync's own time, see psync_serve_overdue. */
 	if (served->delivery == NULL)
 	{
+		psync_turn_check_crashes(served);
 		served->delivery = psync_delivery_create(&served->id,
 												 psync_worker_next_transaction);
 		psync_turn_deliver(served);
@@ -256,6 +297,7 @@ typedef struct PsyncTurnFailure
 	PsyncServed *served;
 	const ErrorData *error;
 	bool		void_now;		/* out: the sync is not runnable any more */
+	bool		disabled;		/* out: it has crashed too often */
 } PsyncTurnFailure;
 
 /*
@@ -272,6 +314,25 @@ psync_turn_close(void *arg)
 	served->watched = false;
 	if (delivery != NULL)
 		psync_delivery_close(delivery);
+}
+
+/*
+ * The last of several crashes is to be recorded: is that enough?  Then the sync
+ * is disabled; its position stays.
+ */
+static void
+psync_turn_limit_crashes(PsyncTurnFailure *failure)
+{
+	PsyncServed *served = failure->served;
+
+	if (!served->crashed || psync_max_crashes == 0 ||
+		served->crashes < psync_max_crashes)
+		return;
+	psync_sync_give_up(&served->id,
+					   psprintf("%d worker processes in a row died while they served it",
+								served->crashes));
+	psync_definition_changed();
+	failure->disabled = true;
 }
 
 /*
@@ -292,6 +353,8 @@ psync_turn_record_failure(void *arg)
 								failure->error->message,
 								failure->error->detail,
 								served->not_before);
+	if (!failure->void_now)
+		psync_turn_limit_crashes(failure);
 }
 
 /* Once per failure, in the server log; the text holds no secret (P9). */
@@ -319,6 +382,25 @@ psync_turn_explain(ErrorData *error)
 		error->detail = psprintf("Another transaction of this server, perhaps one left open, holds a lock that the worker has waited for as long as payment_sync.lock_timeout allows.");
 }
 
+/* The failure is in the table, or could not be put there. */
+static void
+psync_turn_recorded(const PsyncTurnFailure *failure, bool recorded)
+{
+	PsyncServed *served = failure->served;
+
+	if (!recorded || !served->crashed)
+		return;
+	psync_crash_settle(&served->id, failure->disabled);
+	served->crashed = false;
+	if (failure->disabled)
+		ereport(WARNING,
+				(errcode(ERRCODE_CRASH_SHUTDOWN),
+				 errmsg("sync \"%s\" was disabled", served->name),
+				 errdetail("%d worker processes in a row died while they served it.",
+						   served->crashes),
+				 errhint("Nothing is lost: payment_sync.enable_sync() goes on where it stopped.")));
+}
+
 /*
  * Close, back off, record, report.  The definitions may have changed under
  * the step, so they are read again; a sync that was disabled or dropped, or is
@@ -343,7 +425,12 @@ psync_turn_failed(PsyncServed *served, ErrorData *error)
 	psync_turn_explain(error);
 	served->failures++;
 	served->streak = Max(served->streak + 1, served->failures);
+	if (served->crashed)
+		served->streak = Max(served->streak, served->crashes);
 	delay = psync_backoff_delay(served->streak);
+	if (served->crashed)
+		delay = Max(delay, Min(PSYNC_CRASH_DELAY_MS,
+							   Max(psync_retry_delay_min, psync_retry_delay_max)));
 	served->not_before = psync_after(now, delay);
 	served->pending = true;
 	served->pending_since = now;
@@ -353,7 +440,10 @@ psync_turn_failed(PsyncServed *served, ErrorData *error)
 	 * Recording may fail, too (a full disk, say).  Then the next attempt
 	 * relies on what this process remembers.
 	 */
+	psync_crash_serving(&served->id);
 	second = psync_process_try(psync_turn_record_failure, &failure);
+	psync_crash_serving(NULL);
+	psync_turn_recorded(&failure, second == NULL);
 	if (!failure.void_now)
 		psync_turn_report(served, error, delay);
 	served->unrecorded = second != NULL;
@@ -413,10 +503,12 @@ psync_turn(PsyncServed *served)
 	psync_turn_publish(served);
 	psync_serve.turn_started = GetCurrentTimestamp();
 	psync_serve.called_off = false;
+	psync_crash_serving(&served->id);
 	psync_serve.serving = served;
 
 	error = psync_process_try(psync_turn_work, served);
 
+	psync_crash_serving(NULL);
 	psync_serve.serving = NULL;
 	psync_turn_publish(NULL);
 	if (error != NULL)

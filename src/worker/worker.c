@@ -76,6 +76,7 @@ psync_worker_exit(int code, Datum arg)
 
 	/* One that has not left in order has left work behind. */
 	LWLockAcquire(psync_control_lock, LW_EXCLUSIVE);
+	psync_crash_exit();
 	psync_slot_release(my_slot, !left_in_order);
 	LWLockRelease(psync_control_lock);
 
@@ -107,6 +108,7 @@ psync_worker_attach(int n, const PsyncWorkerStart *start)
 	if (ok)
 	{
 		my_slot = slot;
+		psync_crash_attach(n);
 		on_shmem_exit(psync_worker_exit, (Datum) 0);
 	}
 	return ok;

@@ -12,7 +12,8 @@
  *
  * An answer is a word and a number, such as "retry 503": delivered, retry,
  * refused, target, gone, again, hang (never answers), part (refuses the
- * message's first event only), later (the same, but to be sent again).  Without a file the answer is "delivered 200".
+ * message's first event only), later (the same, but to be sent again), crash (the
+ * process aborts), fatal (it ends with FATAL).  Without a file the answer is "delivered 200".
  * A third word "once" removes the file, a fourth one is Retry-After in ms.
  */
 #include "postgres.h"
@@ -168,6 +169,12 @@ probe_submit(PsyncTarget *target, const PsyncMessage *message)
 		attempt->status = 422;
 	}
 	write_received(probe, message);
+	if (strcmp(attempt->word, "crash") == 0)
+		abort();
+	if (strcmp(attempt->word, "fatal") == 0)
+		ereport(FATAL,
+				(errcode(ERRCODE_FDW_ERROR),
+				 errmsg("the probe was told to end the process")));
 	return true;
 }
 
