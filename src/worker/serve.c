@@ -139,6 +139,8 @@ psync_serve_enlist(const PsyncSync *sync)
 	{
 		served->not_before = sync->retry_at;
 		served->failures = sync->failures;
+		if (sync->failures == 0)
+			served->streak = 0;
 	}
 }
 
