@@ -92,6 +92,17 @@
 #define psync_att_is_virtual(att)	((void) (att), false)
 #endif
 
+/*
+ * Has the column a value in every row?  Since 18 attnotnull is also set where
+ * NOT NULL was not validated for the rows that are there.
+ */
+#if PG_VERSION_NUM >= 180000
+#define psync_att_is_not_null(desc, i) \
+	(TupleDescCompactAttr((desc), (i))->attnullability == ATTNULLABLE_VALID)
+#else
+#define psync_att_is_not_null(desc, i)	(TupleDescAttr((desc), (i))->attnotnull)
+#endif
+
 /* A missing column may be tolerated since 16; here none is missing. */
 #if PG_VERSION_NUM >= 160000
 #define psync_attrmap_by_name(in, out) build_attrmap_by_name((in), (out), false)

@@ -23,6 +23,8 @@ typedef struct PsyncTrigger
 {
 	Oid			oid;
 	char		enabled;		/* TRIGGER_FIRES_… */
+	int			count;			/* of triggers that call the same function */
+	bool		incomplete;		/* one of them is not as ours are made */
 	char		name[NAMEDATALEN];
 } PsyncTrigger;
 
@@ -45,6 +47,8 @@ extern List *psync_find_key(Relation rel, List *names, Oid without);
 extern char *psync_qualified_name(Oid relid);
 extern bool psync_trigger_find(Oid relid, const char *function,
 							   PsyncTrigger *trigger);
+extern void psync_triggers_check(Oid relid);
+extern void psync_triggers_clear(Oid relid);
 extern void psync_trigger_enable(Oid relid, const PsyncTrigger *trigger);
 extern void psync_truncate_trigger_create(Oid relid);
 extern void psync_triggers_create(Oid relid);
@@ -55,6 +59,7 @@ extern Oid	psync_captured_root(Oid relid);
 extern void psync_partition_check(Oid relid, Oid root);
 extern void psync_partition_added(Oid relid, Oid root, bool attached);
 extern void psync_partition_removed(Oid relid);
+extern bool psync_captured_has_rows(Oid relid);
 extern void psync_partition_warn(const char *name, const char *what);
 
 /* ddl.c */

@@ -160,7 +160,7 @@ is_key_index(Relation rel, Relation index)
 		AttrNumber	attnum = form->indkey.values[i];
 
 		if (attnum <= 0 ||
-			!TupleDescAttr(RelationGetDescr(rel), attnum - 1)->attnotnull)
+			!psync_att_is_not_null(RelationGetDescr(rel), attnum - 1))
 			return false;
 	}
 	return true;
@@ -436,6 +436,8 @@ payment_sync_capture_table(PG_FUNCTION_ARGS)
 	check_key_captured(columns, key);
 	relation_close(rel, NoLock);	/* ALTER TABLE minds open relations */
 
+	if (!psync_is_captured(relid))
+		psync_triggers_clear(relid);
 	psync_captured_write(relid, columns, key, old_values);
 	psync_triggers_create(relid);
 	PG_RETURN_VOID();

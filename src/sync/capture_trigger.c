@@ -15,6 +15,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_proc.h"
+#include "catalog/pg_trigger.h"
 #include "executor/spi.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -73,8 +74,24 @@ trigger_function(const char *name)
 }
 
 /*
- * The table's trigger that calls a function of ours, by whatever name; false
- * if there is none.  The lock on the table stays until the end of the
+ * Does the trigger do what ours do?  One that somebody has made for a function
+ * of ours may fire for other events, for some rows or columns only, or later.
+ */
+static bool
+is_complete(const Trigger *trigger)
+{
+	int16		wanted = TRIGGER_FOR_ROW(trigger->tgtype) ?
+		TRIGGER_TYPE_ROW | TRIGGER_TYPE_AFTER | TRIGGER_TYPE_INSERT |
+		TRIGGER_TYPE_UPDATE | TRIGGER_TYPE_DELETE :
+		TRIGGER_TYPE_STATEMENT | TRIGGER_TYPE_BEFORE | TRIGGER_TYPE_TRUNCATE;
+
+	return trigger->tgtype == wanted && trigger->tgqual == NULL &&
+		trigger->tgnattr == 0 && !trigger->tgdeferrable;
+}
+
+/*
+ * The table's first trigger that calls a function of ours, by whatever name;
+ * false if there is none.  The lock on the table stays until the end of the
  * transaction.
  */
 bool
@@ -83,23 +100,26 @@ psync_trigger_find(Oid relid, const char *function, PsyncTrigger *trigger)
 	Oid			funcoid = trigger_function(function);
 	Relation	rel = relation_open(relid, AccessShareLock);
 	TriggerDesc *desc = rel->trigdesc;
-	bool		found = false;
 
 	Assert(trigger != NULL);
 
-	for (int i = 0; desc != NULL && i < desc->numtriggers && !found; i++)
+	memset(trigger, 0, sizeof(*trigger));
+	for (int i = 0; desc != NULL && i < desc->numtriggers; i++)
 	{
 		Trigger    *candidate = &desc->triggers[i];
 
 		if (candidate->tgfoid != funcoid)
 			continue;
+		trigger->count++;
+		trigger->incomplete |= !is_complete(candidate);
+		if (trigger->count > 1)
+			continue;
 		trigger->oid = candidate->tgoid;
 		trigger->enabled = candidate->tgenabled;
 		strlcpy(trigger->name, candidate->tgname, NAMEDATALEN);
-		found = true;
 	}
 	relation_close(rel, NoLock);
-	return found;
+	return trigger->count > 0;
 }
 
 /*
@@ -115,17 +135,63 @@ psync_trigger_enable(Oid relid, const PsyncTrigger *trigger)
 }
 
 /*
- * Drop it if it is there.  The definition is gone already, so our event
- * trigger does not mind.
+ * Drop it if it is there, with all that were made beside it.  The definition
+ * is gone already, so our event trigger does not mind.
  */
 static void
 trigger_drop(Oid relid, const char *function)
 {
 	PsyncTrigger trigger;
 
-	if (psync_trigger_find(relid, function, &trigger))
+	while (psync_trigger_find(relid, function, &trigger))
 		run_ddl(psprintf("DROP TRIGGER %s ON %s", quote_identifier(trigger.name),
 						 psync_qualified_name(relid)));
+}
+
+static const char *const functions[] = {PSYNC_ROW_FUNCTION, PSYNC_TRUNCATE_FUNCTION};
+
+/* Has the table other triggers for the function than one as we make it? */
+static bool
+has_others(Oid relid, const char *function)
+{
+	PsyncTrigger trigger;
+
+	return psync_trigger_find(relid, function, &trigger) &&
+		(trigger.count > 1 || trigger.incomplete);
+}
+
+/*
+ * A trigger that calls a function of ours was made, perhaps by hand; pg_dump's
+ * scripts do, too.  Two would record each change twice, and one that is not
+ * like ours would be taken for it.
+ */
+void
+psync_triggers_check(Oid relid)
+{
+	for (int i = 0; i < lengthof(functions); i++)
+	{
+		if (!has_others(relid, functions[i]))
+			continue;
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("cannot make a capture trigger of table \"%s\" by hand",
+						get_rel_name(relid)),
+				 errdetail("A table has one trigger for each of payment_sync's trigger functions, as capture_table() makes them."),
+				 errhint("Use payment_sync.capture_table() instead.")));
+	}
+}
+
+/*
+ * What was made by hand for a table that is about to be captured gives way.
+ */
+void
+psync_triggers_clear(Oid relid)
+{
+	for (int i = 0; i < lengthof(functions); i++)
+	{
+		if (has_others(relid, functions[i]))
+			trigger_drop(relid, functions[i]);
+	}
 }
 
 /*

@@ -8,8 +8,10 @@
  * look: decisions are made by what the catalogs say after it.
  *
  *		ALTER TABLE		partitions attached and detached; UNLOGGED; the key's
- *						NOT NULL; capture triggers switched off; owner
+ *						NOT NULL; capture triggers switched off; owner; columns
+ *						that give all rows new values
  *		CREATE TABLE	partitions
+ *		CREATE TRIGGER	of a function of ours
  *		RENAME			columns, schemas, servers
  *		ALTER SERVER, USER MAPPING	a failing sync need not wait any longer
  *
@@ -20,7 +22,9 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/relation.h"
+#include "access/xact.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
@@ -29,10 +33,12 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
+#include "parser/parse_coerce.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 
 #include "compat.h"
 #include "sync/admin.h"
@@ -160,6 +166,82 @@ check_triggers(Oid relid)
 	}
 }
 
+/* ------------------------------------------------------------------ values */
+
+/*
+ * Was the column made by this transaction?  ADD COLUMN IF NOT EXISTS may have
+ * found one.
+ */
+static bool
+is_new_column(HeapTuple tuple)
+{
+	return TransactionIdIsCurrentTransactionId(HeapTupleHeaderGetXmin(tuple->t_data));
+}
+
+/*
+ * Has the clause given the column a value in rows that were there?  A new one
+ * has NULL unless it has a default, which takes in serial, or is computed.  A
+ * new type keeps values as they were unless an expression says otherwise, or
+ * what does not fit its scale is rounded.
+ */
+static bool
+clause_changes_values(Oid relid, const AlterTableCmd *cmd)
+{
+	const ColumnDef *def = castNode(ColumnDef, cmd->def);
+	bool		adds = cmd->subtype == AT_AddColumn;
+	HeapTuple	tuple = SearchSysCacheAttName(relid, adds ? def->colname : cmd->name);
+	Form_pg_attribute att;
+	bool		result;
+
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	att = (Form_pg_attribute) GETSTRUCT(tuple);
+	if (adds)
+		result = is_new_column(tuple) && !psync_att_is_virtual(att) &&
+			(att->atthasdef || att->attidentity != '\0');
+	else
+		result = def->raw_default != NULL ||
+			(att->atttypmod >= 0 &&
+			 (att->atttypid == NUMERICOID ||
+			  TypeCategory(att->atttypid) == TYPCATEGORY_DATETIME ||
+			  TypeCategory(att->atttypid) == TYPCATEGORY_TIMESPAN));
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+/*
+ * Rows were rewritten, or will be read as if they had been, and no trigger has
+ * seen it.  The command may have reached the table by way of a parent.  Not an
+ * error: the target may do the same, and then all is well.
+ */
+static void
+warn_of_values(Oid relid, const AlterTableCmd *cmd)
+{
+	const char *column = cmd->subtype == AT_AddColumn ?
+		castNode(ColumnDef, cmd->def)->colname : cmd->name;
+	List	   *members = find_all_inheritors(relid, NoLock, NULL);
+	ListCell   *lc;
+
+	foreach(lc, members)
+	{
+		Oid			member = lfirst_oid(lc);
+		List	   *columns;
+		List	   *key;
+
+		if (!psync_is_captured(member) || !clause_changes_values(member, cmd))
+			continue;
+		psync_captured_read(member, &columns, &key);
+		if ((columns != NIL && !psync_name_list_has(columns, column)) ||
+			!psync_captured_has_rows(member))
+			continue;
+		ereport(WARNING,
+				(errcode(ERRCODE_WARNING),
+				 errmsg("values of column \"%s\" of captured table \"%s\" were set without being recorded as changes",
+						column, get_rel_name(member)),
+				 errhint("Run payment_sync.batch_sync(name, rel) for each sync of the table, unless its target does the same.")));
+	}
+}
+
 /*
  * A table has a new owner.  A sync works with the rights of its own owner, who
  * must own its tables; one whose owner does not any more is disabled.  REASSIGN
@@ -242,9 +324,15 @@ table_altered(const AlterTableStmt *stmt)
 			case AT_DetachPartitionFinalize:
 				attach_or_detach(relid, cmd);
 				break;
+			case AT_AlterColumnType:
+				warn_of_values(relid, cmd);
+				definition = true;
+				break;
+			case AT_AddColumn:
+				warn_of_values(relid, cmd);
+				break;
 			case AT_SetUnLogged:
 			case AT_DropNotNull:
-			case AT_AlterColumnType:
 				definition = true;
 				break;
 			case AT_EnableTrig:
@@ -284,6 +372,16 @@ table_created(const CreateStmt *stmt)
 	root = OidIsValid(relid) ? psync_captured_root(relid) : InvalidOid;
 	if (OidIsValid(root) && root != relid)
 		psync_partition_added(relid, root, false);
+}
+
+/* Of a table that is not captured it would do nothing. */
+static void
+trigger_created(const CreateTrigStmt *stmt)
+{
+	Oid			relid = statement_relation(stmt->relation);
+
+	if (OidIsValid(relid) && OidIsValid(psync_captured_root(relid)))
+		psync_triggers_check(relid);
 }
 
 /*
@@ -441,6 +539,9 @@ payment_sync_on_ddl_command_end(PG_FUNCTION_ARGS)
 			break;
 		case T_CreateStmt:
 			table_created((CreateStmt *) stmt);
+			break;
+		case T_CreateTrigStmt:
+			trigger_created((CreateTrigStmt *) stmt);
 			break;
 		case T_CreateForeignTableStmt:
 			table_created(&((CreateForeignTableStmt *) stmt)->base);

@@ -30,6 +30,7 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/tuplestore.h"
+#include "utils/xml.h"
 
 #include "compat.h"
 #include "sync/admin.h"
@@ -236,27 +237,56 @@ forget_columns(Oid relid)
 }
 
 /*
- * The table has what it needs to be captured, or the command that took it away
- * fails.
+ * Is this a script of pg_dump, which drops all that it is about to make again?
+ * It drops triggers and constraints before their table, each by a command of
+ * its own.  Such scripts, and pg_restore, begin by setting these.  Who sets them
+ * by hand owns the table and is warned all the same.
  */
-static void
-require_triggers(Oid relid, Oid root)
+static bool
+is_restore(void)
+{
+	return !check_function_bodies && xmloption == XMLOPTION_CONTENT &&
+		namespace_search_path[0] == '\0';
+}
+
+/*
+ * Has the table what it needs to be captured?
+ */
+static bool
+has_triggers(Oid relid, Oid root)
 {
 	PsyncTrigger ignored;
 
 	Assert(OidIsValid(relid) && OidIsValid(root));
 
 	/* TRUNCATE fires the triggers of the table named and of leaves */
-	if (psync_trigger_find(relid, PSYNC_ROW_FUNCTION, &ignored) &&
+	return psync_trigger_find(relid, PSYNC_ROW_FUNCTION, &ignored) &&
 		((relid != root && get_rel_relkind(relid) == RELKIND_PARTITIONED_TABLE) ||
-		 psync_trigger_find(relid, PSYNC_TRUNCATE_FUNCTION, &ignored)))
-		return;
-	ereport(ERROR,
-			(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
-			 errmsg("cannot drop a capture trigger of table \"%s\"",
-					get_rel_name(relid)),
-			 errdetail("The table's changes would no longer be recorded."),
-			 errhint("Use payment_sync.release_table() instead.")));
+		 psync_trigger_find(relid, PSYNC_TRUNCATE_FUNCTION, &ignored));
+}
+
+/*
+ * A capture trigger was dropped.  The command fails, unless it restores a dump:
+ * then the table is captured no more, as it would be after the DROP TABLE that
+ * is to follow.  The dump's own rows say what is captured after it.
+ */
+static void
+trigger_dropped(Oid relid, Oid root)
+{
+	if (!is_restore())
+		ereport(ERROR,
+				(errcode(ERRCODE_DEPENDENT_OBJECTS_STILL_EXIST),
+				 errmsg("cannot drop a capture trigger of table \"%s\"",
+						get_rel_name(relid)),
+				 errdetail("The table's changes would no longer be recorded."),
+				 errhint("Use payment_sync.release_table() instead.")));
+	forget_table(root);
+	psync_captured_changed(root);
+	ereport(WARNING,
+			(errcode(ERRCODE_WARNING),
+			 errmsg("table \"%s\" is no longer captured because a restore has dropped its capture trigger",
+					get_rel_name(root)),
+			 errhint("If the restore does not make the table anew, run payment_sync.capture_table() and add it to its syncs again.")));
 }
 
 /* A table that is still there has lost something. */
@@ -269,12 +299,16 @@ check_altered(Oid relid)
 
 	if (!OidIsValid(root))
 		return;
+	if (!has_triggers(relid, root))
+	{
+		trigger_dropped(relid, root);
+		return;
+	}
 	if (root == relid)
 	{
 		psync_definition_check(relid, InvalidOid);
 		forget_columns(relid);
 	}
-	require_triggers(relid, root);
 }
 
 /*

@@ -129,6 +129,24 @@ has_rows(Oid relid)
 	return result;
 }
 
+/* The same for a captured table, whose partitions count. */
+bool
+psync_captured_has_rows(Oid relid)
+{
+	List	   *members;
+	ListCell   *lc;
+
+	if (get_rel_relkind(relid) != RELKIND_PARTITIONED_TABLE)
+		return has_rows(relid);
+	members = find_all_inheritors(relid, AccessShareLock, NULL);
+	foreach(lc, members)
+	{
+		if (has_rows(lfirst_oid(lc)))
+			return true;
+	}
+	return false;
+}
+
 /*
  * A table has become a partition of the captured table "root": directly or
  * with partitions of its own.
@@ -147,6 +165,7 @@ psync_partition_added(Oid relid, Oid root, bool attached)
 		psync_partition_check(member, root);
 		if (get_rel_relkind(member) == RELKIND_RELATION)
 			psync_truncate_trigger_create(member);
+		psync_triggers_check(member);
 		if (attached && has_rows(member))
 			psync_partition_warn(get_rel_name(member), "attached");
 		CacheInvalidateRelcacheByRelid(member);

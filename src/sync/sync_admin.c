@@ -337,6 +337,41 @@ takes_messages(const char *server)
 		psync_wrapper_takes_messages(GetForeignServerByName(server, false)->fdwid);
 }
 
+/*
+ * Do foreign keys lead from the sync's tables to others?  A target that has the
+ * same keys would refuse rows whose parents it lacks.  Only a warning, for we do
+ * not know what the target has.  One that takes messages has no keys.
+ */
+static void
+warn_of_references(const pg_uuid_t *id, const char *server)
+{
+	List	   *missing;
+	StringInfoData names;
+	ListCell   *lc;
+
+	if (server == NULL || takes_messages(server))
+		return;
+	missing = psync_owner_names("SELECT DISTINCT format('%I.%I', n.nspname, c.relname)"
+								" FROM payment_sync.sync_table t"
+								" JOIN pg_constraint k ON k.conrelid = t.relid AND k.contype = 'f'"
+								" JOIN pg_class c ON c.oid = k.confrelid"
+								" JOIN pg_namespace n ON n.oid = c.relnamespace"
+								" WHERE t.sync = $1 AND k.conparentid = 0"
+								" AND NOT EXISTS (SELECT FROM payment_sync.sync_table o"
+								"  WHERE o.sync = t.sync AND o.relid = k.confrelid) ORDER BY 1",
+								UUIDOID, UUIDPGetDatum(id));
+	if (missing == NIL)
+		return;
+	initStringInfo(&names);
+	foreach(lc, missing)
+		appendStringInfo(&names, "%s%s", names.len > 0 ? ", " : "", (char *) lfirst(lc));
+	ereport(WARNING,
+			(errcode(ERRCODE_WARNING),
+			 errmsg("tables of the sync reference tables that are not in it"),
+			 errdetail("Foreign keys lead to %s.", names.data),
+			 errhint("Add them to the sync, unless the target has no such foreign keys or gets these rows in another way.")));
+}
+
 /* A target that takes messages cannot be told what it should not have. */
 void
 psync_refuse_mirror(const char *server)
@@ -481,6 +516,7 @@ payment_sync_create_sync(PG_FUNCTION_ARGS)
 	add_tables(&id, tables, PG_ARGISNULL(4) ? NULL : PG_GETARG_ARRAYTYPE_P(4),
 			   PG_ARGISNULL(5) ? NULL : NameStr(*PG_GETARG_NAME(5)),
 			   PG_GETARG_BOOL(3), PG_GETARG_BOOL(10));
+	warn_of_references(&id, PG_ARGISNULL(2) ? NULL : NameStr(*PG_GETARG_NAME(2)));
 	psync_definition_changed();
 	PG_RETURN_VOID();
 }
@@ -648,10 +684,13 @@ payment_sync_alter_sync(PG_FUNCTION_ARGS)
 	if (!PG_ARGISNULL(ALTER_DROP_TABLES))
 		remove_tables(sync, table_list(PG_GETARG_ARRAYTYPE_P(ALTER_DROP_TABLES)));
 	if (!PG_ARGISNULL(ALTER_ADD_TABLES))
+	{
 		add_tables(&sync->id, table_list(PG_GETARG_ARRAYTYPE_P(ALTER_ADD_TABLES)),
 				   PG_ARGISNULL(ALTER_TARGETS) ? NULL : PG_GETARG_ARRAYTYPE_P(ALTER_TARGETS),
 				   NULL, !PG_ARGISNULL(ALTER_BATCH) && PG_GETARG_BOOL(ALTER_BATCH),
 				   false);
+		warn_of_references(&sync->id, sync->server);
+	}
 	psync_definition_changed();
 	PG_RETURN_VOID();
 }
