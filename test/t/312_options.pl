@@ -59,7 +59,8 @@ cmp_ok(scalar @keywords, '>', 35, 'libpq tells its options');
 
 # ours to set, obsolete, for replication, or a file that the server would write
 my %not_ours = map { $_ => 1 }
-  qw(client_encoding fallback_application_name replication authtype tty requiressl sslkeylogfile);
+  qw(client_encoding fallback_application_name replication authtype tty requiressl sslkeylogfile
+  oauth_issuer oauth_scope oauth_client_id oauth_client_secret);
 my %value = (
 	sslmode => 'verify-full', target_session_attrs => 'primary', gssencmode => 'disable',
 	channel_binding => 'require', ssl_min_protocol_version => 'TLSv1.2',

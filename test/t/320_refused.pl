@@ -113,7 +113,7 @@ stops('not null', 'ALTER TABLE pay ADD must int NOT NULL DEFAULT 1; ALTER TABLE 
 stops('foreign key', 'ALTER TABLE ref ADD CONSTRAINT ref_pay FOREIGN KEY (pay) REFERENCES pay NOT VALID',
 	"INSERT INTO ref VALUES (ID, -5, '$secret')", 'ALTER TABLE ref DROP CONSTRAINT ref_pay',
 	'public\.ref.*ref_pay.*\(id\)=\(ID\)');
-stops('deferred foreign key', 'ALTER TABLE ref ADD CONSTRAINT ref_pay FOREIGN KEY (pay) REFERENCES pay DEFERRABLE NOT VALID',
+stops('deferred foreign key', 'ALTER TABLE ref ADD CONSTRAINT ref_pay FOREIGN KEY (pay) REFERENCES pay DEFERRABLE INITIALLY DEFERRED NOT VALID',
 	"INSERT INTO ref VALUES (ID, -5, '$secret')", 'ALTER TABLE ref DROP CONSTRAINT ref_pay',
 	'ref.*ref_pay');
 stops('no privilege', 'REVOKE INSERT ON pay FROM feeder', $insert,

@@ -26,11 +26,13 @@
 #include "postgres.h"
 
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
+#include "utils/timestamp.h"
 
 #include "compat.h"
 #include "transport/postgres/postgres_transport.h"
@@ -38,10 +40,13 @@
 /*
  * How much may come beyond what results account for.  While we write, the
  * target only confirms; an error that quotes a value is the largest answer.
- * Who reads gets rows, which are as large as they are.
+ * Who reads gets rows, which may be large.
  */
 #define PSYNC_PG_UNTAKEN_MAX		(16 * 1024 * 1024)
-#define PSYNC_PG_UNTAKEN_MAX_READ	MaxAllocSize
+#define PSYNC_PG_UNTAKEN_MAX_READ	(256 * 1024 * 1024)
+
+/* A connection that was not used for so long is tried before it is. */
+#define PSYNC_PG_QUIET_MS			60000
 
 /* libpq has room for at least so much when it reads */
 #define PSYNC_PG_READ_LEAST			8192
@@ -104,6 +109,7 @@ psync_pg_count_input(PsyncPgSession *session, int before)
 	check_untaken(session);
 }
 
+/* For who reads by other calls of libpq. */
 int
 psync_pg_input_waiting(PsyncPgSession *session)
 {
@@ -227,6 +233,90 @@ psync_pg_get_result(PsyncPgSession *session)
 		take_input(session);
 	}
 	return psync_pg_take_result(session);
+}
+
+/* ----------------------------------------------------- quiet connections */
+
+/*
+ * Has the other end closed the connection?  Takes in what has come unasked, such
+ * as the word that a session was idle for too long.  Does not wait.
+ */
+static bool
+is_closed(PsyncPgSession *session)
+{
+	char		byte;
+
+	for (;;)
+	{
+		ssize_t		n = recv(PQsocket(session->conn), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+		int			before;
+
+		if (n < 0)
+			return errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR;
+		if (n == 0)
+			return true;
+		before = bytes_waiting(session);
+		if (!PQconsumeInput(session->conn))
+			return true;
+		(void) PQisBusy(session->conn);
+		psync_pg_count_input(session, before);
+		drop_notifications(session);
+		if (session->dismissed)
+			return true;
+	}
+}
+
+/*
+ * Does the target answer?  A firewall may have forgotten a quiet connection
+ * without telling either end.
+ */
+static bool
+answers(PsyncPgSession *session)
+{
+	PGconn	   *conn = session->conn;
+
+	if (!PQsendQuery(conn, "SELECT"))
+		return false;
+	for (;;)
+	{
+		PGresult   *result;
+		bool		ok;
+		int			rc;
+
+		while ((rc = PQflush(conn)) > 0 || (rc == 0 && PQisBusy(conn)))
+		{
+			int			before;
+
+			(void) psync_pg_services->wait(PQsocket(conn), WL_SOCKET_READABLE |
+										   (rc > 0 ? WL_SOCKET_WRITEABLE : 0), -1);
+			before = bytes_waiting(session);
+			if (!PQconsumeInput(conn))
+				return false;
+			psync_pg_count_input(session, before);
+		}
+		result = rc == 0 ? PQgetResult(conn) : NULL;
+		if (result == NULL)
+			return rc == 0 && PQstatus(conn) == CONNECTION_OK;
+		ok = PQresultStatus(result) == PGRES_TUPLES_OK;
+		PQclear(result);
+		if (!ok)
+			return false;
+	}
+}
+
+/*
+ * Can the session be used, after it may have been quiet for long?  Asks the
+ * target only if it was.
+ */
+bool
+psync_pg_is_alive(PsyncPgSession *session)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	bool		quiet = TimestampDifferenceExceeds(session->used_at, now,
+												   PSYNC_PG_QUIET_MS);
+
+	session->used_at = now;
+	return !is_closed(session) && (!quiet || answers(session));
 }
 
 /* ---------------------------------------------------------------- queries */

@@ -286,6 +286,9 @@ keep_growing(PsyncPgSession *session, const PsyncPgFailure *failure)
 
 	Assert(session->spare->nentries > 0 && !session->applying);
 
+	/* one buffer cannot hold more than 1 GB, and each may hold a huge row */
+	if ((uint64) kept->data.len + later->data.len >= MaxAllocSize)
+		return false;
 	if (failure->error.sqlstate != ERRCODE_FOREIGN_KEY_VIOLATION ||
 		session->growing_max >= PSYNC_PG_GROUP_BYTES_LIMIT ||
 		kept->batch || later->batch || later->has_truncate)
@@ -492,6 +495,8 @@ window_committed(PsyncPgSession *session, const char *position)
 	session->in_savepoint = false;
 	psync_pg_position_recorded(session, position);
 	psync_pg_group_reset(session->growing);
+	psync_pg_group_release(session->growing);
+	psync_pg_group_release(session->spare);
 	MemoryContextReset(session->scratch);
 	Assert(!session->applying && session->spare->nentries == 0);
 }

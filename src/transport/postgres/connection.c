@@ -10,6 +10,8 @@
  */
 #include "postgres.h"
 
+#include <sys/socket.h>
+
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
@@ -18,6 +20,14 @@
 
 #include "compat.h"
 #include "transport/postgres/postgres_transport.h"
+
+/*
+ * Bytes that the system keeps for us until we read them.  libpq reads as long as
+ * there is something, and a target that sends faster than it reads would fill
+ * our memory before we can look (answer.c).  One that confirms changes sends
+ * little.
+ */
+#define PSYNC_PG_RECEIVE_BYTES		(64 * 1024)
 
 /* Seconds to wait for a connection, where the server does not say. */
 #define PSYNC_PG_CONNECT_TIMEOUT	30
@@ -260,11 +270,32 @@ establish(PsyncPgSession *session)
 
 /*
  * Notices of the target have no reader here; libpq would print them to the
- * server's standard error.
+ * server's standard error.  To libpq the last word to a session that is idle is
+ * one, too.
  */
 static void
-ignore_notice(void *arg, const PGresult *result)
+note_notice(void *arg, const PGresult *result)
 {
+	PsyncPgSession *session = arg;
+	const char *severity = PQresultErrorField(result, PG_DIAG_SEVERITY_NONLOCALIZED);
+
+	if (severity != NULL &&
+		(strcmp(severity, "FATAL") == 0 || strcmp(severity, "PANIC") == 0))
+		session->dismissed = true;
+}
+
+/*
+ * Not an error if the system will not: then the memory that a lying target can
+ * take is not as small.
+ */
+static void
+limit_receiving(PsyncPgSession *session)
+{
+	int			size = PSYNC_PG_RECEIVE_BYTES;
+
+	if (!session->target->read_only)
+		(void) setsockopt(PQsocket(session->conn), SOL_SOCKET, SO_RCVBUF,
+						  (char *) &size, sizeof(size));
 }
 
 /*
@@ -302,8 +333,9 @@ psync_pg_connect(PsyncPgSession *session)
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("out of memory")));
-	(void) PQsetNoticeReceiver(session->conn, ignore_notice, NULL);
+	(void) PQsetNoticeReceiver(session->conn, note_notice, session);
 	establish(session);
+	limit_receiving(session);
 
 	if (!optional && !PQconnectionUsedPassword(session->conn))
 		refuse_without_password("The owner of the sync is no superuser, and the target did not ask for the password.");
@@ -311,6 +343,7 @@ psync_pg_connect(PsyncPgSession *session)
 		psync_pg_lost(session);
 	Assert(session->fd_acquired && PQisnonblocking(session->conn));
 	psync_pg_settings_apply(session);
+	session->used_at = GetCurrentTimestamp();
 }
 
 /* Does not wait: libpq says good-bye if the socket takes it, and closes. */

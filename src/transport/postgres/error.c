@@ -6,12 +6,15 @@
  * the cause, its SQLSTATE is kept.  Its context is dropped: it speaks of our
  * statements.
  *
- * Values stay out (P9).  PostgreSQL's messages show the value at fault where
- * it cannot be read as its type, and details show rows and the values of
- * constraints; see mask_message() and mask_detail().  What a trigger at the
- * target says is its author's doing, and shown.
+ * Values stay out (P9), in whatever language the target speaks: only its
+ * superuser can choose that.  Messages show the value at fault where it cannot
+ * be read as its type, and details show rows and the values of constraints; see
+ * mask_message() and mask_detail().  What a trigger at the target says with
+ * RAISE EXCEPTION is its author's doing, and shown.
  */
 #include "postgres.h"
+
+#include <ctype.h>
 
 #include "mb/pg_wchar.h"
 #include "utils/memutils.h"
@@ -80,16 +83,42 @@ encode_sqlstate(const char *text)
 	return MAKE_SQLSTATE(text[0], text[1], text[2], text[3], text[4]);
 }
 
+/* What the data exceptions are called where the target's words may not be shown. */
+static const struct
+{
+	int			sqlstate;
+	const char *message;
+}			data_exceptions[] = {
+	{ERRCODE_STRING_DATA_RIGHT_TRUNCATION, "value too long for the column's type"},
+	{ERRCODE_STRING_DATA_LENGTH_MISMATCH, "value of the wrong length for the column's type"},
+	{ERRCODE_NUMERIC_VALUE_OUT_OF_RANGE, "number out of range"},
+	{ERRCODE_NULL_VALUE_NOT_ALLOWED, "null value not allowed"},
+	{ERRCODE_INVALID_DATETIME_FORMAT, "invalid input syntax for a date or time"},
+	{ERRCODE_DATETIME_VALUE_OUT_OF_RANGE, "date or time out of range"},
+	{ERRCODE_INVALID_TIME_ZONE_DISPLACEMENT_VALUE, "time zone out of range"},
+	{ERRCODE_INTERVAL_FIELD_OVERFLOW, "interval out of range"},
+	{ERRCODE_DIVISION_BY_ZERO, "division by zero"},
+	{ERRCODE_INVALID_TEXT_REPRESENTATION, "invalid input syntax for the column's type"},
+	{ERRCODE_INVALID_BINARY_REPRESENTATION, "invalid binary form for the column's type"},
+	{ERRCODE_INVALID_PARAMETER_VALUE, "invalid parameter value"},
+	{ERRCODE_INVALID_XML_CONTENT, "invalid XML content"},
+	{ERRCODE_INVALID_XML_DOCUMENT, "invalid XML document"},
+	{ERRCODE_ARRAY_SUBSCRIPT_ERROR, "wrong number of array dimensions"},
+	{ERRCODE_SYNTAX_ERROR, "syntax error"},
+};
+
 /*
- * Data exceptions that quote a value: "invalid input syntax for type date:
- * "x"".  Two of that class quote names of encodings instead.
+ * Messages that quote a value: "invalid input syntax for type date: "x"".  Data
+ * exceptions do, but for two that quote names of encodings, and syntax errors,
+ * since our statements have none, but a value of type tsquery may.
  */
 static bool
 quotes_value(int sqlstate)
 {
-	return ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_DATA_EXCEPTION &&
-		sqlstate != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE &&
-		sqlstate != ERRCODE_UNTRANSLATABLE_CHARACTER;
+	return sqlstate == ERRCODE_SYNTAX_ERROR ||
+		(ERRCODE_TO_CATEGORY(sqlstate) == ERRCODE_DATA_EXCEPTION &&
+		 sqlstate != ERRCODE_CHARACTER_NOT_IN_REPERTOIRE &&
+		 sqlstate != ERRCODE_UNTRANSLATABLE_CHARACTER);
 }
 
 /* Put "…" in place of what stands between two places of a text. */
@@ -100,16 +129,61 @@ blot_out(const char *text, const char *from, const char *upto)
 	return psprintf("%.*s...%s", (int) (from - text), text, upto);
 }
 
-/* From the first quote to the last, as values may have quotes in them. */
+/*
+ * How much of a message, from its beginning, is words, a type's name perhaps
+ * with its length in parentheses.  In every language values stand behind a quote
+ * or a colon.  Which quotes there are is another matter, so what may be shown
+ * is named, not what may not: letters of ASCII, and digits within words.
+ */
+static int
+words_length(const char *message)
+{
+	int			i = 0;
+
+	for (; message[i] != '\0'; i++)
+	{
+		char		c = message[i];
+		bool		in_word = i > 0 && (isalnum((unsigned char) message[i - 1]) ||
+										message[i - 1] == '_');
+
+		if (c == '(')
+		{
+			int			n = strspn(message + i + 1, "0123456789,");
+
+			if (message[i + 1 + n] != ')')
+				break;
+			i += n + 1;
+		}
+		else if (IS_HIGHBIT_SET(c) ||
+				 !(isalpha((unsigned char) c) || strchr(" ,./_-", c) != NULL ||
+				   (isdigit((unsigned char) c) && in_word)))
+			break;
+	}
+	return i;
+}
+
+/*
+ * The message without values.  One in English is shown up to where values may
+ * begin.  In others that may be in the first word; then the words are ours.
+ */
 static char *
 mask_message(int sqlstate, char *message)
 {
-	char	   *open = strchr(message, '"');
-	char	   *close = strrchr(message, '"');
+	int			n;
 
-	if (!quotes_value(sqlstate) || open == close)
+	if (!quotes_value(sqlstate))
 		return message;
-	return blot_out(message, open + 1, close);
+	n = words_length(message);
+	if (message[n] == '\0')
+		return message;
+	if (message[n] == ':' && n > 0)
+		return pnstrdup(message, n);
+	for (int i = 0; i < lengthof(data_exceptions); i++)
+	{
+		if (data_exceptions[i].sqlstate == sqlstate)
+			return pstrdup(data_exceptions[i].message);
+	}
+	return pstrdup("invalid value");
 }
 
 /*
@@ -136,7 +210,7 @@ mask_detail(int sqlstate, char *detail)
 		case ERRCODE_PLPGSQL_ERROR:
 			return NULL;
 		default:
-			return detail;
+			return sqlstate != ERRCODE_SYNTAX_ERROR ? detail : NULL;
 	}
 }
 
@@ -170,6 +244,8 @@ psync_pg_error_take(PsyncPgError *error, PGresult *result)
 		error->message = mask_message(error->sqlstate, error->message);
 	if (error->detail != NULL)
 		error->detail = mask_detail(error->sqlstate, error->detail);
+	if (quotes_value(error->sqlstate))
+		error->hint = NULL;
 	Assert(error->sqlstate != 0);
 }
 
@@ -233,6 +309,15 @@ change_of_entry(const PsyncPgGroup *group, const PsyncPgEntry *entry,
 static const char *
 hint_for(const PsyncPgError *error)
 {
+	switch (error->sqlstate)
+	{
+		case ERRCODE_UNDEFINED_FUNCTION:
+		case ERRCODE_UNDEFINED_TABLE:
+		case ERRCODE_UNDEFINED_OBJECT:
+			return "If a trigger, check, domain or generated column at the target names it without its schema: the session's search_path is empty there; qualify the name, or set option \"search_path\" of the server.";
+		default:
+			break;
+	}
 	if (error->hint != NULL)
 		return error->hint;
 	switch (error->sqlstate)

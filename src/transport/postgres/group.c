@@ -17,6 +17,9 @@
 
 #define INITIAL_ENTRIES		256
 
+/* An idle session keeps at most so large a buffer. */
+#define PSYNC_PG_KEPT_BYTES_MAX	(64 * 1024)
+
 /*
  * An empty group, which lives and grows in "context".
  */
@@ -33,18 +36,46 @@ psync_pg_group_create(MemoryContext context)
 	return group;
 }
 
+/*
+ * Give back what a group has grown to, beyond what it had at first and what
+ * small windows need.  It must be empty.
+ */
+static void
+shrink(PsyncPgGroup *group, int most)
+{
+	MemoryContext old = MemoryContextSwitchTo(GetMemoryChunkContext(group));
+
+	if (group->data.maxlen > most)
+	{
+		pfree(group->data.data);
+		initStringInfo(&group->data);
+	}
+	if (group->entries_size > PSYNC_PG_SMALL_CHANGES_MAX * 2 &&
+		most < PSYNC_PG_GROUP_BYTES_MAX)
+	{
+		pfree(group->entries);
+		group->entries_size = INITIAL_ENTRIES;
+		group->entries = palloc(group->entries_size * sizeof(PsyncPgEntry));
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * After a window: a worker has many sessions, each with two groups, and those
+ * that are quiet must not keep the memory of the largest window they have seen.
+ */
+void
+psync_pg_group_release(PsyncPgGroup *group)
+{
+	Assert(group->nentries == 0);
+	shrink(group, PSYNC_PG_KEPT_BYTES_MAX);
+}
+
 /* Empty the group.  A single huge row must not leave a huge buffer behind. */
 void
 psync_pg_group_reset(PsyncPgGroup *group)
 {
-	if (group->data.maxlen > 2 * PSYNC_PG_GROUP_BYTES_MAX)
-	{
-		MemoryContext old = MemoryContextSwitchTo(GetMemoryChunkContext(group->data.data));
-
-		pfree(group->data.data);
-		initStringInfo(&group->data);
-		MemoryContextSwitchTo(old);
-	}
+	shrink(group, 2 * PSYNC_PG_GROUP_BYTES_MAX);
 	resetStringInfo(&group->data);
 	group->nentries = 0;
 	list_free(group->maps);

@@ -8,8 +8,9 @@
  * transport runs with; it refuses those that its libpq does not know.  Left
  * out are those that the transport sets itself (client_encoding,
  * fallback_application_name, replication), that are obsolete (requiressl,
- * authtype, tty), and sslkeylogfile, which would let a user mapping write
- * session keys to a file of this server.
+ * authtype, tty), sslkeylogfile, which would let a user mapping write session
+ * keys to a file of this server, and oauth_*: libpq then fetches URLs of the
+ * user's choice and writes to the server's standard error.
  *
  * As in postgres_fdw, what identifies the user belongs to the user mapping,
  * and what makes this server read a file of its own in the user's name is for
@@ -78,8 +79,6 @@ const PsyncOption psync_postgres_options[] = {
 	{"krbsrvname", SERVER, STRING, "Kerberos service name (default postgres)"},
 	{"gsslib", SERVER, ENUM("gssapi|sspi"), "GSSAPI library, on Windows"},
 	{"gssdelegation", SERVER, INTEGER(0, 1), "pass on GSSAPI credentials (default 0)"},
-	{"oauth_issuer", SERVER, STRING, "URL of the trusted OAuth issuer"},
-	{"oauth_scope", SERVER, STRING, "OAuth scopes to ask for, by spaces"},
 
 	/* as whom */
 	{"user", USER, STRING, "role at the target (default: name of the server's operating system user)"},
@@ -88,16 +87,15 @@ const PsyncOption psync_postgres_options[] = {
 	{"sslcert", USER_BY_SUPERUSER, STRING, "file of the client certificate"},
 	{"sslkey", USER_BY_SUPERUSER, STRING, "file of the client certificate's key"},
 	{"sslpassword", USER, SECRET, "password of that key"},
-	{"scram_client_key", USER, SECRET, "SCRAM client key, base64, in place of a password"},
-	{"scram_server_key", USER, SECRET, "SCRAM server key, base64, in place of a password"},
-	{"oauth_client_id", USER, STRING, "OAuth client id"},
-	{"oauth_client_secret", USER, SECRET, "OAuth client secret"},
+	{"scram_client_key", USER, SECRET, "SCRAM client key, base64, used before the password"},
+	{"scram_server_key", USER, SECRET, "SCRAM server key, base64, used before the password"},
 	{"password_required", USER_BY_SUPERUSER, BOOLEAN, "must a sync whose owner is no superuser have a password (default true)"},
 
 	/* what for */
 	{"position_schema", SERVER, STRING, "schema of the position table at the target (default payment_sync_target)"},
 	{"position_table", SERVER, STRING, "name of that table (default position)"},
 	{"lossy_casts", SERVER, BOOLEAN, "deliver also values that the target's types cannot hold as they are (default false)"},
+	{"search_path", SERVER, STRING, "search_path of the session that delivers (default empty)"},
 	{"session_replication_role", SERVER, ENUM("origin|replica|local"), "which triggers fire at the target (default origin)"},
 	{"origin", SERVER, STRING, "payment_sync.origin of the remote session (default: identity of this change log)"},
 

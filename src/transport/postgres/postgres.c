@@ -85,15 +85,59 @@ pg_read_position(PsyncTarget *target)
 	return position != NULL ? pstrdup(position) : NULL;
 }
 
+/*
+ * Closes the connection, whatever is under way there: the target rolls back.
+ */
+static void
+pg_close(PsyncTarget *target)
+{
+	PsyncPgSession *session = target->private_data;
+
+	/* open() may have failed early */
+	if (session == NULL)
+		return;
+	target->private_data = NULL;
+	psync_pg_disconnect(session);
+	MemoryContextDelete(session->context);
+}
+
+/*
+ * Before the session is used: targets and firewalls close connections that are
+ * quiet for long, which is no failure.  A new one is as good if the target has
+ * the position that it had.  If not, the core must know.
+ */
+static void
+ensure_session(PsyncTarget *target)
+{
+	PsyncPgSession *session = get_session(target);
+	char	   *before = NULL;
+	char	   *now;
+
+	Assert(!session->in_transaction && !session->applying);
+	Assert(session->growing->nentries == 0);
+
+	if (psync_pg_is_alive(session))
+		return;
+	if (session->position != NULL)
+		before = MemoryContextStrdup(target->context, session->position);
+	pg_close(target);
+	pg_open(target);
+	now = psync_pg_position_read(get_session(target));
+	if ((before == NULL) != (now == NULL) ||
+		(before != NULL && strcmp(before, now) != 0))
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("lost connection to server \"%s\"", target->server_name),
+				 errdetail("The target has another position now.")));
+	if (before != NULL)
+		pfree(before);
+}
+
 /* Nothing is sent before there is something to send. */
 static void
 pg_begin_window(PsyncTarget *target, const PsyncWindowInfo *info)
 {
-	PsyncPgSession *session = get_session(target);
-
-	Assert(!session->in_transaction && !session->applying);
-	Assert(session->growing->nentries == 0);
-	(void) session;
+	ensure_session(target);
 }
 
 /*
@@ -148,6 +192,7 @@ pg_commit_window(PsyncTarget *target, const char *position)
 static void
 pg_flush(PsyncTarget *target)
 {
+	ensure_session(target);
 	psync_pg_apply_flush(get_session(target));
 }
 
@@ -156,22 +201,6 @@ static bool
 pg_abort_window(PsyncTarget *target)
 {
 	return false;
-}
-
-/*
- * Closes the connection, whatever is under way there: the target rolls back.
- */
-static void
-pg_close(PsyncTarget *target)
-{
-	PsyncPgSession *session = target->private_data;
-
-	/* open() may have failed early */
-	if (session == NULL)
-		return;
-	target->private_data = NULL;
-	psync_pg_disconnect(session);
-	MemoryContextDelete(session->context);
 }
 
 static const PsyncTransport transport = {

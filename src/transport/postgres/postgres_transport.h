@@ -272,6 +272,8 @@ typedef struct PsyncPgSession
 	PGresult   *result;			/* handed out last, while its command runs */
 	PGresult   *answer;			/* of the last query that is done */
 	int64		untaken;		/* bytes that came beyond those of results */
+	TimestampTz used_at;		/* last time that it was known to be alive */
+	bool		dismissed;		/* the target has said that it ends the session */
 	bool		pooled;			/* the server's session is not ours alone */
 	const char *begin;			/* the command that begins a transaction */
 	char	   *local_settings; /* … and the one after it; NULL: none */
@@ -327,6 +329,7 @@ extern void psync_pg_count_input(PsyncPgSession *session, int before);
 extern void psync_pg_flush(PsyncPgSession *session);
 extern PGresult *psync_pg_get_result(PsyncPgSession *session);
 extern PGresult *psync_pg_take_result(PsyncPgSession *session);
+extern bool psync_pg_is_alive(PsyncPgSession *session);
 extern bool psync_pg_result_ready(PsyncPgSession *session);
 extern PGresult *psync_pg_query(PsyncPgSession *session, const char *sql,
 								int nparams, const char *const *params,
@@ -425,6 +428,7 @@ extern void psync_pg_convert_change(PsyncPgSession *session, const PsyncPgMap *m
 /* group.c */
 extern PsyncPgGroup *psync_pg_group_create(MemoryContext context);
 extern void psync_pg_group_reset(PsyncPgGroup *group);
+extern void psync_pg_group_release(PsyncPgGroup *group);
 extern void psync_pg_group_add(PsyncPgGroup *group, const PsyncChange *change,
 							   PsyncPgMap *map, PsyncPgTable *table);
 extern void psync_pg_group_add_map(PsyncPgGroup *group, PsyncPgMap *map);
