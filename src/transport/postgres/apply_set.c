@@ -36,6 +36,9 @@
 /* Rows are handed to libpq in pieces of about this size. */
 #define PSYNC_PG_PIECE_BYTES	(64 * 1024)
 
+/* … of which libpq is given so many before they are waited for. */
+#define PSYNC_PG_UNSENT_BYTES_MAX	(1024 * 1024)
+
 /* What is expected of one command of the string. */
 typedef enum StepKind
 {
@@ -55,6 +58,7 @@ typedef struct Step
 	bool		keys;			/* COPY of keys, not of rows */
 	bool		direct;			/* COPY into the table itself */
 	bool		fed;			/* the target has asked for the rows */
+	int			next;			/* the row to be sent next */
 } Step;
 
 /*
@@ -70,6 +74,7 @@ struct PsyncPgSetRun
 	int			nsteps;
 	int			steps_size;		/* allocated */
 	int			current;		/* the step whose answer comes next */
+	Step	   *feeding;		/* a COPY whose rows are being sent; or NULL */
 	int			savepoint;		/* the step that sets it */
 	List	   *incomplete;		/* maps some of whose rows were not there */
 	bool		failed;
@@ -361,22 +366,30 @@ plan_keys(PsyncPgSetRun *run, PsyncPgSession *session, PsyncPgMap *map)
 /* ---------------------------------------------------------------- feeding */
 
 /*
- * Hand rows to libpq, in pieces: one of gigabytes would be buffered as a
- * whole.
+ * Hand rows to libpq, which keeps what the socket does not take: never more
+ * than some pieces, so a huge row is waited for.
  */
 static void
 put(PsyncPgSession *session, const char *data, int size)
 {
+	int			unsent = 0;
+
 	Assert(size >= 0);
 
 	while (size > 0)
 	{
 		int			piece = Min(size, PSYNC_PG_PIECE_BYTES);
 
+		if (unsent >= PSYNC_PG_UNSENT_BYTES_MAX)
+		{
+			psync_pg_flush(session);
+			unsent = 0;
+		}
 		if (PQputCopyData(session->conn, data, piece) != 1)
 			psync_pg_lost(session);
 		data += piece;
 		size -= piece;
+		unsent += piece;
 	}
 }
 
@@ -386,16 +399,17 @@ put(PsyncPgSession *session, const char *data, int size)
  * and a size.  This is where a large window is fast.
  */
 static void
-feed_verbatim(PsyncPgSession *session, const PsyncPgGroup *group, const Step *step)
+feed_verbatim(PsyncPgSession *session, const PsyncPgGroup *group, Step *step)
 {
 	uint32		start = 0;
 	uint32		end = 0;
+	uint32		size = 0;
 
 	Assert(step->entries != NULL && step->map->verbatim);
 
-	for (int i = 0; i < step->n; i++)
+	while (step->next < step->n && size < PSYNC_PG_PIECE_BYTES)
 	{
-		const PsyncPgEntry *entry = &group->entries[step->entries[i]];
+		const PsyncPgEntry *entry = &group->entries[step->entries[step->next++]];
 
 		if (entry->image_at != end)
 		{
@@ -403,6 +417,7 @@ feed_verbatim(PsyncPgSession *session, const PsyncPgGroup *group, const Step *st
 			start = entry->image_at;
 		}
 		end = entry->image_at + entry->image_size;
+		size += entry->image_size;
 	}
 	put(session, group->data.data + start, end - start);
 }
@@ -412,15 +427,16 @@ feed_verbatim(PsyncPgSession *session, const PsyncPgGroup *group, const Step *st
  * in the form that the image has.
  */
 static void
-feed_composed(PsyncPgSession *session, const PsyncPgGroup *group, const Step *step)
+feed_composed(PsyncPgSession *session, const PsyncPgGroup *group, Step *step)
 {
 	PsyncPgMap *map = step->map;
 	PsyncPgField *fields = palloc(map->shape->ncolumns * sizeof(PsyncPgField));
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	for (int i = 0; i < step->n; i++)
+	while (step->next < step->n && buf.len < PSYNC_PG_PIECE_BYTES)
 	{
+		int			i = step->next++;
 		const PsyncPgEntry *entry = &group->entries[step->entries ? step->entries[i] : i];
 		bool		old = step->keys && entry->part_size > 0;
 
@@ -429,11 +445,6 @@ feed_composed(PsyncPgSession *session, const PsyncPgGroup *group, const Step *st
 			psync_pg_copy_key(&buf, map, fields);
 		else
 			psync_pg_copy_row(&buf, map, fields);
-		if (buf.len >= PSYNC_PG_PIECE_BYTES)
-		{
-			put(session, buf.data, buf.len);
-			resetStringInfo(&buf);
-		}
 	}
 	put(session, buf.data, buf.len);
 	pfree(buf.data);
@@ -441,27 +452,42 @@ feed_composed(PsyncPgSession *session, const PsyncPgGroup *group, const Step *st
 }
 
 /*
- * The data of one COPY: header, rows, trailer.  Does not wait; libpq buffers
- * what the socket does not take.
+ * The data of one COPY: header, rows, trailer.  Does not wait, but for huge
+ * rows.  False if the socket takes no more now: libpq would keep the rest, and
+ * never give back the memory that it took for that.
  */
-static void
-feed(PsyncPgSession *session, const PsyncPgSetRun *run, const Step *step)
+static bool
+feed(PsyncPgSession *session, PsyncPgSetRun *run)
 {
 	/* signature, flags, length of header extension */
 	static const char header[] = "PGCOPY\n\377\r\n\0\0\0\0\0\0\0\0\0";
 	static const char trailer[] = "\377\377";
+	Step	   *step = run->feeding;
 
 	Assert(step->kind == STEP_COPY);
 	StaticAssertStmt(sizeof(header) - 1 == 19, "COPY BINARY header has 19 bytes");
 
-	put(session, header, sizeof(header) - 1);
-	if (step->map->verbatim && !step->keys)
-		feed_verbatim(session, run->group, step);
-	else
-		feed_composed(session, run->group, step);
+	if (step->next == 0)
+		put(session, header, sizeof(header) - 1);
+	while (step->next < step->n)
+	{
+		int			rc;
+
+		if (step->map->verbatim && !step->keys)
+			feed_verbatim(session, run->group, step);
+		else
+			feed_composed(session, run->group, step);
+		rc = PQflush(session->conn);
+		if (rc < 0)
+			psync_pg_lost(session);
+		if (rc > 0 && step->next < step->n)
+			return false;
+	}
 	put(session, trailer, sizeof(trailer) - 1);
 	if (PQputCopyEnd(session->conn, NULL) != 1)
 		psync_pg_lost(session);
+	run->feeding = NULL;
+	return true;
 }
 
 /* ---------------------------------------------------------------- running */
@@ -491,7 +517,7 @@ step_copies(PsyncPgSession *session)
 	if (step->kind != STEP_COPY || step->fed)
 		psync_pg_unexpected(session, "It asked for rows where there are none.");
 	step->fed = true;
-	feed(session, session->run, step);
+	session->run->feeding = step;
 }
 
 /*
@@ -532,13 +558,29 @@ step_failed(PsyncPgSession *session, PGresult *result)
 }
 
 /*
+ * Send what the target is to be fed with.  With "wait", all of it; without,
+ * false if the rest must wait.
+ */
+static bool
+feed_on(PsyncPgSession *session, bool wait)
+{
+	while (session->run->feeding != NULL && !feed(session, session->run))
+	{
+		if (!wait)
+			return false;
+		psync_pg_flush(session);
+	}
+	return true;
+}
+
+/*
  * Go on with what has come; true when all is done.  With "wait", until all is
  * done; without, as far as it goes without waiting.
  */
 static bool
 advance(PsyncPgSession *session, bool wait)
 {
-	while (wait || psync_pg_result_ready(session))
+	while (feed_on(session, wait) && (wait || psync_pg_result_ready(session)))
 	{
 		PGresult   *result = wait ? psync_pg_get_result(session) :
 			psync_pg_take_result(session);
