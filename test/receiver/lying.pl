@@ -88,6 +88,7 @@ my %lies = (
 	long_error => [ error(S => 'ERROR', C => '22023', M => 'x' x 3_000_000, D => 'y' x 3_000_000) . $ready ],
 	no_protocol => [ "HTTP/1.1 400 Bad Request\r\n\r\n" x 100 ],
 	endless_rows => [ $parsed . row_description(8), row(('v' x 100) x 8) x 500 ],
+	endless_rows_of_4 => [ $parsed . row_description(4), row('0', '1', 'v' x 1_000_000, '1') ],
 	huge_row => [ $parsed . row_description(1) . 'D' . pack('NnN', 1_000_000_010, 1, 1_000_000_000), "\0" x 1_000_000 ],
 	huge_error => [ 'E' . pack('N', 1_000_000_000) . 'M', 'm' x 1_000_000 ],
 	notices => [ '', message('N', "SNOTICE\0C00000\0M" . 'n' x 5000 . "\0\0") x 100 ],

@@ -149,7 +149,7 @@ my @reads = (
 	[ 'BEGIN TRANSACTION', qw(ready copy_in errors_many notices) ],
 	[ 'l.reltuples', qw(no_rows no_rows_of_6 nulls_of_6 few_columns many_columns copy_out copy_in endless_rows bad_bytes) ],
 	[ 'typbasetype', qw(no_rows nulls_of_6 few_columns copy_out no_error) ],
-	[ 'hashtextextended', qw(no_rows nulls_of_4 few_columns many_columns copy_both endless_rows notices odd_state) ]);
+	[ 'hashtextextended', qw(no_rows nulls_of_4 few_columns many_columns copy_both endless_rows endless_rows_of_4 notices odd_state) ]);
 for my $case (@reads)
 {
 	my ($when, @lies) = @$case;

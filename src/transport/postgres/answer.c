@@ -18,7 +18,8 @@
  *	size		libpq keeps whatever comes until it makes a complete result: a row
  *				of a gigabyte, rows without end, or notices and parameters that
  *				nobody asked for.  So what comes is counted, and what results
- *				account for is taken off again.
+ *				account for is taken off again; and libpq's memory is looked at
+ *				before each time that it reads.
  *
  * Results belong to the session, which frees them when it closes: an error may
  * be raised at any time.
@@ -27,6 +28,10 @@
 
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -43,6 +48,7 @@
  * Who reads gets rows, which may be large.
  */
 #define PSYNC_PG_UNTAKEN_MAX		(16 * 1024 * 1024)
+#define PSYNC_PG_ROOM_MAX			(64 * 1024 * 1024)
 #define PSYNC_PG_UNTAKEN_MAX_READ	(256 * 1024 * 1024)
 
 /* A connection that was not used for so long is tried before it is. */
@@ -97,36 +103,106 @@ check_untaken(PsyncPgSession *session)
 }
 
 /*
- * Note what libpq is about to read from the socket, and has read.  It does not
- * say how much that was.  What was there is not there any more, unless more has
- * come meanwhile; the count may fall short, never exceed.
+ * Memory of the process outside of memory contexts: libpq's, in the main.  0
+ * where the C library cannot say.
+ */
+static int64
+foreign_memory(int64 allocated)
+{
+	return allocated - (int64) MemoryContextMemAllocated(TopMemoryContext, true);
+}
+
+#if defined(__GLIBC__) && __GLIBC_PREREQ(2, 33)
+static int64
+allocated_memory(void)
+{
+	struct mallinfo2 info = mallinfo2();
+
+	return (int64) info.uordblks + (int64) info.hblkhd;
+}
+#else
+static int64
+allocated_memory(void)
+{
+	return 0;
+}
+#endif
+
+/*
+ * A session begins: what is there now is not its doing.
  */
 void
-psync_pg_count_input(PsyncPgSession *session, int before)
+psync_pg_memory_begin(PsyncPgSession *session)
+{
+	session->allocated = allocated_memory();
+	session->foreign = foreign_memory(session->allocated);
+}
+
+/*
+ * An error if libpq has made room for an answer that is too large.  It does so
+ * when it sees how large an answer is to be, and then reads as long as there is
+ * something, which from a fast target is all of it.  Our own memory grows as
+ * well, so the exact count, which is dearer, is made only if there is much
+ * more than at the last.
+ */
+static void
+check_memory(PsyncPgSession *session)
+{
+	int64		most = session->target->read_only ?
+		PSYNC_PG_UNTAKEN_MAX_READ : PSYNC_PG_ROOM_MAX;
+	int64		allocated = allocated_memory();
+
+	if (allocated - session->allocated < PSYNC_PG_UNTAKEN_MAX)
+		return;
+	session->allocated = allocated;
+	if (foreign_memory(allocated) - session->foreign > most)
+		psync_pg_unexpected(session,
+							psprintf("It has announced an answer of more than %d MB.",
+									 (int) (most / (1024 * 1024))));
+}
+
+/*
+ * libpq is about to read from the socket, and has read.  It does not say how
+ * much that was.  What was there is not there any more, unless more has come
+ * meanwhile; the count may fall short, never exceed.
+ */
+int
+psync_pg_input_begin(PsyncPgSession *session)
+{
+	check_memory(session);
+	return bytes_waiting(session);
+}
+
+void
+psync_pg_input_end(PsyncPgSession *session, int before)
 {
 	session->untaken += Max(before - bytes_waiting(session),
 							Min(before, PSYNC_PG_READ_LEAST));
 	check_untaken(session);
 }
 
-/* For who reads by other calls of libpq. */
-int
-psync_pg_input_waiting(PsyncPgSession *session)
+/*
+ * Read what has come; false if the connection has failed.
+ */
+static bool
+read_input(PsyncPgSession *session)
 {
-	return bytes_waiting(session);
+	int			before = psync_pg_input_begin(session);
+
+	if (!PQconsumeInput(session->conn))
+		return false;
+	psync_pg_input_end(session, before);
+	return true;
 }
 
 /*
- * Read what has come.
+ * The same, where that is an error.
  */
 static void
 take_input(PsyncPgSession *session)
 {
-	int			before = bytes_waiting(session);
-
-	if (!PQconsumeInput(session->conn))
+	if (!read_input(session))
 		psync_pg_lost(session);
-	psync_pg_count_input(session, before);
 }
 
 /* A target's word to listeners; nobody here listens. */
@@ -249,17 +325,14 @@ is_closed(PsyncPgSession *session)
 	for (;;)
 	{
 		ssize_t		n = recv(PQsocket(session->conn), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-		int			before;
 
 		if (n < 0)
 			return errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR;
 		if (n == 0)
 			return true;
-		before = bytes_waiting(session);
-		if (!PQconsumeInput(session->conn))
+		if (!read_input(session))
 			return true;
 		(void) PQisBusy(session->conn);
-		psync_pg_count_input(session, before);
 		drop_notifications(session);
 		if (session->dismissed)
 			return true;
@@ -285,14 +358,10 @@ answers(PsyncPgSession *session)
 
 		while ((rc = PQflush(conn)) > 0 || (rc == 0 && PQisBusy(conn)))
 		{
-			int			before;
-
 			(void) psync_pg_services->wait(PQsocket(conn), WL_SOCKET_READABLE |
 										   (rc > 0 ? WL_SOCKET_WRITEABLE : 0), -1);
-			before = bytes_waiting(session);
-			if (!PQconsumeInput(conn))
+			if (!read_input(session))
 				return false;
-			psync_pg_count_input(session, before);
 		}
 		result = rc == 0 ? PQgetResult(conn) : NULL;
 		if (result == NULL)

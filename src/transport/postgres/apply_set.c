@@ -477,6 +477,9 @@ feed(PsyncPgSession *session, PsyncPgSetRun *run)
 			feed_verbatim(session, run->group, step);
 		else
 			feed_composed(session, run->group, step);
+
+		/* which reads, too, if the socket is full */
+		(void) psync_pg_input_begin(session);
 		rc = PQflush(session->conn);
 		if (rc < 0)
 			psync_pg_lost(session);

@@ -10,8 +10,6 @@
  */
 #include "postgres.h"
 
-#include <sys/socket.h>
-
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
@@ -20,14 +18,6 @@
 
 #include "compat.h"
 #include "transport/postgres/postgres_transport.h"
-
-/*
- * Bytes that the system keeps for us until we read them.  libpq reads as long as
- * there is something, and a target that sends faster than it reads would fill
- * our memory before we can look (answer.c).  One that confirms changes sends
- * little.
- */
-#define PSYNC_PG_RECEIVE_BYTES		(64 * 1024)
 
 /* Seconds to wait for a connection, where the server does not say. */
 #define PSYNC_PG_CONNECT_TIMEOUT	30
@@ -256,9 +246,9 @@ establish(PsyncPgSession *session)
 		/* libpq takes a call for the news that its socket is ready */
 		if ((events & (WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE)) == 0)
 			continue;
-		before = psync_pg_input_waiting(session);
+		before = psync_pg_input_begin(session);
 		poll = PQconnectPoll(session->conn);
-		psync_pg_count_input(session, before);
+		psync_pg_input_end(session, before);
 	}
 	if (PQstatus(session->conn) != CONNECTION_OK)
 		ereport(ERROR,
@@ -282,20 +272,6 @@ note_notice(void *arg, const PGresult *result)
 	if (severity != NULL &&
 		(strcmp(severity, "FATAL") == 0 || strcmp(severity, "PANIC") == 0))
 		session->dismissed = true;
-}
-
-/*
- * Not an error if the system will not: then the memory that a lying target can
- * take is not as small.
- */
-static void
-limit_receiving(PsyncPgSession *session)
-{
-	int			size = PSYNC_PG_RECEIVE_BYTES;
-
-	if (!session->target->read_only)
-		(void) setsockopt(PQsocket(session->conn), SOL_SOCKET, SO_RCVBUF,
-						  (char *) &size, sizeof(size));
 }
 
 /*
@@ -333,9 +309,9 @@ psync_pg_connect(PsyncPgSession *session)
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("out of memory")));
+	psync_pg_memory_begin(session);
 	(void) PQsetNoticeReceiver(session->conn, note_notice, session);
 	establish(session);
-	limit_receiving(session);
 
 	if (!optional && !PQconnectionUsedPassword(session->conn))
 		refuse_without_password("The owner of the sync is no superuser, and the target did not ask for the password.");

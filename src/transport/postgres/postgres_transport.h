@@ -272,6 +272,8 @@ typedef struct PsyncPgSession
 	PGresult   *result;			/* handed out last, while its command runs */
 	PGresult   *answer;			/* of the last query that is done */
 	int64		untaken;		/* bytes that came beyond those of results */
+	int64		allocated;		/* by malloc, when that was last looked at */
+	int64		foreign;		/* outside of memory contexts, when it began */
 	TimestampTz used_at;		/* last time that it was known to be alive */
 	bool		dismissed;		/* the target has said that it ends the session */
 	bool		pooled;			/* the server's session is not ours alone */
@@ -307,6 +309,7 @@ typedef struct PsyncPgSession
 	bool		reading;		/* the result of a statement is not all taken */
 	const char **row_values;	/* of the row handed out last */
 	int			row_columns;	/* that each row must have */
+	int64		row_bytes;		/* of the statement's rows so far */
 	int			row_filled;		/* … and how many of them are never null */
 
 	/* apply_batch.c */
@@ -324,8 +327,9 @@ extern void psync_pg_disconnect(PsyncPgSession *session);
 
 pg_noreturn extern void psync_pg_unexpected(PsyncPgSession *session,
 											const char *detail);
-extern int	psync_pg_input_waiting(PsyncPgSession *session);
-extern void psync_pg_count_input(PsyncPgSession *session, int before);
+extern void psync_pg_memory_begin(PsyncPgSession *session);
+extern int	psync_pg_input_begin(PsyncPgSession *session);
+extern void psync_pg_input_end(PsyncPgSession *session, int before);
 extern void psync_pg_flush(PsyncPgSession *session);
 extern PGresult *psync_pg_get_result(PsyncPgSession *session);
 extern PGresult *psync_pg_take_result(PsyncPgSession *session);

@@ -24,6 +24,14 @@
 #include "transport/postgres/postgres_transport.h"
 
 /*
+ * Readers keep all rows of a statement, which they ask for in ranges and by
+ * keys, so that there are not many.  A target that sends more than this is
+ * lying.  Each value takes some bytes besides its own.
+ */
+#define PSYNC_PG_ROWS_BYTES_MAX		(512 * 1024 * 1024)
+#define PSYNC_PG_VALUE_BYTES		32
+
+/*
  * A setting for the statements that follow.
  */
 static void
@@ -54,6 +62,7 @@ read_send(PsyncTarget *target, const char *sql, int ncolumns, int nfilled)
 	if (!PQsendQueryParams(session->conn, sql, 0, NULL, NULL, NULL, NULL, 0) ||
 		!PQsetSingleRowMode(session->conn))
 		psync_pg_lost(session);
+	session->row_bytes = 0;
 	session->reading = true;
 	psync_pg_flush(session);
 }
@@ -128,9 +137,14 @@ read_row(PsyncTarget *target)
 
 	check_columns(session, result);
 	for (int i = 0; i < session->row_columns; i++)
+	{
 		session->row_values[i] = i < session->row_filled ?
 			psync_pg_text(session, result, 0, i) :
 			psync_pg_text_or_null(session, result, 0, i);
+		session->row_bytes += PQgetlength(result, 0, i) + PSYNC_PG_VALUE_BYTES;
+	}
+	if (session->row_bytes > PSYNC_PG_ROWS_BYTES_MAX)
+		psync_pg_unexpected(session, "It has sent more rows than can be meant.");
 	return session->row_values;
 }
 
