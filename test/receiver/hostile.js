@@ -70,6 +70,20 @@ const modes = {
 		'HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Length: 4\r\n\r\nbusy'),
 	busydate: (socket) => socket.write('HTTP/1.1 503 Unavailable\r\nRetry-After: ' +
 		`${new Date(Date.now() + 2000).toUTCString()}\r\nContent-Length: 0\r\n\r\n`),
+	// as much as is read, held until the others in flight have as much
+	large: (socket) =>
+	{
+		const size = 1000000;
+		socket.write(`HTTP/1.1 200 OK\r\nContent-Length: ${size}\r\n\r\n`);
+		socket.write(Buffer.alloc(size - 1, 'x'));
+		setTimeout(() => socket.write('x'), 300);
+	},
+	// repeats the address it was sent to, as it came and decoded
+	echo: (socket, head) =>
+	{
+		const path = head.split(' ')[1];
+		send(socket, '422 No', Buffer.from(`Cannot POST ${path}, that is ${decodeURIComponent(path)}`));
+	},
 	error: (socket) => socket.write('HTTP/1.1 500 Oops\r\nContent-Length: 4\r\n\r\noops'),
 	garbage: (socket) => socket.end('SSH-2.0-OpenSSH_9.2\r\n\xff\x00\x1b[2J\r\n'),
 	binary: (socket) => socket.write(Buffer.concat([

@@ -419,9 +419,9 @@ psync_http_transfer_start(PsyncHttpTransfer *transfer)
 	PsyncHttpSession *session = transfer->session;
 
 	Assert(transfer->request != NULL && !transfer->in_multi);
+	psync_http_easy_drop_body(transfer);
 	memset(&transfer->answer, 0, sizeof(PsyncHttpAnswer));
 	transfer->header_bytes = 0;
-	transfer->body_room = 0;
 	psync_http_easy_prepare(transfer);
 	/* idle connections are kept for as many as may be in flight again */
 	check_multi(curl_multi_setopt(session->multi, CURLMOPT_MAXCONNECTS,

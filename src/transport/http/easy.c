@@ -164,7 +164,31 @@ on_header(char *line, size_t one, size_t size, void *arg)
 	return size;
 }
 
-/* Make room for so many bytes more and the final zero, without errors. */
+/* Sum of all transfers' body_room in this process. */
+static size_t bodies_held = 0;
+
+static void
+forget_body(void *arg)
+{
+	PsyncHttpTransfer *transfer = arg;
+
+	bodies_held -= transfer->body_room;
+	transfer->body_room = 0;
+}
+
+/* Before a request is sent again: nothing of the last answer stays. */
+void
+psync_http_easy_drop_body(PsyncHttpTransfer *transfer)
+{
+	if (transfer->body_room > 0)
+		pfree(transfer->answer.body);
+	forget_body(transfer);
+}
+
+/*
+ * Make room for so many bytes more and the final zero, without errors.  The
+ * room is counted until the transfer's context is reset.
+ */
 static bool
 enlarge_body(PsyncHttpTransfer *transfer, size_t more)
 {
@@ -176,6 +200,8 @@ enlarge_body(PsyncHttpTransfer *transfer, size_t more)
 		return true;
 	while (room <= answer->body_size + more)
 		room *= 2;
+	if (bodies_held - transfer->body_room + room > PSYNC_HTTP_BODIES_BYTES_MAX)
+		return false;
 	body = MemoryContextAllocExtended(transfer->context, room, MCXT_ALLOC_NO_OOM);
 	if (body == NULL)
 		return false;
@@ -184,30 +210,58 @@ enlarge_body(PsyncHttpTransfer *transfer, size_t more)
 		memcpy(body, answer->body, answer->body_size);
 		pfree(answer->body);
 	}
+	else
+	{
+		MemoryContextCallback *callback =
+			MemoryContextAllocExtended(transfer->context, sizeof(*callback), MCXT_ALLOC_NO_OOM);
+
+		if (callback == NULL)
+			return false;
+		callback->func = forget_body;
+		callback->arg = transfer;
+		MemoryContextRegisterResetCallback(transfer->context, callback);
+	}
 	answer->body = body;
+	bodies_held += room - transfer->body_room;
 	transfer->body_room = room;
 	return true;
 }
 
+/* Is more of the body wanted than what can be shown of it? */
+static bool
+wants_body(const PsyncHttpTransfer *transfer)
+{
+	const PsyncHttpSettings *settings = transfer->session->settings;
+
+	return transfer->purpose != PSYNC_HTTP_FOR_MESSAGE ||
+		settings->items_path != NULL || settings->success_body != NULL;
+}
+
 /*
- * Collects the body up to its limit. Returning less than was given makes
- * libcurl end the transfer.
+ * Collects the body, as far as it is wanted, up to its limit.  Returning less
+ * than was given makes libcurl end the transfer.
  */
 static size_t
 on_body(char *bytes, size_t one, size_t size, void *arg)
 {
 	PsyncHttpTransfer *transfer = arg;
 	PsyncHttpAnswer *answer = &transfer->answer;
+	size_t		kept = size;
 
 	Assert(one == 1);
-	if (answer->body_size + size > PSYNC_HTTP_BODY_BYTES_MAX ||
-		!enlarge_body(transfer, size))
+	answer->body_received += size;
+	if (!wants_body(transfer))
+		kept = Min(size, PSYNC_HTTP_EXCERPT_FROM_BYTES - answer->body_size);
+	if (answer->body_received > PSYNC_HTTP_BODY_BYTES_MAX ||
+		(kept > 0 && !enlarge_body(transfer, kept)))
 	{
 		answer->body_overflow = true;
 		return 0;
 	}
-	memcpy(answer->body + answer->body_size, bytes, size);
-	answer->body_size += size;
+	if (kept == 0)
+		return size;
+	memcpy(answer->body + answer->body_size, bytes, kept);
+	answer->body_size += kept;
 	answer->body[answer->body_size] = '\0';
 	return size;
 }

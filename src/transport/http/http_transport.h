@@ -33,8 +33,14 @@
 #define PSYNC_HTTP_HEADER_BYTES_MAX		(64 * 1024)
 #define PSYNC_HTTP_BODY_BYTES_MAX		(1024 * 1024)
 
+/* Bodies that a process holds at the same time, all targets together. */
+#define PSYNC_HTTP_BODIES_BYTES_MAX		(16 * 1024 * 1024)
+
 /* Of an answer, at most so many bytes are shown. */
 #define PSYNC_HTTP_EXCERPT_BYTES_MAX	500
+
+/* ... and that many are looked at for it, and kept where no more is wanted. */
+#define PSYNC_HTTP_EXCERPT_FROM_BYTES	(2 * PSYNC_HTTP_EXCERPT_BYTES_MAX + 4096)
 
 /* Requests in flight at most, whatever the core asks for. */
 #define PSYNC_HTTP_IN_FLIGHT_MAX		256
@@ -117,7 +123,7 @@ typedef struct PsyncHttpRange
 
 /*
  * The options of a target, parsed and checked.  Does not change while the
- * target is open, but that "secrets" grows by the tokens that are fetched.
+ * target is open, but for the tokens that are fetched.
  */
 typedef struct PsyncHttpSettings
 {
@@ -152,6 +158,7 @@ typedef struct PsyncHttpSettings
 	List	   *signing_keys;	/* of PsyncHttpKey: Standard Webhooks */
 	List	   *signers;		/* of PsyncHttpSigner *, in order of their names */
 	List	   *secrets;		/* of char *: never to be shown (P9) */
+	char	   *token_secrets[2];	/* nor these: the newest token, the one before */
 	TimestampTz sign_end;		/* from then on a scheme has no live key;
 								 * DT_NOEND: never */
 	const char *sign_end_keyword;	/* the option that holds its keys */
@@ -179,6 +186,8 @@ extern void psync_http_settings_add_header(PsyncHttpSettings *settings,
 /* Never show this text, wherever a target may repeat it. */
 extern void psync_http_settings_add_secret(PsyncHttpSettings *settings,
 										   const char *text);
+extern void psync_http_settings_token_secret(PsyncHttpSettings *settings,
+											 const char *token);
 
 /* auth.c: credentials -> headers and what libcurl needs */
 extern void psync_http_auth_init(PsyncHttpSettings *settings, PsyncTarget *target);
@@ -285,7 +294,8 @@ typedef struct PsyncHttpAnswer
 	bool		headers_overflow;	/* cut off at the limit */
 	bool		body_overflow;	/* likewise */
 	char	   *body;			/* zero-terminated, may hold zeros; NULL: none */
-	size_t		body_size;		/* bytes without the final zero */
+	size_t		body_size;		/* bytes without the final zero, as far as kept */
+	size_t		body_received;	/* bytes that have come */
 	int64		announced;		/* body bytes by Content-Length, -1: not told */
 	char		retry_after[64];	/* of these headers the begin, "" if none */
 	char		date[64];
@@ -382,6 +392,7 @@ extern bool psync_http_session_wait(PsyncHttpSession *session, long timeout_ms);
 /* easy.c: libcurl's options.  Sockets are told to curl.c. */
 extern void psync_http_easy_init(PsyncHttpTransfer *transfer);
 extern void psync_http_easy_prepare(PsyncHttpTransfer *transfer);
+extern void psync_http_easy_drop_body(PsyncHttpTransfer *transfer);
 extern bool psync_http_socket_room(void);
 extern void psync_http_socket_opened(PsyncHttpSession *session, curl_socket_t socket);
 extern void psync_http_socket_closed(PsyncHttpSession *session, curl_socket_t socket);

@@ -11,6 +11,8 @@
  */
 #include "postgres.h"
 
+#include <openssl/sha.h>
+
 #include "common/base64.h"
 #include "utils/memutils.h"
 
@@ -25,11 +27,7 @@
 
 typedef struct Token
 {
-	char	   *url;			/* these identify the token */
-	char	   *client_id;
-	char	   *client_secret;
-	char	   *scope;
-	char	   *audience;
+	unsigned char credentials[SHA256_DIGEST_LENGTH];	/* digest of what identifies it */
 	char	   *text;			/* NULL: there is none */
 	uint64		serial;			/* which of this process's fetches it is of */
 	int64		renew_at;		/* psync_http_clock() */
@@ -38,43 +36,6 @@ typedef struct Token
 
 /* Of this process, in TopMemoryContext. */
 static List *tokens = NIL;
-
-/* Equal, or both missing. */
-static bool
-same_text(const char *one, const char *other)
-{
-	return one == NULL || other == NULL ? one == other : strcmp(one, other) == 0;
-}
-
-/* The place of the token for these credentials, made if need be. */
-static Token *
-find_token(const PsyncHttpOauth *oauth)
-{
-	MemoryContext old;
-	Token	   *token;
-	ListCell   *lc;
-
-	foreach(lc, tokens)
-	{
-		token = lfirst(lc);
-		if (same_text(token->url, oauth->token.url) &&
-			same_text(token->client_id, oauth->client_id) &&
-			same_text(token->client_secret, oauth->client_secret) &&
-			same_text(token->scope, oauth->scope) &&
-			same_text(token->audience, oauth->audience))
-			return token;
-	}
-	old = MemoryContextSwitchTo(TopMemoryContext);
-	token = palloc0(sizeof(Token));
-	token->url = pstrdup(oauth->token.url);
-	token->client_id = pstrdup(oauth->client_id);
-	token->client_secret = pstrdup(oauth->client_secret);
-	token->scope = oauth->scope ? pstrdup(oauth->scope) : NULL;
-	token->audience = oauth->audience ? pstrdup(oauth->audience) : NULL;
-	tokens = lappend(tokens, token);
-	MemoryContextSwitchTo(old);
-	return token;
-}
 
 /* Wipe before it is freed: what is freed may end up in a core file. */
 static void
@@ -85,6 +46,72 @@ forget_text(Token *token)
 	explicit_bzero(token->text, strlen(token->text));
 	pfree(token->text);
 	token->text = NULL;
+}
+
+/*
+ * What identifies a token: its digest, so that a secret that is no longer in use
+ * does not stay in memory.
+ */
+static void
+digest_credentials(const PsyncHttpOauth *oauth, unsigned char *digest)
+{
+	const char *const parts[] = {oauth->token.url, oauth->client_id, oauth->client_secret,
+	oauth->scope, oauth->audience};
+	StringInfoData text;
+
+	initStringInfo(&text);
+	for (int i = 0; i < lengthof(parts); i++)
+	{
+		appendStringInfoChar(&text, parts[i] != NULL ? '+' : '-');
+		if (parts[i] != NULL)
+			appendBinaryStringInfo(&text, parts[i], strlen(parts[i]) + 1);
+	}
+	SHA256((unsigned char *) text.data, text.len, digest);
+	explicit_bzero(text.data, text.len);
+	pfree(text.data);
+}
+
+/* Nobody's any more, or of no use: credentials change, the process stays. */
+static void
+drop_old_tokens(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, tokens)
+	{
+		Token	   *token = lfirst(lc);
+
+		if (token->text != NULL && token->expires_at > psync_http_clock())
+			continue;
+		forget_text(token);
+		pfree(token);
+		tokens = foreach_delete_current(tokens, lc);
+	}
+}
+
+/* The place of the token for these credentials, made if need be. */
+static Token *
+find_token(const PsyncHttpOauth *oauth)
+{
+	unsigned char credentials[SHA256_DIGEST_LENGTH];
+	MemoryContext old;
+	Token	   *token;
+	ListCell   *lc;
+
+	digest_credentials(oauth, credentials);
+	foreach(lc, tokens)
+	{
+		token = lfirst(lc);
+		if (memcmp(token->credentials, credentials, sizeof(credentials)) == 0)
+			return token;
+	}
+	drop_old_tokens();
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	token = palloc0(sizeof(Token));
+	memcpy(token->credentials, credentials, sizeof(credentials));
+	tokens = lappend(tokens, token);
+	MemoryContextSwitchTo(old);
+	return token;
 }
 
 /* The token to send with, or NULL if one must be fetched first. */
@@ -109,7 +136,6 @@ psync_http_oauth_forget(PsyncHttpSession *session, uint64 serial)
 {
 	Token	   *token = find_token(session->settings->oauth);
 
-	Assert(serial <= token->serial);
 	if (serial == token->serial)
 		forget_text(token);
 }
@@ -247,7 +273,7 @@ read_token(PsyncHttpSession *session, const PsyncHttpAnswer *answer)
 		life = strtoll(psync_http_json_string(value), NULL, 10);
 	if (life <= 0 || life > 365 * (int64) SECS_PER_DAY)
 		life = PSYNC_HTTP_TOKEN_LIFE;
-	psync_http_settings_add_secret(session->settings, text);
+	psync_http_settings_token_secret(session->settings, text);
 	store_token(find_token(session->settings->oauth), text, life);
 	explicit_bzero(text, strlen(text));
 	return true;

@@ -6,7 +6,7 @@
  *													are read by items.c
  *		408 423 425 429, 5xx but 501 and 505		retry, as Retry-After says
  *		409, with an idempotency key				retry: still being worked on
- *		401 403 404 407								about the target
+ *		401 403 404 407 431							about the target
  *		410											gone
  *		3xx											about the target: redirects are not followed
  *		other 4xx, 501, 505							refused
@@ -42,22 +42,29 @@
  * encoding: of a secret beyond ASCII the rest would remain.
  */
 static void
+mask_secret(const char *secret, char *text, size_t size)
+{
+	size_t		length = strlen(secret);
+	char	   *at = text;
+
+	while ((at = memmem(at, text + size - at, secret, length)) != NULL)
+	{
+		memset(at, '*', length);
+		at += length;
+	}
+}
+
+static void
 mask_secrets(const PsyncHttpSettings *settings, char *text, size_t size)
 {
 	ListCell   *lc;
 
 	foreach(lc, settings->secrets)
+		mask_secret(lfirst(lc), text, size);
+	for (int i = 0; i < lengthof(settings->token_secrets); i++)
 	{
-		const char *secret = lfirst(lc);
-		size_t		length = strlen(secret);
-		char	   *at = text;
-
-		Assert(length > 0);
-		while ((at = memmem(at, text + size - at, secret, length)) != NULL)
-		{
-			memset(at, '*', length);
-			at += length;
-		}
+		if (settings->token_secrets[i] != NULL)
+			mask_secret(settings->token_secrets[i], text, size);
 	}
 }
 
@@ -104,7 +111,7 @@ psync_http_excerpt(const PsyncHttpSettings *settings, const char *text, size_t s
 	 * Secrets are looked for in more than what is shown, so that none is cut
 	 * in two by the limit and then not found.
 	 */
-	size = Min(size, 2 * PSYNC_HTTP_EXCERPT_BYTES_MAX + 4096);
+	size = Min(size, PSYNC_HTTP_EXCERPT_FROM_BYTES);
 	excerpt = palloc(size + 1);
 	if (size > 0)
 		memcpy(excerpt, text, size);
@@ -248,6 +255,7 @@ kind_of_status(const PsyncHttpTransfer *transfer)
 		case 401:
 		case 403:
 		case 407:
+		case 431:				/* our headers are too large: most are the same for all */
 			return PSYNC_OUTCOME_TARGET;
 		case 404:
 			return strchr(transfer->request->route->url, '{') != NULL ?
@@ -314,7 +322,7 @@ is_whole(const PsyncHttpAnswer *answer)
 	if (answer->code != CURLE_HTTP2 && answer->code != CURLE_HTTP2_STREAM)
 		return false;
 	if (answer->announced >= 0)
-		return answer->body_size == (uint64) answer->announced;
+		return answer->body_received == (uint64) answer->announced;
 	return answer->status == 204 ||
 		(answer->code == CURLE_HTTP2_STREAM &&
 		 strcmp(answer->error, curl_easy_strerror(answer->code)) == 0);

@@ -108,6 +108,24 @@ psync_http_settings_add_secret(PsyncHttpSettings *settings, const char *text)
 }
 
 /*
+ * The newest token, and the one before: answers to requests that bore it may
+ * still come.  Older ones are wiped.
+ */
+void
+psync_http_settings_token_secret(PsyncHttpSettings *settings, const char *token)
+{
+	char	  **tokens = settings->token_secrets;
+
+	if (tokens[1] != NULL)
+	{
+		explicit_bzero(tokens[1], strlen(tokens[1]));
+		pfree(tokens[1]);
+	}
+	tokens[1] = tokens[0];
+	tokens[0] = MemoryContextStrdup(settings->context, token);
+}
+
+/*
  * For every request of the target. The validators have seen the value; third
  * parties' wrappers need not have one, so it is checked again.
  */
@@ -238,10 +256,51 @@ is_of_user(const PsyncTarget *target, const char *keyword)
 	return false;
 }
 
+/* A part of a secret address, as it stands and as a target may decode it. */
+static void
+add_url_part(PsyncHttpSettings *settings, const char *part, size_t size)
+{
+	char	   *text = pnstrdup(part, size);
+	char	   *decoded;
+	int			length;
+
+	psync_http_settings_add_secret(settings, text);
+	decoded = curl_easy_unescape(NULL, text, (int) size, &length);
+	if (decoded != NULL && strcmp(decoded, text) != 0)
+		psync_http_settings_add_secret(settings, decoded);
+	curl_free(decoded);
+	pfree(text);
+}
+
 /*
- * An address in the user mapping is meant to be secret, so it is not shown
- * even where it is repeated by the target.
+ * An address in the user mapping is meant to be secret.  A target that says
+ * "no such path" repeats a part of it, so each part behind the host is one
+ * never to be shown, too; "{…}" stands for something else in each request.
  */
+static void
+add_url_secrets(PsyncHttpSettings *settings, const char *url)
+{
+	const char *host = strstr(url, "://");
+	const char *path = strchr(host != NULL ? host + 3 : url, '/');
+
+	psync_http_settings_add_secret(settings, url);
+	if (path == NULL)
+		return;
+	add_url_part(settings, path, strlen(path));
+	add_url_part(settings, path, strcspn(path, "?#"));
+	while (*path != '\0')
+	{
+		size_t		size = strcspn(path, "/?&=#;{");
+
+		add_url_part(settings, path, size);
+		path += size;
+		if (*path == '{')
+			path += strcspn(path, "}");
+		if (*path != '\0')
+			path++;
+	}
+}
+
 static void
 init_routes(PsyncHttpSettings *settings, const PsyncTarget *target)
 {
@@ -254,7 +313,7 @@ init_routes(PsyncHttpSettings *settings, const PsyncTarget *target)
 	if (settings->url_is_secret)
 	{
 		for (int i = 0; i < PSYNC_HTTP_NROUTES; i++)
-			psync_http_settings_add_secret(settings, settings->routes[i].url);
+			add_url_secrets(settings, settings->routes[i].url);
 	}
 }
 
@@ -443,6 +502,11 @@ psync_http_settings_free(PsyncHttpSettings *settings)
 	Assert(settings != NULL);
 	psync_http_sign_free(settings);
 	/* what is freed may still end up in a core file */
+	for (int i = 0; i < lengthof(settings->token_secrets); i++)
+	{
+		if (settings->token_secrets[i] != NULL)
+			explicit_bzero(settings->token_secrets[i], strlen(settings->token_secrets[i]));
+	}
 	foreach(lc, settings->secrets)
 		explicit_bzero(lfirst(lc), strlen(lfirst(lc)));
 	for (int i = 0; i < settings->nheaders; i++)
