@@ -4,6 +4,8 @@ EXTENSION = payment_sync
 EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'/\1/p" payment_sync.control)
 DATA = $(sort $(wildcard payment_sync--*.sql))
 MODULE_big = payment_sync
+# for other parties' transports: #include "extension/payment_sync/…"
+HEADERS_payment_sync = src/transport/payment_sync_transport.h
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/base/*.c src/capture/*.c src/log/*.c \
 	src/sync/*.c src/deliver/*.c src/reconcile/*.c src/worker/*.c src/stats/*.c src/transport/*.c \
 	src/transport/*/options.c)))

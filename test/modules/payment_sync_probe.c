@@ -27,7 +27,7 @@
 #include "storage/latch.h"
 #include "utils/memutils.h"
 
-#include "transport/payment_sync_transport.h"
+#include "extension/payment_sync/payment_sync_transport.h"
 
 PG_MODULE_MAGIC;
 

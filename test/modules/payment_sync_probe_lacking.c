@@ -6,7 +6,7 @@
 
 #include "fmgr.h"
 
-#include "transport/payment_sync_transport.h"
+#include "extension/payment_sync/payment_sync_transport.h"
 
 PG_MODULE_MAGIC;
 
