@@ -14,3 +14,134 @@ ALTER TABLE payment_sync.batch ADD COLUMN swept boolean NOT NULL DEFAULT false;
 UPDATE payment_sync.batch SET state = 'pending', shape = NULL, cursor = NULL, chunks = 0, rows = 0
 	WHERE mirror AND state = 'running';
 COMMENT ON TABLE payment_sync.batch IS 'batches asked for, under way and done; cursor is the last key copied; initial: the target is not in step before it; request: tells it from those asked for before and after; swept: a mirror has removed what the source lacks';
+
+
+CREATE VIEW payment_sync.log_holders WITH (security_barrier = true) AS
+	SELECT 'sync' AS kind, s.name AS sync, NULL::integer AS pid, NULL::text AS gid,
+		CASE
+			WHEN NOT s.enabled THEN 'the sync is disabled'
+			WHEN st.failures > 0 THEN 'its target fails'
+			WHEN s.server IS NULL THEN 'changes were not acknowledged'
+			ELSE 'changes were not delivered'
+		END AS reason,
+		COALESCE(st.failing_since, st.last_success, st.started) AS since,
+		h.held AS bytes
+	FROM payment_sync.sync s
+	JOIN payment_sync.sync_state st ON st.sync = s.id AND NOT st.released
+	CROSS JOIN LATERAL (SELECT payment_sync.sync_held(st.hint_filenode, st.hint_block) AS held) h
+	WHERE h.held > 0
+		AND EXISTS (SELECT FROM payment_sync.log_rotation r
+					JOIN pg_database d ON d.oid = r.database
+					WHERE d.datname = current_database())
+		AND (pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.owner, 'USAGE'))
+	UNION ALL
+	SELECT CASE WHEN l.pid IS NULL THEN 'prepared transaction' ELSE 'transaction' END,
+		NULL, l.pid, p.gid,
+		CASE
+			WHEN l.chooses THEN 'it has chosen the position of a sync and is not committed'
+			WHEN l.writes THEN 'it has changed captured tables and is not committed'
+			ELSE 'it has a lock on a table of the change log'
+		END,
+		COALESCE(p.prepared, a.xact_start),
+		CASE WHEN l.chooses THEN payment_sync.log_size() ELSE l.bytes END
+	FROM (SELECT k.pid,
+			(SELECT x.transactionid FROM pg_locks x
+			 WHERE k.pid IS NULL AND x.pid IS NULL AND x.granted
+				AND x.locktype = 'transactionid' AND x.mode = 'ExclusiveLock'
+				AND x.virtualtransaction = k.virtualtransaction LIMIT 1) AS prepared,
+			bool_or(k.locktype = 'advisory') AS chooses,
+			bool_or(k.mode = 'RowExclusiveLock') AS writes,
+			COALESCE(sum(DISTINCT c.bytes), 0)::bigint AS bytes
+		FROM pg_locks k
+		JOIN pg_database d ON d.oid = k.database AND d.datname = current_database()
+		LEFT JOIN (SELECT t.n, ('payment_sync.log_' || t.n)::regclass AS relid,
+						pg_relation_size(('payment_sync.log_' || t.n)::regclass) AS bytes
+					FROM generate_series(0, 2) t(n)
+					JOIN payment_sync.log_rotation r ON r.active <> t.n) c
+			ON k.locktype = 'relation' AND k.relation = c.relid AND c.bytes > 0
+		WHERE k.granted AND (c.n IS NOT NULL OR k.locktype = 'advisory' AND k.objsubid = 10)
+		GROUP BY k.pid, k.virtualtransaction) l
+	LEFT JOIN pg_prepared_xacts p ON p.transaction = l.prepared
+	LEFT JOIN pg_stat_activity a ON a.pid = l.pid;
+COMMENT ON VIEW payment_sync.log_holders IS 'who keeps tables of the change log from being emptied: syncs and open transactions';
+COMMENT ON COLUMN payment_sync.log_holders.kind IS 'sync, transaction, or prepared transaction';
+COMMENT ON COLUMN payment_sync.log_holders.sync IS 'name of the sync, if it is one';
+COMMENT ON COLUMN payment_sync.log_holders.pid IS 'process of the transaction, if it is one';
+COMMENT ON COLUMN payment_sync.log_holders.gid IS 'name of the prepared transaction, if it is one';
+COMMENT ON COLUMN payment_sync.log_holders.reason IS 'why it does';
+COMMENT ON COLUMN payment_sync.log_holders.since IS 'begin of the transaction; of a sync, when it began to fail, or last got on; null if the caller may not know';
+COMMENT ON COLUMN payment_sync.log_holders.bytes IS 'of the change log, at most';
+
+GRANT SELECT ON payment_sync.log_holders TO PUBLIC;
+
+-- ======================================================================
+-- Logical replication by PostgreSQL itself
+-- ======================================================================
+
+-- A publication FOR ALL TABLES includes the extension's tables.  Here it must
+-- not stand in the way of what changes them: those without a primary key need
+-- a replica identity.  At a subscriber that has the extension, too, the
+-- publisher's rows must not become its own: src/sync/replicated.c.
+CREATE FUNCTION payment_sync.skip_replicated() RETURNS trigger
+	AS 'MODULE_PATHNAME', 'payment_sync_skip_replicated'
+	LANGUAGE C VOLATILE PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.skip_replicated() IS
+	'makes nothing of rows of another server''s payment_sync, which a subscription brings';
+
+ALTER TABLE payment_sync.log_0 REPLICA IDENTITY FULL;
+ALTER TABLE payment_sync.log_1 REPLICA IDENTITY FULL;
+ALTER TABLE payment_sync.log_2 REPLICA IDENTITY FULL;
+ALTER TABLE payment_sync.log_rotation REPLICA IDENTITY FULL;
+ALTER TABLE payment_sync.ledger_manual REPLICA IDENTITY FULL;
+
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.log_0
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.log_0 ENABLE REPLICA TRIGGER skip_replicated;
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.log_1
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.log_1 ENABLE REPLICA TRIGGER skip_replicated;
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.log_2
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.log_2 ENABLE REPLICA TRIGGER skip_replicated;
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.log_rotation
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.log_rotation ENABLE REPLICA TRIGGER skip_replicated;
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.shape
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.shape ENABLE REPLICA TRIGGER skip_replicated;
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.captured
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.captured ENABLE REPLICA TRIGGER skip_replicated;
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.sync
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.sync ENABLE REPLICA TRIGGER skip_replicated;
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.sync_table
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.sync_table ENABLE REPLICA TRIGGER skip_replicated;
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.sync_state
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.sync_state ENABLE REPLICA TRIGGER skip_replicated;
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.unsettled
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.unsettled ENABLE REPLICA TRIGGER skip_replicated;
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.target_stats
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.target_stats ENABLE REPLICA TRIGGER skip_replicated;
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.ledger_count
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.ledger_count ENABLE REPLICA TRIGGER skip_replicated;
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.ledger_manual
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.ledger_manual ENABLE REPLICA TRIGGER skip_replicated;
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.batch
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.batch ENABLE REPLICA TRIGGER skip_replicated;
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.reconciliation
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.reconciliation ENABLE REPLICA TRIGGER skip_replicated;
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.discrepancy
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.discrepancy ENABLE REPLICA TRIGGER skip_replicated;
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.suspect
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.suspect ENABLE REPLICA TRIGGER skip_replicated;

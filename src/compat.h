@@ -124,6 +124,16 @@
 	pg_foreign_server_aclcheck((oid), (user), (mode))
 #endif
 
+/* What a relation's file is called has had another name since 16. */
+#include "utils/relcache.h"
+#if PG_VERSION_NUM >= 160000
+#define psync_new_file(rel) \
+	RelationSetNewRelfilenumber((rel), (rel)->rd_rel->relpersistence)
+#else
+#define psync_new_file(rel) \
+	RelationSetNewRelfilenode((rel), (rel)->rd_rel->relpersistence)
+#endif
+
 /* A backend's status, by its place in the local copy: renamed in 16. */
 #if PG_VERSION_NUM >= 160000
 #define psync_local_beentry(i)	pgstat_get_local_beentry_by_index(i)

@@ -241,7 +241,8 @@ payment_sync_replay(PG_FUNCTION_ARGS)
 	psync_require_argument(fcinfo, 0, "name");
 
 	/* nothing may be truncated from here to our commit */
-	psync_log_keep();
+	psync_log_choose();
+	psync_log_keep(0);
 	lock_state(get_replayable(NameStr(*PG_GETARG_NAME(0))));
 	sync = get_replayable(NameStr(*PG_GETARG_NAME(0)));
 	n = count_replayed(sync, since, from, &first);

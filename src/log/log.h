@@ -181,6 +181,26 @@ extern void psync_change_decode(const char *data, uint32 size, uint32 *offset,
 								uint64 first_position, PsyncChange *change,
 								uint32 *shape_id);
 
+/* -------------------------------------------------------------- keep.c */
+
+/*
+ * For who chooses a position, or moves one back, which counts only once that is
+ * committed.  Between the two calls no log table is emptied: the position is
+ * chosen there.  From the second to the end of the transaction none that holds
+ * anything of transactions from xmin on; 0: none at all.  The first waits for
+ * a rotation that is under way.
+ */
+extern void psync_log_choose(void);
+extern void psync_log_keep(uint64 xmin);
+
+/* --------------------------------------------------------------- log.c */
+
+/*
+ * May this process report that the log is too large?  One does, and then none
+ * of the database for ten minutes.
+ */
+extern bool psync_log_may_warn(void);
+
 /* ------------------------------------------------------------ rotate.c */
 
 extern Oid	psync_log_relid(int n); /* oid of log_n; error if missing */
@@ -192,14 +212,7 @@ extern int	psync_log_segment_size; /* MB */
 extern int	psync_log_size_max; /* payment_sync.max_log_size, MB; 0: none */
 
 /*
- * From now to the end of the transaction no log table is emptied: for who
- * chooses a position, or moves one back, which counts only once that is
- * committed.  Waits for a rotation that is under way.
- */
-extern void psync_log_keep(void);
-
-/*
- * Switch the active table if it is large and the next one is empty, and
+ * Switch the active table if it is large and another one is empty, and
  * truncate inactive ones that every sync is done with.  positions() lists the
  * syncs' snapshots A (PsyncSnapshot *); it is called once the locks are held
  * that keep new syncs out.  Cheap if there is nothing to do.  Runs in its

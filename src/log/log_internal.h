@@ -6,6 +6,7 @@
 #define PSYNC_LOG_INTERNAL_H
 
 #include "access/htup_details.h"
+#include "nodes/pg_list.h"
 
 #include "log/log.h"
 
@@ -27,5 +28,9 @@ extern void psync_append_shmem_request(void);
 extern void psync_append_shmem_startup(void);
 extern void psync_rotate_init(void);
 extern Oid	psync_log_current(void);
+
+/* keep.c */
+extern bool psync_keep_close_gate(void);
+extern List *psync_keep_positions(void);
 
 #endif							/* PSYNC_LOG_INTERNAL_H */

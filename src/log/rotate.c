@@ -10,7 +10,7 @@
  * a transaction still open (the conditional lock) and after each remaining
  * chunk was seen to be behind every sync.
  *
- * Lock order: the keep lock (which keeps syncs from choosing a start), then the
+ * Lock order: the gate (which keeps syncs from choosing a start, keep.c), then the
  * log table.  Both are taken conditionally: writers never wait for a
  * rotation, and a rotation never waits.
  *
@@ -18,18 +18,18 @@
  *
  *		writer			(row locks of its own) > log table, shared
  *		reader			log table, shared; waits for nothing
- *		create_sync		keep lock, shared
+ *		create_sync		gate, shared, for a moment
  *		delivery		its row of sync_state; a consumer of a pull sync for as
  *						long as it likes, hence no lock on that table here
- *		rotation		keep lock, exclusive; log table, exclusive
+ *		rotation		gate, exclusive; log table, exclusive
  *
  * The only process that holds an exclusive lock never waits, so none of these
  * can be part of a deadlock.  Waiting for the log table instead was rejected: a
  * queued exclusive lock stops all writers that come after it (P7).
  *
- * Why TRUNCATE and not DELETE and VACUUM: a truncated table has a new file, its
- * readers recognise that by the file's number, and emptying 64 MB costs as much
- * as emptying nothing.  Why three tables: while one is written, a second may be
+ * Why not DELETE and VACUUM: an emptied table has a new file, its readers
+ * recognise that by the file's number, and emptying 64 MB costs as much as
+ * emptying nothing.  Why three tables: while one is written, a second may be
  * waiting for a slow sync or an old transaction, and there is a third to go on
  * with.  If that one is full as well the active table just grows; writers are
  * never stopped, log_limit.c decides what becomes of who holds it back.
@@ -45,8 +45,9 @@
 #include "access/xact.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
-#include "executor/spi.h"
+#include "commands/tablecmds.h"
 #include "miscadmin.h"
+#include "pgstat.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
@@ -61,12 +62,6 @@
 #include "compat.h"
 #include "log/log.h"
 #include "log/log_internal.h"
-
-/*
- * The keep lock is an advisory one of this kind.  Users have 1 and 2,
- * sync/lock.c has 3 and 4.
- */
-#define PSYNC_LOCK_KEEP			5
 
 #define NATTS_ROTATION			4
 #define ANUM_ROTATION_ACTIVE	1
@@ -362,27 +357,18 @@ table_needed(Relation rel, List *positions)
 }
 
 /*
- * Truncate log_n, whose lock the caller holds: gives it a new, empty file.  By
- * SQL, because what TRUNCATE does differs between versions of PostgreSQL, and
- * with ONLY, since nothing has any business below a log table.  The caller
- * works as the extension's owner.
+ * Give the table, which the caller has locked, a new and empty file.  As TRUNCATE
+ * does, which however would be decoded: a publication FOR ALL TABLES would have
+ * it repeated by a subscriber, in the subscriber's own change log.
  */
 static void
-truncate_table(int n)
+truncate_table(Relation rel)
 {
-	char		command[64];
-	int			ret;
-
-	Assert(n >= 0 && n < PSYNC_LOG_TABLES);
-
-	snprintf(command, sizeof(command), "TRUNCATE ONLY %s.log_%d", PSYNC_SCHEMA, n);
+	CheckTableNotInUse(rel, "rotation");
 	PushActiveSnapshot(GetTransactionSnapshot());
-	SPI_connect();
-	ret = SPI_execute(command, false, 0);
-	if (ret != SPI_OK_UTILITY)
-		elog(ERROR, "could not truncate log table: %s", SPI_result_code_string(ret));
-	SPI_finish();
+	psync_new_file(rel);
 	PopActiveSnapshot();
+	pgstat_count_truncate(rel);
 }
 
 /*
@@ -403,47 +389,35 @@ try_truncate(int n, List *positions)
 		return;
 	rel = table_open(relid, NoLock);
 	needed = table_needed(rel, positions);
+	if (!needed)
+		truncate_table(rel);
 	table_close(rel, NoLock);
 	if (needed)
 		UnlockRelationOid(relid, AccessExclusiveLock);
-	else
-		truncate_table(n);
-}
-
-/* ---------------------------------------------------------- the keep lock */
-
-static void
-keep_tag(LOCKTAG *tag)
-{
-	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, 0, 0, PSYNC_LOCK_KEEP);
 }
 
 /*
- * log.h has the contract.
+ * An inactive table without a page, the next one if there are several; -1: none.
+ * One that is held, by an open transaction say, must not stand in the way of
+ * another that is free.
  */
-void
-psync_log_keep(void)
+static int
+empty_table(int current)
 {
-	LOCKTAG		tag;
+	for (int i = 1; i < PSYNC_LOG_TABLES; i++)
+	{
+		int			n = (current + i) % PSYNC_LOG_TABLES;
 
-	keep_tag(&tag);
-	(void) LockAcquire(&tag, ShareLock, false, false);
-}
-
-/* To the end of the transaction; false if somebody is at it. */
-static bool
-lock_out_keepers(void)
-{
-	LOCKTAG		tag;
-
-	keep_tag(&tag);
-	return LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
+		if (table_blocks(n) == 0)
+			return n;
+	}
+	return -1;
 }
 
 /*
- * Switch to the next table or empty what can be emptied; log.h has the
+ * Switch to another table or empty what can be emptied; log.h has the
  * contract.  The usual call finds the active table small and the others empty,
- * and costs three file-size lookups.
+ * and costs a few file-size lookups.
  *
  * A switch and a truncation are never done in one call: a table that was
  * active a moment ago still has writers, and the truncation would only find
@@ -453,7 +427,7 @@ bool
 psync_log_rotate(List *(*positions) (void))
 {
 	int			current = psync_log_active();
-	int			next = (current + 1) % PSYNC_LOG_TABLES;
+	int			next = empty_table(current);
 	BlockNumber limit = (BlockNumber) ((int64) psync_log_segment_size * 1024 * 1024 / BLCKSZ);
 	bool		inactive_used = false;
 	List	   *done;
@@ -462,7 +436,7 @@ psync_log_rotate(List *(*positions) (void))
 		if (i != current && table_blocks(i) > 0)
 			inactive_used = true;
 
-	if (table_blocks(current) >= limit && table_blocks(next) == 0)
+	if (next >= 0 && table_blocks(current) >= limit)
 	{
 		switch_active(current, next);
 		return true;
@@ -471,10 +445,11 @@ psync_log_rotate(List *(*positions) (void))
 		return false;
 
 	/* no sync may choose its start while a table is judged */
-	if (!lock_out_keepers())
+	if (!psync_keep_close_gate())
 		return false;
+	done = psync_keep_positions();
 	PushActiveSnapshot(GetLatestSnapshot());
-	done = positions();
+	done = list_concat(done, positions());
 	PopActiveSnapshot();
 	for (int i = 0; i < PSYNC_LOG_TABLES; i++)
 		if (i != current && table_blocks(i) > 0)

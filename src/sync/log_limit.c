@@ -8,6 +8,10 @@
  * (the sync's own, or payment_sync.max_log_size) the server log has one
  * warning per crossing, and by choice the sync is disabled and its position
  * given up, so that the log can be truncated.  Writers are never stopped (P7).
+ *
+ * Open transactions hold the log as well: those that have written to a table
+ * of it, and those that have chosen a position.  If no sync is to blame, the
+ * oldest of them is named; the view log_holders has them all.
  */
 #include "postgres.h"
 
@@ -94,6 +98,26 @@ give_up(const PsyncSync *sync, const char *held)
 			 errhint("Start it anew with payment_sync.enable_sync(name, start => 'batch').")));
 }
 
+/*
+ * Lock the sync's rows, unless somebody else has: a consumer that fetches
+ * changes may do so for as long as it likes, and a worker that waited for it
+ * would let all its other syncs wait.  Then the next look is soon enough.
+ */
+static bool
+lock_rows(const PsyncSync *sync)
+{
+	Oid			types[1] = {UUIDOID};
+	Datum		values[1] = {UUIDPGetDatum(&sync->id)};
+	uint64		locked;
+
+	locked = psync_owner_execute("SELECT FROM payment_sync.sync s"
+								 " JOIN payment_sync.sync_state st ON st.sync = s.id"
+								 " WHERE s.id = $1 FOR NO KEY UPDATE SKIP LOCKED",
+								 1, types, values, NULL);
+	SPI_finish();
+	return locked > 0;
+}
+
 /* Remember in the state that the limit is crossed; true if that is new. */
 static bool
 note_crossing(const PsyncSync *sync, bool full)
@@ -102,6 +126,8 @@ note_crossing(const PsyncSync *sync, bool full)
 	Datum		values[2];
 	uint64		changed;
 
+	if (!lock_rows(sync))
+		return false;
 	values[0] = UUIDPGetDatum(&sync->id);
 	values[1] = BoolGetDatum(full);
 	changed = psync_owner_execute("UPDATE payment_sync.sync_state"
@@ -113,10 +139,11 @@ note_crossing(const PsyncSync *sync, bool full)
 }
 
 /*
- * Look at one sync.  A sync beyond its limit is warned of when it crosses it,
- * not at each look: the server log would fill up instead of the change log.
+ * Look at one sync; true if it is beyond its limit.  It is warned of when it
+ * crosses it, not at each look: the server log would fill up instead of the
+ * change log.
  */
-static void
+static bool
 check_sync(const PsyncSync *sync)
 {
 	int64		limit = limit_of(sync->log_size_max);
@@ -129,12 +156,15 @@ check_sync(const PsyncSync *sync)
 	{
 		if (sync->log_full)
 			(void) note_crossing(sync, false);
-		return;
+		return false;
 	}
 
 	pretty = size_text(held);
 	if (sync->disable_when_full)
-		give_up(sync, pretty);
+	{
+		if (lock_rows(sync))
+			give_up(sync, pretty);
+	}
 	else if (!sync->log_full && note_crossing(sync, true))
 		ereport(WARNING,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
@@ -142,6 +172,61 @@ check_sync(const PsyncSync *sync)
 						sync->name, pretty),
 				 errdetail("Its limit is %s.", size_text(limit)),
 				 errhint("Mend or drop the sync, or raise max_log_size.")));
+	return true;
+}
+
+/*
+ * Warn of the transaction that has held the log for the longest time.  One that
+ * has just begun is none to worry about.
+ */
+static void
+warn_of_holder(int64 size, int64 limit)
+{
+	MemoryContext context = CurrentMemoryContext;
+	char	   *who = NULL;
+	char	   *since = NULL;
+	char	   *reason = NULL;
+
+	if (psync_owner_execute("SELECT CASE WHEN pid IS NULL"
+							" THEN format('Prepared transaction \"%s\"', gid)"
+							" ELSE format('The transaction of process %s', pid) END,"
+							" since::timestamptz(0), reason"
+							" FROM payment_sync.log_holders WHERE kind <> 'sync'"
+							" AND since < clock_timestamp() - interval '5 s'"
+							" ORDER BY since LIMIT 1", 0, NULL, NULL, NULL) > 0)
+	{
+		HeapTuple	row = SPI_tuptable->vals[0];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+
+		who = MemoryContextStrdup(context, SPI_getvalue(row, desc, 1));
+		since = MemoryContextStrdup(context, SPI_getvalue(row, desc, 2));
+		reason = MemoryContextStrdup(context, SPI_getvalue(row, desc, 3));
+	}
+	SPI_finish();
+	if (who != NULL && psync_log_may_warn())
+		ereport(WARNING,
+				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+				 errmsg("the change log has grown to %s, and a transaction keeps it from being emptied",
+						size_text(size)),
+				 errdetail("%s began at %s: %s.  Expected are %s at most.",
+						   who, since, reason, size_text(limit)),
+				 errhint("End it; the view payment_sync.log_holders has all that hold the log.")));
+}
+
+/*
+ * Without a limit, the log is large when it is larger than it becomes while all
+ * keep up: each table full, and the active one again.
+ */
+static void
+check_log(void)
+{
+	int64		size = psync_log_size();
+	int64		limit = limit_of(0);
+
+	if (limit == 0)
+		limit = (int64) (PSYNC_LOG_TABLES + 1) * psync_log_segment_size * 1024 * 1024;
+	if (size > limit)
+		warn_of_holder(size, limit);
 }
 
 /*
@@ -151,9 +236,12 @@ void
 psync_log_limit_check(void)
 {
 	ListCell   *lc;
+	bool		blamed = false;
 
 	foreach(lc, psync_sync_list_with_state())
-		check_sync(lfirst(lc));
+		blamed |= check_sync(lfirst(lc));
+	if (!blamed)
+		check_log();
 }
 
 /* --------------------------------------------------------- SQL functions */

@@ -13,6 +13,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "commands/extension.h"
+#include "commands/trigger.h"
 #include "executor/spi.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -61,12 +62,17 @@ owner_of_tables(void)
 
 /*
  * Until psync_role_return().  What is run meanwhile is ours.  The time that it
- * waits for locks is limited in workers.
+ * waits for locks is limited in workers.  Foreign keys between our tables work
+ * whatever the session's session_replication_role is: a sync must not leave rows
+ * behind.
  */
 void
 psync_owner_become(PsyncRole *save)
 {
 	psync_role_become(save, owner_of_tables(), PSYNC_ROLE_TRUSTED);
+	if (SessionReplicationRole != SESSION_REPLICATION_ROLE_ORIGIN)
+		(void) set_config_option("session_replication_role", "origin", PGC_SUSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	if (psync_owner_lock_timeout > 0)
 	{
 		char		timeout[16];

@@ -365,6 +365,7 @@ psync_sync_list_positions(void)
 	List	   *result = NIL;
 
 	(void) psync_owner_execute("SELECT position::text FROM payment_sync.sync_state st"
+							   " JOIN payment_sync.sync s ON s.id = st.sync"
 							   " WHERE " IN_FORCE, 0, NULL, NULL, NULL);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{

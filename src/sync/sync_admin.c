@@ -171,22 +171,22 @@ refuse_batch(void)
 }
 
 /*
- * The current snapshot as a position, taken under the lock that keeps it: see
+ * The current snapshot as a position, in force from the moment it is chosen: see
  * the header comment.  Our own transaction counts as running, so what it
  * captures later is delivered.
  */
 static char *
 choose_position(void)
 {
-	char	   *result;
+	PsyncSnapshot *position;
 
-	psync_log_keep();
 	psync_log_claim();
+	psync_log_choose();
 	PushActiveSnapshot(GetLatestSnapshot());
-	result = psync_snapshot_text(psync_snapshot_current());
+	position = psync_snapshot_current();
 	PopActiveSnapshot();
-	Assert(result[0] != '\0');
-	return result;
+	psync_log_keep(position->xmin);
+	return psync_snapshot_text(position);
 }
 
 /* -------------------------------------------------------------- the tables */

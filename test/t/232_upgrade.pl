@@ -56,7 +56,7 @@ property AS (
 	SELECT type, identity, 'index', pg_get_indexdef(indexrelid)
 	FROM member JOIN pg_index ON indrelid = objid WHERE classid = 'pg_class'::regclass
 	UNION ALL
-	SELECT type, identity, 'trigger', pg_get_triggerdef(t.oid)
+	SELECT type, identity, 'trigger', concat(t.tgenabled, ' ', pg_get_triggerdef(t.oid))
 	FROM member JOIN pg_trigger t ON tgrelid = objid AND NOT tgisinternal WHERE classid = 'pg_class'::regclass
 	UNION ALL
 	SELECT type, identity, 'event trigger', concat_ws(' ', evtevent, evtfoid::regproc, evtenabled, evttags)
