@@ -145,3 +145,21 @@ ALTER TABLE payment_sync.discrepancy ENABLE REPLICA TRIGGER skip_replicated;
 CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.suspect
 	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
 ALTER TABLE payment_sync.suspect ENABLE REPLICA TRIGGER skip_replicated;
+
+-- What is pending is estimated where there is much of it, and counted on request.
+COMMENT ON FUNCTION payment_sync.sync_lag(uuid) IS
+	'committed changes that a sync has not delivered, their size, and the time of the first; an estimate if there are many';
+
+CREATE FUNCTION payment_sync.pending_changes(name name) RETURNS bigint
+	AS 'MODULE_PATHNAME', 'payment_sync_pending_changes'
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.pending_changes(name) IS
+	'number of committed changes that a sync has not delivered, exact however many there are';
+COMMENT ON COLUMN payment_sync.stat_sync.lag_changes IS 'committed changes not yet delivered; exact up to 64 pages of the log, then an estimate; 0 means that there are none';
+COMMENT ON COLUMN payment_sync.stat_sync.lag_bytes IS 'size of these changes in the change log; likewise';
+
+-- Rows are made as they are asked for.
+CREATE OR REPLACE VIEW payment_sync.changes AS
+	SELECT (c.change).xid, (c.change)."position", (c.change).at, (c.change).operation,
+		(c.change)."table", (c.change).key, (c.change).new, (c.change).old, (c.change).origin
+	FROM (SELECT payment_sync.read_changes() AS change) c;

@@ -571,7 +571,13 @@ CREATE FUNCTION payment_sync.sync_lag(
 	AS 'MODULE_PATHNAME', 'payment_sync_sync_lag'
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
 COMMENT ON FUNCTION payment_sync.sync_lag(uuid) IS
-	'committed changes that a sync has not delivered, the size of their log chunks, and the time of the first';
+	'committed changes that a sync has not delivered, their size, and the time of the first; an estimate if there are many';
+
+CREATE FUNCTION payment_sync.pending_changes(name name) RETURNS bigint
+	AS 'MODULE_PATHNAME', 'payment_sync_pending_changes'
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.pending_changes(name) IS
+	'number of committed changes that a sync has not delivered, exact however many there are';
 
 CREATE FUNCTION payment_sync.log_size() RETURNS bigint
 	AS 'MODULE_PATHNAME', 'payment_sync_log_size'
@@ -684,8 +690,8 @@ COMMENT ON VIEW payment_sync.stat_sync IS 'syncs: what each is doing, what is pe
 COMMENT ON COLUMN payment_sync.stat_sync.name IS 'the sync''s name';
 COMMENT ON COLUMN payment_sync.stat_sync.server IS 'foreign server of its target; null: changes are fetched';
 COMMENT ON COLUMN payment_sync.stat_sync.state IS 'running, idle, pending (its turn will come), waiting (for the next retry), pull, disabled, or stopped (has no position)';
-COMMENT ON COLUMN payment_sync.stat_sync.lag_changes IS 'committed changes not yet delivered; the position behind this is saved within a second or so';
-COMMENT ON COLUMN payment_sync.stat_sync.lag_bytes IS 'size of these changes in the change log';
+COMMENT ON COLUMN payment_sync.stat_sync.lag_changes IS 'committed changes not yet delivered; exact up to 64 pages of the log, then an estimate; 0 means that there are none';
+COMMENT ON COLUMN payment_sync.stat_sync.lag_bytes IS 'size of these changes in the change log; likewise';
 COMMENT ON COLUMN payment_sync.stat_sync.lag IS 'age of the oldest of them';
 COMMENT ON COLUMN payment_sync.stat_sync.windows IS 'windows delivered; of a pull sync, windows acknowledged';
 COMMENT ON COLUMN payment_sync.stat_sync.changes IS 'changes delivered';
@@ -975,9 +981,11 @@ CREATE FUNCTION payment_sync.read_changes(
 	LANGUAGE C VOLATILE PARALLEL UNSAFE;
 COMMENT ON FUNCTION payment_sync.read_changes() IS 'changes in the log, of tables that the caller may read';
 
+-- In the target list, where rows are made as they are asked for: LIMIT is cheap.
 CREATE VIEW payment_sync.changes AS
-	SELECT xid, "position", at, operation, "table", key, new, old, origin
-	FROM payment_sync.read_changes();
+	SELECT (c.change).xid, (c.change)."position", (c.change).at, (c.change).operation,
+		(c.change)."table", (c.change).key, (c.change).new, (c.change).old, (c.change).origin
+	FROM (SELECT payment_sync.read_changes() AS change) c;
 COMMENT ON VIEW payment_sync.changes IS
 	'the change log, decoded, in order of position; only tables that the current user may read';
 COMMENT ON COLUMN payment_sync.changes.xid IS 'top-level transaction';

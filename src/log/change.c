@@ -38,6 +38,45 @@ corrupt(uint64 position)
 }
 
 /*
+ * What comes before the new image.
+ */
+static void
+decode_header(const char *at, uint32 left, uint64 first_position,
+			  PsyncChange *change, uint32 *shape_id)
+{
+	if (left < PSYNC_CHANGE_HEADER_SIZE + sizeof(uint32))
+		corrupt(first_position);
+	change->op = (PsyncOperation) at[0];
+	change->key_changed = (at[1] & PSYNC_CHANGE_KEY_CHANGED) != 0;
+	change->position = first_position + get_uint32(at + 2);
+	*shape_id = get_uint32(at + 6);
+	change->new_size = get_uint32(at + 10);
+	change->new_image = change->old_part = NULL;
+	change->old_size = 0;
+	change->shape = NULL;
+	change->table = NULL;
+	if (strchr("IUDT", change->op) == NULL || change->op == '\0')
+		corrupt(first_position);
+}
+
+/*
+ * Of a chunk's first tuple: does it hold but the beginning of one change?  Then
+ * what is known of that is in *change, its old part not included.
+ */
+bool
+psync_change_begin(const char *data, uint32 size, uint64 first_position,
+				   PsyncChange *change, uint32 *shape_id)
+{
+	uint64		end;
+
+	decode_header(data, size, first_position, change, shape_id);
+	end = (uint64) PSYNC_CHANGE_HEADER_SIZE + change->new_size + sizeof(uint32);
+	if (end > size)
+		return true;
+	return end + get_uint32(data + end - sizeof(uint32)) > size;
+}
+
+/*
  * Decode the change at *offset of a chunk's data, and advance *offset to the
  * next one, or to "size".
  *
@@ -60,13 +99,7 @@ psync_change_decode(const char *data, uint32 size, uint32 *offset,
 	Assert(data != NULL && change != NULL && shape_id != NULL);
 	Assert(*offset < size);
 
-	if (left < PSYNC_CHANGE_HEADER_SIZE + sizeof(uint32))
-		corrupt(first_position);
-	change->op = (PsyncOperation) at[0];
-	change->key_changed = (at[1] & PSYNC_CHANGE_KEY_CHANGED) != 0;
-	change->position = first_position + get_uint32(at + 2);
-	*shape_id = get_uint32(at + 6);
-	change->new_size = get_uint32(at + 10);
+	decode_header(at, left, first_position, change, shape_id);
 	at += PSYNC_CHANGE_HEADER_SIZE;
 	left -= PSYNC_CHANGE_HEADER_SIZE;
 
@@ -86,9 +119,4 @@ psync_change_decode(const char *data, uint32 size, uint32 *offset,
 
 	*offset = at - data;
 	Assert(*offset <= size);
-	change->shape = NULL;
-	change->table = NULL;
-
-	if (strchr("IUDT", change->op) == NULL || change->op == '\0')
-		corrupt(first_position);
 }

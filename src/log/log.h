@@ -181,6 +181,25 @@ extern void psync_change_decode(const char *data, uint32 size, uint32 *offset,
 								uint64 first_position, PsyncChange *change,
 								uint32 *shape_id);
 
+extern bool psync_change_begin(const char *data, uint32 size,
+							   uint64 first_position, PsyncChange *change,
+							   uint32 *shape_id);
+
+/* ------------------------------------------------------------ sample.c */
+
+/*
+ * Hand out the changes that are committed and that "after" does not see, in no
+ * order, from max_pages pages at most, spread over those from the hint on.
+ * Returns how many pages there are for each that was read; 1: all were.  The
+ * callback must not keep what it is given.
+ */
+typedef void (*PsyncSampleCallback) (void *arg, PsyncChange *change,
+									 uint32 shape_id);
+
+extern double psync_log_sample(const PsyncSnapshot *after,
+							   const PsyncReadHint *hint, int max_pages,
+							   PsyncSampleCallback callback, void *arg);
+
 /* -------------------------------------------------------------- keep.c */
 
 /*

@@ -1,13 +1,15 @@
 /*
  * changes.c
- *		The change log as rows: read_changes(), which the view changes shows,
- *		and sync_lag(), which counts.
+ *		The change log as rows: read_changes(), which the view changes shows;
+ *		sync_lag() and pending_changes(), which count.
  *
  * Who may see what: rows of a table are shown to who may SELECT all of it; a
  * row security policy that applies to the caller hides the table's changes
  * altogether, since it cannot be evaluated on changes.
  */
 #include "postgres.h"
+
+#include <math.h>
 
 #include "access/htup_details.h"
 #include "catalog/pg_authid.h"
@@ -29,6 +31,7 @@
 #include "worker/worker.h"
 
 PG_FUNCTION_INFO_V1(payment_sync_read_changes);
+PG_FUNCTION_INFO_V1(payment_sync_pending_changes);
 PG_FUNCTION_INFO_V1(payment_sync_sync_lag);
 PG_FUNCTION_INFO_V1(payment_sync_worker_pid);
 
@@ -186,19 +189,16 @@ set_jsonb(Datum *value, bool *isnull, Datum jsonb)
 }
 
 /*
- * Add a row; "position" is the value of the first column, which the two
- * functions show differently.  What the decoding allocates is freed with it.
+ * The columns of a row; "position" is the value of the first one, which the two
+ * functions show differently.  In the current memory context.
  */
-void
-psync_change_rows_put(PsyncChangeRows *rows, const PsyncChange *change,
-					  Oid relid, Datum position)
+static void
+fill_row(const PsyncChange *change, Oid relid, Datum position, Datum *values,
+		 bool *nulls)
 {
-	MemoryContext old = MemoryContextSwitchTo(rows->row_context);
-	Datum		values[NATTS_CHANGE];
-	bool		nulls[NATTS_CHANGE] = {false};
-
 	Assert(change->op == PSYNC_TRUNCATE || change->shape != NULL);
 
+	memset(nulls, false, NATTS_CHANGE * sizeof(bool));
 	values[0] = position;
 	values[1] = FullTransactionIdGetDatum(FullTransactionIdFromU64(change->xid));
 	values[2] = TimestampTzGetDatum(change->at);
@@ -213,6 +213,20 @@ psync_change_rows_put(PsyncChangeRows *rows, const PsyncChange *change,
 								 change->old_size));
 	nulls[8] = change->origin == NULL;
 	values[8] = nulls[8] ? (Datum) 0 : CStringGetTextDatum(change->origin);
+}
+
+/*
+ * Add a row.  What the decoding allocates is freed with it.
+ */
+void
+psync_change_rows_put(PsyncChangeRows *rows, const PsyncChange *change,
+					  Oid relid, Datum position)
+{
+	MemoryContext old = MemoryContextSwitchTo(rows->row_context);
+	Datum		values[NATTS_CHANGE];
+	bool		nulls[NATTS_CHANGE];
+
+	fill_row(change, relid, position, values, nulls);
 	tuplestore_putvalues(rows->store, rows->desc, values, nulls);
 	rows->count++;
 	MemoryContextSwitchTo(old);
@@ -238,84 +252,186 @@ psync_sync_wants(const PsyncSync *sync, Oid relid, const char *origin)
 	return false;
 }
 
+/* What read_changes() keeps from one row to the next. */
+typedef struct PsyncReadChanges
+{
+	PsyncChangeRows rows;
+	PsyncReader *reader;
+	bool		found;			/* the window is open */
+} PsyncReadChanges;
+
+/* In the memory context that lives as long as the call. */
+static PsyncReadChanges *
+read_changes_begin(FunctionCallInfo fcinfo)
+{
+	PsyncReadChanges *state = palloc0(sizeof(PsyncReadChanges));
+
+	psync_change_rows_lookups(&state->rows);
+	if (get_call_result_type(fcinfo, NULL, &state->rows.desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	Assert(state->rows.desc->natts == NATTS_CHANGE);
+	state->rows.desc = BlessTupleDesc(CreateTupleDescCopy(state->rows.desc));
+	state->reader = psync_reader_create(CurrentMemoryContext,
+										psync_snapshot_parse(PSYNC_BEFORE_ALL), NULL);
+	state->found = psync_reader_open(state->reader, NULL, NULL, NULL);
+	return state;
+}
+
+/*
+ * The next change that the caller may see; false at the end.
+ */
+static bool
+read_changes_next(PsyncReadChanges *state, PsyncChange *change, Oid *relid)
+{
+	uint32		shape_id;
+
+	while (state->found && psync_reader_next(state->reader, change, &shape_id))
+	{
+		CHECK_FOR_INTERRUPTS();
+		*relid = psync_change_rows_resolve(&state->rows, change, shape_id);
+		if (psync_change_rows_visible(&state->rows, *relid))
+			return true;
+	}
+	return false;
+}
+
 /*
  * read_changes(): all committed changes that the log holds, in order of
  * position, as far as the caller may see them.  Others are left out without an
  * error: this is a view for people.
+ *
+ * Row by row, so that who wants to see a few does not have millions decoded:
+ * the pages are walked once, to find the order, and the rest is read as it is
+ * asked for.
  */
 Datum
 payment_sync_read_changes(PG_FUNCTION_ARGS)
 {
-	PsyncChangeRows rows;
-	PsyncReader *reader;
+	FuncCallContext *call;
+	PsyncReadChanges *state;
+	MemoryContext old;
 	PsyncChange change;
-	uint32		shape_id;
+	Oid			relid;
+	bool		more;
 
-	psync_change_rows_begin(fcinfo, &rows);
-	reader = psync_reader_create(CurrentMemoryContext,
-								 psync_snapshot_parse(PSYNC_BEFORE_ALL), NULL);
-	if (psync_reader_open(reader, NULL, NULL, NULL))
+	if (SRF_IS_FIRSTCALL())
 	{
-		while (psync_reader_next(reader, &change, &shape_id))
-		{
-			Oid			relid = psync_change_rows_resolve(&rows, &change, shape_id);
-
-			CHECK_FOR_INTERRUPTS();
-			if (psync_change_rows_visible(&rows, relid))
-				psync_change_rows_put(&rows, &change, relid,
-									  Int64GetDatum((int64) change.position));
-		}
+		call = SRF_FIRSTCALL_INIT();
+		old = MemoryContextSwitchTo(call->multi_call_memory_ctx);
+		call->user_fctx = read_changes_begin(fcinfo);
+		MemoryContextSwitchTo(old);
 	}
-	psync_reader_free(reader);
-	return (Datum) 0;
+	call = SRF_PERCALL_SETUP();
+	state = call->user_fctx;
+	old = MemoryContextSwitchTo(call->multi_call_memory_ctx);
+	more = read_changes_next(state, &change, &relid);
+	MemoryContextSwitchTo(old);
+	if (more)
+	{
+		Datum		values[NATTS_CHANGE];
+		bool		nulls[NATTS_CHANGE];
+
+		fill_row(&change, relid, Int64GetDatum((int64) change.position), values,
+				 nulls);
+		SRF_RETURN_NEXT(call, HeapTupleGetDatum(heap_form_tuple(state->rows.desc,
+																values, nulls)));
+	}
+	psync_reader_free(state->reader);
+	SRF_RETURN_DONE(call);
 }
 
 /* -------------------------------------------------------------------- lag */
 
+/* Pages that who watches reads at most; what is on fewer is counted exactly. */
+#define PSYNC_LAG_PAGES		64
+
+/* What is counted, and for whom. */
+typedef struct PsyncPending
+{
+	PsyncSync  *sync;
+	PsyncPull  *pull;			/* of a sync without a server, or NULL */
+	PsyncSnapshot *window;		/* at hand, of a target that takes messages */
+	PsyncChangeRows rows;
+	PsyncWindowSize size;
+} PsyncPending;
+
 /*
- * Count what concerns the sync.  Exact, and no dearer than delivering without
- * a target: changes are decoded, row images are not.  A sync far behind makes
- * this slow; who watches often should mind the bytes held, which cost three
- * file sizes.
+ * Is the change settled, though the sync's position does not see it?
+ */
+static bool
+is_settled(const PsyncPending *pending, const PsyncChange *change)
+{
+	const PsyncSync *sync = pending->sync;
+
+	if (pending->pull != NULL && psync_pull_acknowledged(pending->pull, change))
+		return true;
+	return pending->window != NULL && change->position <= sync->window_position &&
+		psync_snapshot_sees(pending->window, change->xid) &&
+		(change->position < sync->window_position ||
+		 change->xid <= sync->window_xid);
+}
+
+/*
+ * Is the table one of the sync's?  It may have thousands, so each is looked for
+ * once; "visible" says here that it was found.
+ */
+static bool
+has_table(PsyncPending *pending, Oid relid)
+{
+	bool		found;
+	PsyncTableEntry *entry = hash_search(pending->rows.tables, &relid, HASH_ENTER,
+										 &found);
+
+	if (!found)
+		entry->visible = psync_sync_wants(pending->sync, relid, NULL);
+	return entry->visible;
+}
+
+static void
+count_change(void *arg, PsyncChange *change, uint32 shape_id)
+{
+	PsyncPending *pending = arg;
+	PsyncWindowSize *size = &pending->size;
+	Oid			relid = psync_change_rows_resolve(&pending->rows, change, shape_id);
+
+	if (!has_table(pending, relid) ||
+		psync_sync_excludes(pending->sync, change->origin) ||
+		is_settled(pending, change))
+		return;
+	size->changes++;
+	size->bytes += PSYNC_CHANGE_HEADER_SIZE + sizeof(uint32) +
+		change->new_size + change->old_size;
+	if (size->oldest == 0 || change->at < size->oldest)
+		size->oldest = change->at;
+}
+
+/*
+ * Count what is committed and not behind the sync's position, by a sample of
+ * max_pages pages if there are more.  An estimate of zero would be a guess, so
+ * all pages are read if the sample holds nothing for the sync.
  */
 static void
-count_pending(PsyncSync *sync, PsyncWindowSize *size)
+count_pending(PsyncSync *sync, int max_pages, PsyncWindowSize *size)
 {
-	PsyncReader *reader = psync_reader_create(CurrentMemoryContext,
-											  psync_snapshot_parse(sync->position),
-											  &sync->hint);
-	PsyncPull  *pull = sync->server == NULL ? psync_pull_load(sync, false) : NULL;
-	PsyncSnapshot *window = sync->window_upto == NULL ? NULL :
-		psync_snapshot_parse(sync->window_upto);
-	PsyncChangeRows rows = {0};
-	PsyncChange change;
-	uint32		shape_id;
+	PsyncPending pending = {0};
+	PsyncSnapshot *position;
+	double		factor;
 
 	Assert(sync->has_state);
 
-	psync_change_rows_lookups(&rows);
-	if (psync_reader_open(reader, NULL, NULL, NULL))
-	{
-		while (psync_reader_next(reader, &change, &shape_id))
-		{
-			Oid			relid = psync_change_rows_resolve(&rows, &change, shape_id);
-
-			CHECK_FOR_INTERRUPTS();
-			if (!psync_sync_wants(sync, relid, change.origin) ||
-				(pull != NULL && psync_pull_acknowledged(pull, &change)) ||
-				(window != NULL && change.position <= sync->window_position &&
-				 psync_snapshot_sees(window, change.xid) &&
-				 (change.position < sync->window_position ||
-				  change.xid <= sync->window_xid)))
-				continue;
-			size->changes++;
-			size->bytes += PSYNC_CHANGE_HEADER_SIZE + sizeof(uint32) +
-				change.new_size + change.old_size;
-			if (size->oldest == 0 || change.at < size->oldest)
-				size->oldest = change.at;
-		}
-	}
-	psync_reader_free(reader);
+	pending.sync = sync;
+	pending.pull = sync->server == NULL ? psync_pull_load(sync, false) : NULL;
+	pending.window = sync->window_upto == NULL ? NULL :
+		psync_snapshot_parse(sync->window_upto);
+	psync_change_rows_lookups(&pending.rows);
+	position = psync_snapshot_parse(sync->position);
+	factor = psync_log_sample(position, &sync->hint, max_pages, count_change, &pending);
+	if (factor > 1 && pending.size.changes == 0)
+		factor = psync_log_sample(position, &sync->hint, PG_INT32_MAX,
+								  count_change, &pending);
+	*size = pending.size;
+	size->changes = (uint64) rint(size->changes * factor);
+	size->bytes = (uint64) rint(size->bytes * factor);
 }
 
 /*
@@ -347,7 +463,7 @@ payment_sync_sync_lag(PG_FUNCTION_ARGS)
 	if (sync == NULL || !sync->has_state || !may_watch(sync))
 		memset(nulls, true, sizeof(nulls));
 	else
-		count_pending(sync, &size);
+		count_pending(sync, PSYNC_LAG_PAGES, &size);
 
 	values[0] = Int64GetDatum((int64) size.changes);
 	values[1] = Int64GetDatum((int64) size.bytes);
@@ -355,6 +471,27 @@ payment_sync_sync_lag(PG_FUNCTION_ARGS)
 	nulls[2] |= size.oldest == 0;
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
 													  values, nulls)));
+}
+
+/*
+ * pending_changes(name): the same number, of all pages: exact, however long
+ * that takes.  NULL if the sync has no position.
+ */
+Datum
+payment_sync_pending_changes(PG_FUNCTION_ARGS)
+{
+	const char *name = NameStr(*PG_GETARG_NAME(0));
+	PsyncSync  *sync = psync_sync_load_by_name(name);
+	PsyncWindowSize size;
+
+	if (sync == NULL || !may_watch(sync))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("sync \"%s\" does not exist", name)));
+	if (!sync->has_state)
+		PG_RETURN_NULL();
+	count_pending(sync, PG_INT32_MAX, &size);
+	PG_RETURN_INT64((int64) size.changes);
 }
 
 /*

@@ -103,6 +103,7 @@ SELECT payment_sync.accept_discrepancy(id, 'known') FROM payment_sync.discrepanc
 SELECT count(*) FROM payment_sync.repair('pg');
 SELECT count(*) FROM payment_sync.control_totals('pg', 'pay', sum => '{id}');
 SELECT payment_sync.reconcile_every('pg', '1 day');
+SELECT payment_sync.pending_changes('pull');
 SELECT payment_sync.log_size() > 0;
 CALL payment_sync.tidy_log();
 INSERT INTO payment_sync.ledger_manual (sync, relid, day, operation, discarded, made_by)
