@@ -81,7 +81,7 @@ GRANT SELECT ON payment_sync.log_holders TO PUBLIC;
 -- A publication FOR ALL TABLES includes the extension's tables.  Here it must
 -- not stand in the way of what changes them: those without a primary key need
 -- a replica identity.  At a subscriber that has the extension, too, the
--- publisher's rows must not become its own: src/sync/replicated.c.
+-- publisher's rows must not become its own: src/capture/replicated.c.
 CREATE FUNCTION payment_sync.skip_replicated() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'payment_sync_skip_replicated'
 	LANGUAGE C VOLATILE PARALLEL UNSAFE;

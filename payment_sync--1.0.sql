@@ -172,7 +172,7 @@ CREATE TABLE payment_sync.sync_state (
 COMMENT ON TABLE payment_sync.sync_state IS 'where each sync stands; a sync without a row here does not run';
 
 -- Events of message targets that the position has passed although the target
--- has not taken them: src/deliver/message_park.c.  Texts are those of the
+-- has not taken them: src/message/park.c.  Texts are those of the
 -- message; keys are hashes, by which later events of the same keys wait.
 CREATE TABLE payment_sync.unsettled (
 	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -232,7 +232,7 @@ CREATE TABLE payment_sync.target_stats (
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE payment_sync.target_stats IS 'what happened at targets that take messages';
 
--- The books of message targets: src/deliver/message_ledger.c.  "captured" is
+-- The books of message targets: src/message/ledger.c.  "captured" is
 -- what was counted, replays included.
 CREATE TABLE payment_sync.ledger_count (
 	sync uuid NOT NULL REFERENCES payment_sync.sync ON DELETE CASCADE,

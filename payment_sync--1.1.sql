@@ -172,7 +172,7 @@ CREATE TABLE payment_sync.sync_state (
 COMMENT ON TABLE payment_sync.sync_state IS 'where each sync stands; a sync without a row here does not run';
 
 -- Events of message targets that the position has passed although the target
--- has not taken them: src/deliver/message_park.c.  Texts are those of the
+-- has not taken them: src/message/park.c.  Texts are those of the
 -- message; keys are hashes, by which later events of the same keys wait.
 CREATE TABLE payment_sync.unsettled (
 	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -232,7 +232,7 @@ CREATE TABLE payment_sync.target_stats (
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE payment_sync.target_stats IS 'what happened at targets that take messages';
 
--- The books of message targets: src/deliver/message_ledger.c.  "captured" is
+-- The books of message targets: src/message/ledger.c.  "captured" is
 -- what was counted, replays included.
 CREATE TABLE payment_sync.ledger_count (
 	sync uuid NOT NULL REFERENCES payment_sync.sync ON DELETE CASCADE,
@@ -1258,7 +1258,7 @@ COMMENT ON COLUMN payment_sync.discrepancies.changed_at IS 'when its state chang
 -- A publication FOR ALL TABLES includes the extension's tables.  Here it must
 -- not stand in the way of what changes them: those without a primary key need
 -- a replica identity.  At a subscriber that has the extension, too, the
--- publisher's rows must not become its own: src/sync/replicated.c.
+-- publisher's rows must not become its own: src/capture/replicated.c.
 CREATE FUNCTION payment_sync.skip_replicated() RETURNS trigger
 	AS 'MODULE_PATHNAME', 'payment_sync_skip_replicated'
 	LANGUAGE C VOLATILE PARALLEL UNSAFE;

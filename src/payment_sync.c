@@ -17,7 +17,7 @@
 #include "capture/capture.h"
 #include "compat.h"
 #include "log/log.h"
-#include "transport/registry.h"
+#include "target/registry.h"
 #include "worker/worker.h"
 
 PG_MODULE_MAGIC;

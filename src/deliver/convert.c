@@ -32,7 +32,7 @@
 
 #include "compat.h"
 #include "deliver/delivery.h"
-#include "deliver/event.h"
+#include "decode/jsonb.h"
 #include "sync/admin.h"
 #include "transport/conversion.h"
 

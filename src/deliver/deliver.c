@@ -41,8 +41,8 @@
 #include "capture/shape.h"
 #include "compat.h"
 #include "deliver/delivery.h"
-#include "deliver/message.h"
-#include "transport/registry.h"
+#include "message/message.h"
+#include "target/registry.h"
 
 /* How many changes go between looks at the clock. */
 #define PSYNC_CHANGES_PER_CLOCK	1024

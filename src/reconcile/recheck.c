@@ -56,9 +56,9 @@
 
 #include "capture/shape.h"
 #include "compat.h"
-#include "deliver/event.h"
+#include "decode/jsonb.h"
 #include "reconcile/reconcile.h"
-#include "stats/stats.h"
+#include "base/wait_event.h"
 #include "sync/changes.h"
 
 /* Between looks at suspects, ms: at first, and at most. */

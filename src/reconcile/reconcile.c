@@ -43,7 +43,7 @@
 #include "compat.h"
 #include "deliver/deliver.h"
 #include "reconcile/reconcile.h"
-#include "stats/stats.h"
+#include "base/wait_event.h"
 #include "sync/admin.h"
 
 /* Advisory locks of users have 1 or 2 here, those of syncs 3 and 4. */

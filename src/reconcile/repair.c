@@ -45,7 +45,7 @@
 
 #include "capture/capture.h"
 #include "compat.h"
-#include "deliver/event.h"
+#include "decode/jsonb.h"
 #include "reconcile/reconcile.h"
 #include "sync/admin.h"
 

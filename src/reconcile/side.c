@@ -26,9 +26,9 @@
 
 #include "compat.h"
 #include "deliver/deliver.h"
-#include "deliver/event.h"
+#include "decode/jsonb.h"
 #include "reconcile/reconcile.h"
-#include "transport/registry.h"
+#include "target/registry.h"
 
 /*
  * Room for one more row.  Results may be large, and grow while they arrive.

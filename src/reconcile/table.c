@@ -42,7 +42,7 @@
 #include "capture/capture.h"
 #include "compat.h"
 #include "reconcile/reconcile.h"
-#include "transport/registry.h"
+#include "target/registry.h"
 
 /* trim_scale() came with this version of PostgreSQL. */
 #define PSYNC_VERSION_MIN	130000

@@ -245,7 +245,7 @@ warn_of_values(Oid relid, const AlterTableCmd *cmd)
 /*
  * A table has a new owner.  A sync works with the rights of its own owner, who
  * must own its tables; one whose owner does not any more is disabled.  REASSIGN
- * OWNED fires no event trigger: then the sync fails (transport/registry.c).
+ * OWNED fires no event trigger: then the sync fails (target/registry.c).
  */
 static void
 check_owners(void)

@@ -15,7 +15,7 @@
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
 
-#include "closest.h"
+#include "base/closest.h"
 #include "compat.h"
 #include "sync/admin.h"
 #include "transport/payment_sync_transport.h"

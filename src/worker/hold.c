@@ -37,7 +37,7 @@
 #include "utils/syscache.h"
 
 #include "compat.h"
-#include "stats/stats.h"
+#include "base/wait_event.h"
 #include "sync/sync.h"
 #include "worker/shmem.h"
 #include "worker/worker.h"

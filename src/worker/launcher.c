@@ -33,7 +33,7 @@
 #include "utils/snapmgr.h"
 
 #include "compat.h"
-#include "stats/stats.h"
+#include "base/wait_event.h"
 #include "worker/shmem.h"
 #include "worker/process.h"
 

@@ -23,7 +23,7 @@
 #include "miscadmin.h"
 #include "storage/latch.h"
 
-#include "stats/stats.h"
+#include "base/wait_event.h"
 #include "worker/serve.h"
 
 /* Windows that may follow each other at once. */

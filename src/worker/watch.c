@@ -25,7 +25,7 @@
 #include "utils/memutils.h"
 
 #include "compat.h"
-#include "stats/stats.h"
+#include "base/wait_event.h"
 #include "worker/serve.h"
 
 /* Would the worker, but for the one whose turn it is, sleep without end? */

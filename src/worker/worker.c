@@ -28,7 +28,7 @@
 #include "compat.h"
 #include "log/log.h"
 #include "reconcile/background.h"
-#include "stats/stats.h"
+#include "base/wait_event.h"
 #include "sync/sync.h"
 #include "worker/serve.h"
 

@@ -23,7 +23,7 @@
 #include "transport/http/http_names.h"
 #include "transport/http/http_time.h"
 #include "transport/message_options.h"
-#include "transport/registry.h"
+#include "target/registry.h"
 
 #define STRING	PSYNC_OPT_STRING, false, 0, 0, NULL
 #define SECRET	PSYNC_OPT_STRING, true, 0, 0, NULL
@@ -610,7 +610,7 @@ check_batch_route(List *options)
 /*
  * Options that contradict each other whatever a sync says; those that also
  * depend on its transform are checked when the two come together
- * (deliver/message_settings.c).
+ * (message/settings.c).
  */
 static void
 check_together(List *options)

@@ -20,7 +20,7 @@
 
 #include <limits.h>
 
-#include "transport/registry.h"
+#include "target/registry.h"
 
 #define STRING	PSYNC_OPT_STRING, false, 0, 0, NULL
 #define SECRET	PSYNC_OPT_STRING, true, 0, 0, NULL
