@@ -6,8 +6,9 @@ DATA = $(sort $(wildcard payment_sync--*.sql))
 MODULE_big = payment_sync
 # for other parties' transports: #include "extension/payment_sync/…"
 HEADERS_payment_sync = src/transport/payment_sync_transport.h
-OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/base/*.c src/capture/*.c src/log/*.c \
-	src/sync/*.c src/deliver/*.c src/reconcile/*.c src/worker/*.c src/stats/*.c src/transport/*.c \
+# from the bottom up: each includes nothing of those after it
+ROOMS = base log capture decode sync target deliver message pull admin worker reconcile
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c $(foreach room,$(ROOMS),src/$(room)/*.c) \
 	src/transport/*/options.c)))
 
 # Build fewer with "make TRANSPORTS=".

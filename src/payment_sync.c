@@ -17,6 +17,8 @@
 #include "capture/capture.h"
 #include "compat.h"
 #include "log/log.h"
+#include "message/init.h"
+#include "reconcile/background.h"
 #include "target/registry.h"
 #include "worker/worker.h"
 
@@ -33,7 +35,10 @@ _PG_init(void)
 	psync_log_init();			/* the change log; settings of size */
 	psync_rel_cache_init();		/* what writers know of captured tables */
 	psync_transport_settings_init();	/* which hosts may be reached */
+	psync_services_init();		/* what transports are offered */
+	psync_messages_init();		/* how to deliver to those that take messages */
 	psync_worker_init();		/* launcher and workers, and their wake-up */
+	psync_reconcile_init();		/* reconciliation by schedule */
 
 	/* Last: what is not defined by now is a mistake in someone's settings. */
 	MarkGUCPrefixReserved("payment_sync");

@@ -32,7 +32,6 @@
 #include "message/transform.h"
 #include "sync/admin.h"
 #include "target/registry.h"
-#include "worker/worker.h"
 
 PG_FUNCTION_INFO_V1(payment_sync_create_sync);
 PG_FUNCTION_INFO_V1(payment_sync_alter_sync);
@@ -43,20 +42,6 @@ PG_FUNCTION_INFO_V1(payment_sync_cancel_batch);
 PG_FUNCTION_INFO_V1(payment_sync_wake_workers);
 
 /* ------------------------------------------------------------- small tools */
-
-/*
- * Open deliveries compare their definition after any relcache invalidation;
- * workers are woken at commit to do so.  Both happen when we commit, so they
- * see what we wrote.
- */
-void
-psync_definition_changed(void)
-{
-	Oid			schema = get_namespace_oid(PSYNC_SCHEMA, false);
-
-	CacheInvalidateRelcacheByRelid(get_relname_relid("sync", schema));
-	psync_wakeup_config();
-}
 
 /*
  * One statement that returns nothing, as the tables' owner.
@@ -329,14 +314,6 @@ check_on_log_full(const char *value)
 				 errhint("Valid values are \"warn\" and \"disable\".")));
 }
 
-/* Would the sync's target, if it has one, take messages? */
-static bool
-takes_messages(const char *server)
-{
-	return server != NULL &&
-		psync_wrapper_takes_messages(GetForeignServerByName(server, false)->fdwid);
-}
-
 /*
  * Do foreign keys lead from the sync's tables to others?  A target that has the
  * same keys would refuse rows whose parents it lacks.  Only a warning, for we do
@@ -349,7 +326,7 @@ warn_of_references(const pg_uuid_t *id, const char *server)
 	StringInfoData names;
 	ListCell   *lc;
 
-	if (server == NULL || takes_messages(server))
+	if (server == NULL || psync_server_takes_messages(server))
 		return;
 	missing = psync_owner_names("SELECT DISTINCT format('%I.%I', n.nspname, c.relname)"
 								" FROM payment_sync.sync_table t"
@@ -370,17 +347,6 @@ warn_of_references(const pg_uuid_t *id, const char *server)
 			 errmsg("tables of the sync reference tables that are not in it"),
 			 errdetail("Foreign keys lead to %s.", names.data),
 			 errhint("Add them to the sync, unless the target has no such foreign keys or gets these rows in another way.")));
-}
-
-/* A target that takes messages cannot be told what it should not have. */
-void
-psync_refuse_mirror(const char *server)
-{
-	if (takes_messages(server))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("server \"%s\" takes messages and cannot be a mirror", server),
-				 errhint("Leave out the argument \"mirror\": each row is then sent as an event.")));
 }
 
 /*
@@ -713,7 +679,7 @@ start_anew(const PsyncSync *sync, bool batch)
 
 	values[0] = UUIDPGetDatum(&sync->id);
 	values[1] = CStringGetTextDatum(choose_position());
-	values[2] = BoolGetDatum(!takes_messages(sync->server));
+	values[2] = BoolGetDatum(!psync_server_takes_messages(sync->server));
 	run("INSERT INTO payment_sync.sync_state (sync, position, restart)"
 		" VALUES ($1, $2::pg_snapshot, true)"
 		" ON CONFLICT (sync) DO UPDATE SET position = excluded.position, restart = true,"
@@ -876,7 +842,6 @@ payment_sync_cancel_batch(PG_FUNCTION_ARGS)
 Datum
 payment_sync_wake_workers(PG_FUNCTION_ARGS)
 {
-	psync_wakeup_database(true);
 	psync_wakeup_config();
 	PG_RETURN_VOID();
 }

@@ -4,9 +4,11 @@
  */
 #include "postgres.h"
 
+#include "base/backoff.h"
 #include "compat.h"
-#include "worker/shmem.h"
-#include "worker/worker.h"
+
+int			psync_retry_delay_min = 100;
+int			psync_retry_delay_max = 60 * 1000;
 
 /*
  * Doubling, from retry_delay_min up to retry_delay_max, then shortened by up

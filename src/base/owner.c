@@ -20,8 +20,8 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
+#include "base/owner.h"
 #include "compat.h"
-#include "sync/admin.h"
 
 int			psync_owner_lock_timeout = 0;
 
@@ -118,7 +118,7 @@ psync_owner_execute(const char *command, int nargs, Oid *types, Datum *values,
 }
 
 /*
- * admin.h has the contract.
+ * owner.h has the contract.
  */
 List *
 psync_owner_names(const char *command, Oid type, Datum value)

@@ -9,8 +9,8 @@
  */
 #include "postgres.h"
 
-#include "compat.h"
 #include "base/wait_event.h"
+#include "compat.h"
 
 static const char *const psync_wait_event_names[] = {
 	[PSYNC_WAIT_LAUNCHER_MAIN] = "PaymentSyncLauncherMain",

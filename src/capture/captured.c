@@ -10,17 +10,23 @@
 #include "access/genam.h"
 #include "access/table.h"
 #include "catalog/namespace.h"
+#include "catalog/objectaddress.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/syscache.h"
 
+#include "base/wakeup.h"
+#include "capture/captured.h"
 #include "compat.h"
-#include "sync/admin.h"
 
 #define ANUM_CAPTURED_RELID		1
 
@@ -48,6 +54,36 @@ psync_is_captured(Oid relid)
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
 	return found;
+}
+
+/* --------------------------------------------------------- names and rights */
+
+/*
+ * For messages: its name, or its oid if it is gone.
+ */
+const char *
+psync_table_name(Oid relid)
+{
+	char	   *name = get_rel_name(relid);
+
+	return name != NULL ? name : psprintf("%u", relid);
+}
+
+/*
+ * An error unless the caller owns the table.  By oid, which may be that of
+ * nothing.
+ */
+void
+psync_check_table_owner(Oid relid)
+{
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation with OID %u does not exist", relid)));
+	if (!psync_owns_table(relid, GetUserId()))
+		aclcheck_error(ACLCHECK_NOT_OWNER,
+					   get_relkind_objtype(get_rel_relkind(relid)),
+					   get_rel_name(relid));
 }
 
 /* ----------------------------------------------------------- lists of names */

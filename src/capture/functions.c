@@ -30,8 +30,9 @@
 #include "utils/rel.h"
 
 #include "base/closest.h"
+#include "base/function.h"
+#include "capture/captured.h"
 #include "compat.h"
-#include "sync/admin.h"
 
 PG_FUNCTION_INFO_V1(payment_sync_capture_table);
 PG_FUNCTION_INFO_V1(payment_sync_release_table);

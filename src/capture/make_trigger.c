@@ -22,8 +22,8 @@
 #include "utils/rel.h"
 #include "utils/syscache.h"
 
+#include "capture/captured.h"
 #include "compat.h"
-#include "sync/admin.h"
 
 /*
  * "schema.table", quoted as SQL needs it, in the current memory context.  The

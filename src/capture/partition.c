@@ -29,8 +29,8 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
+#include "capture/captured.h"
 #include "compat.h"
-#include "sync/admin.h"
 
 /*
  * The captured table that the relation is, or is a partition of; InvalidOid if

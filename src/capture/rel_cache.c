@@ -33,6 +33,7 @@
 #include "utils/rel.h"
 
 #include "base/invalidation.h"
+#include "base/owner.h"
 #include "capture/capture.h"
 #include "compat.h"
 #include "log/log.h"

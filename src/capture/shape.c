@@ -23,6 +23,7 @@
 #include "utils/syscache.h"
 #include "utils/typcache.h"
 
+#include "base/owner.h"
 #include "capture/shape.h"
 #include "compat.h"
 #include "log/log.h"

@@ -9,8 +9,8 @@
 #include "postgres.h"
 
 #include "compat.h"
-#include "decode/jsonb.h"
 #include "decode/json.h"
+#include "decode/jsonb.h"
 
 /*
  * What can be written beforehand of a shape's rows.  Made in the current

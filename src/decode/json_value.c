@@ -23,8 +23,8 @@
 #include "utils/uuid.h"
 
 #include "compat.h"
-#include "decode/jsonb.h"
 #include "decode/json.h"
+#include "decode/jsonb.h"
 
 /* Marks in numeric's binary form. */
 #define NUMERIC_SIGN_POS	0x0000

@@ -30,9 +30,9 @@
 #include "utils/syscache.h"
 
 #include "compat.h"
-#include "deliver/delivery.h"
-#include "decode/jsonb.h"
 #include "decode/field.h"
+#include "decode/jsonb.h"
+#include "decode/value.h"
 
 /* jsonb measures strings, and all that is in an object, with 28 bits. */
 #define JSONB_STRING_MAX	JENTRY_OFFLENMASK

@@ -24,8 +24,8 @@
 
 #include "base/role.h"
 #include "compat.h"
-#include "deliver/delivery.h"
 #include "decode/jsonb.h"
+#include "decode/value.h"
 
 /*
  * By the type's input function for text, else by its receive function.  The

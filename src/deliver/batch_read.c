@@ -10,6 +10,7 @@
  */
 #include "postgres.h"
 
+#include "decode/value.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"

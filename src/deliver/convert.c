@@ -12,6 +12,7 @@
  */
 #include "postgres.h"
 
+#include "decode/value.h"
 #include "access/htup_details.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_collation.h"
@@ -31,8 +32,8 @@
 #include "utils/typcache.h"
 
 #include "compat.h"
-#include "deliver/delivery.h"
 #include "decode/jsonb.h"
+#include "deliver/delivery.h"
 #include "sync/admin.h"
 #include "transport/conversion.h"
 

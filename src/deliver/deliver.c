@@ -41,13 +41,16 @@
 #include "capture/shape.h"
 #include "compat.h"
 #include "deliver/delivery.h"
-#include "message/message.h"
 #include "target/registry.h"
 
 /* How many changes go between looks at the clock. */
 #define PSYNC_CHANGES_PER_CLOCK	1024
 /* A local transaction is ended when it is older than this. */
 #define PSYNC_TRANSACTION_MS	1000
+
+const PsyncEngine *psync_message_engine = NULL;
+
+static const PsyncEngine window_engine;
 
 /* An entry of delivery->tables; the key first. */
 typedef struct PsyncTableEntry
@@ -218,6 +221,7 @@ psync_delivery_create(const pg_uuid_t *id, PsyncNextTransaction next)
 	PsyncDelivery *delivery = palloc0(sizeof(PsyncDelivery));
 
 	delivery->context = context;
+	delivery->engine = &window_engine;
 	delivery->next = next;
 	delivery->window_context = AllocSetContextCreate(context,
 													 "payment_sync window",
@@ -277,7 +281,9 @@ open_target(PsyncDelivery *delivery)
 	MemoryContextSwitchTo(delivery->window_context);
 	delivery->transport->open(delivery->target);
 	if (delivery->transport->messages != NULL)
-		delivery->messages = psync_messages_open(delivery);
+		delivery->engine = psync_message_engine;
+	if (delivery->engine->open != NULL)
+		delivery->engine->open(delivery);
 	if (delivery->transport->read_position != NULL)
 		remote = delivery->transport->read_position(delivery->target);
 	MemoryContextSwitchTo(old);
@@ -494,12 +500,10 @@ static void
 save_progress(PsyncDelivery *delivery)
 {
 	PsyncReadHint hint;
-	MemoryContext old;
 
 	Assert(!delivery->window_begun);
-	Assert(stepping == delivery && delivery->messages == NULL);
+	Assert(stepping == delivery);
 
-	old = MemoryContextSwitchTo(delivery->window_context);
 	if (delivery->unsaved.windows > 0)
 		flush_target(delivery);
 	psync_reader_hint(delivery->reader, &hint);
@@ -515,7 +519,6 @@ save_progress(PsyncDelivery *delivery)
 	delivery->unsaved_since = 0;
 	psync_delivery_next_transaction(delivery);
 	psync_delivery_rotate(delivery);
-	MemoryContextSwitchTo(old);
 	MemoryContextReset(delivery->window_context);
 }
 
@@ -532,10 +535,8 @@ psync_delivery_save(PsyncDelivery *delivery)
 		return;
 	caller = enter_context(delivery);
 	stepping = delivery;
-	if (delivery->messages == NULL)
-		save_progress(delivery);
-	else if (psync_messages_save(delivery->messages))
-		MemoryContextReset(delivery->window_context);
+	MemoryContextSwitchTo(delivery->window_context);
+	delivery->engine->save(delivery);
 	stepping = outer;
 	leave_context(caller);
 }
@@ -572,7 +573,7 @@ save_or_report(PsyncDelivery *delivery, long await_ms)
 {
 	PG_TRY();
 	{
-		psync_messages_await(delivery->messages, await_ms);
+		delivery->engine->await(delivery, await_ms);
 		psync_delivery_save(delivery);
 	}
 	PG_CATCH();
@@ -602,11 +603,11 @@ psync_delivery_leave(PsyncDelivery *delivery, long await_ms)
 
 	Assert(IsTransactionState());
 
-	if (delivery->messages == NULL || delivery->next != psync_worker_next_transaction ||
-		ActiveSnapshotSet())
+	if (delivery->engine->await == NULL ||
+		delivery->next != psync_worker_next_transaction || ActiveSnapshotSet())
 		return;
 	if (psync_delivery_unsaved_since(delivery) == 0 &&
-		delivery->messages->in_flight == 0)
+		!delivery->engine->under_way(delivery))
 		return;
 	if (outer == delivery)
 		return;
@@ -631,8 +632,41 @@ psync_delivery_takes_windows(PsyncDelivery *delivery)
 TimestampTz
 psync_delivery_unsaved_since(PsyncDelivery *delivery)
 {
-	if (delivery->messages != NULL)
-		return delivery->messages->unsaved_since;
+	return delivery->engine->unsaved_since(delivery);
+}
+
+/* deliver.h has the contract. */
+TimestampTz
+psync_delivery_wake_at(const PsyncDelivery *delivery)
+{
+	return delivery->engine->wake_at != NULL ? delivery->engine->wake_at(delivery) : 0;
+}
+
+/* deliver.h has the contract. */
+bool
+psync_delivery_watchable(const PsyncDelivery *delivery)
+{
+	return delivery != NULL && delivery->engine->watchable != NULL &&
+		delivery->engine->watchable(delivery);
+}
+
+/* deliver.h has the contract. */
+pgsocket
+psync_delivery_watch(const PsyncDelivery *delivery, TimestampTz *until)
+{
+	return delivery->engine->watch(delivery, until);
+}
+
+/* deliver.h has the contract. */
+void
+psync_delivery_failure(const PsyncDelivery *delivery, PsyncDeliveryFailure *failure)
+{
+	delivery->engine->failure(delivery, failure);
+}
+
+static TimestampTz
+windows_unsaved_since(const PsyncDelivery *delivery)
+{
 	return delivery->unsaved_since;
 }
 
@@ -716,15 +750,6 @@ deliver_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 		psync_delivery_next_transaction(delivery);
 }
 
-static PsyncDeliverResult
-step_messages(PsyncDelivery *delivery)
-{
-	PsyncDeliverResult result = psync_messages_step(delivery);
-
-	MemoryContextReset(delivery->window_context);
-	return result;
-}
-
 /*
  * Has a target that takes messages something to do whether or not there are
  * changes: a window that was begun, parked events?
@@ -743,32 +768,21 @@ messages_pending(const PsyncDelivery *delivery)
  * an error.
  */
 static PsyncDeliverResult
-step(PsyncDelivery *delivery)
+step_window(PsyncDelivery *delivery)
 {
 	PsyncWindowSize size;
-	MemoryContext old;
 	bool		found;
 
 	Assert(!delivery->window_begun);
 	Assert(!ActiveSnapshotSet());
 
-	old = MemoryContextSwitchTo(delivery->window_context);
-	if (delivery->messages == NULL)
+	if (psync_delivery_changed(delivery))
+		return PSYNC_DELIVER_GONE;
+	if (messages_pending(delivery))
 	{
-		if (psync_delivery_changed(delivery))
-		{
-			MemoryContextSwitchTo(old);
-			return PSYNC_DELIVER_GONE;
-		}
-		if (messages_pending(delivery))
-			(void) open_target(delivery);
-	}
-	if (delivery->messages != NULL)
-	{
-		PsyncDeliverResult result = step_messages(delivery);
-
-		MemoryContextSwitchTo(old);
-		return result;
+		(void) open_target(delivery);
+		if (delivery->engine != &window_engine)
+			return delivery->engine->step(delivery);
 	}
 	if (delivery->batch == NULL && delivery->sync->batch_pending)
 		delivery->batch = psync_batch_load(delivery);
@@ -777,10 +791,7 @@ step(PsyncDelivery *delivery)
 							  delivery->batch);
 
 	if ((found || delivery->batch != NULL) && psync_delivery_outdated(delivery))
-	{
-		MemoryContextSwitchTo(old);
 		return PSYNC_DELIVER_GONE;
-	}
 	if (!found && delivery->batch == NULL)
 	{
 		/*
@@ -789,31 +800,30 @@ step(PsyncDelivery *delivery)
 		 */
 		if (delivery->target != NULL && note_success(delivery))
 			psync_delivery_next_transaction(delivery);
-		MemoryContextSwitchTo(old);
 		MemoryContextReset(delivery->window_context);
 		return PSYNC_DELIVER_IDLE;
 	}
 	if (delivery->target == NULL && open_target(delivery))
-	{
-		MemoryContextSwitchTo(old);
 		return PSYNC_DELIVER_DONE;
-	}
-	if (delivery->messages != NULL)
-	{
-		/* it has found the window that is open, and its chunk */
-		MemoryContextSwitchTo(old);
+	/* another engine finds the window that is open, and its chunk */
+	if (delivery->engine != &window_engine)
 		return PSYNC_DELIVER_DONE;
-	}
 	deliver_window(delivery, &size);
 
 	if (delivery->unsaved_since != 0 &&
 		TimestampDifferenceExceeds(delivery->unsaved_since, GetCurrentTimestamp(),
 								   PSYNC_SAVE_INTERVAL_MS))
 		save_progress(delivery);
-	MemoryContextSwitchTo(old);
 	MemoryContextReset(delivery->window_context);
 	return PSYNC_DELIVER_DONE;
 }
+
+/* Its target has answered when the window is committed, so nothing is awaited. */
+static const PsyncEngine window_engine = {
+	.step = step_window,
+	.unsaved_since = windows_unsaved_since,
+	.save = save_progress,
+};
 
 /* deliver.h has the contract. */
 PsyncDeliverResult
@@ -824,7 +834,8 @@ psync_delivery_step(PsyncDelivery *delivery)
 
 	/* after an error, psync_delivery_close() tidies this up */
 	stepping = delivery;
-	result = step(delivery);
+	MemoryContextSwitchTo(delivery->window_context);
+	result = delivery->engine->step(delivery);
 	stepping = NULL;
 	leave_context(caller);
 	return result;

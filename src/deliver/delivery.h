@@ -55,6 +55,39 @@ typedef struct PsyncLastChange
 	TimestampTz at;
 } PsyncLastChange;
 
+/*
+ * How changes get to a target that is open.  Targets apply windows (deliver.c)
+ * or take messages (message/).  A delivery begins with the engine of windows,
+ * which opens the target as soon as there is something for it, and goes on with
+ * the one that the target needs.  Called with the window's memory context as
+ * current one, unless said otherwise.
+ */
+typedef struct PsyncEngine
+{
+	/* The target was opened: make delivery->engine_state.  May be NULL. */
+	void		(*open) (PsyncDelivery *delivery);
+	PsyncDeliverResult (*step) (PsyncDelivery *delivery);
+
+	/* In whatever context, since when something is unsaved; 0: nothing is. */
+	TimestampTz (*unsaved_since) (const PsyncDelivery *delivery);
+	void		(*save) (PsyncDelivery *delivery);
+
+	/*
+	 * Of an engine whose targets answer later; all NULL if they answer at once.
+	 * deliver.h has their contracts: psync_delivery_wake_at() and so on.
+	 */
+	bool		(*under_way) (const PsyncDelivery *delivery);
+	void		(*await) (PsyncDelivery *delivery, long limit_ms);
+	TimestampTz (*wake_at) (const PsyncDelivery *delivery);
+	bool		(*watchable) (const PsyncDelivery *delivery);
+	pgsocket	(*watch) (const PsyncDelivery *delivery, TimestampTz *until);
+	void		(*failure) (const PsyncDelivery *delivery,
+							PsyncDeliveryFailure *failure);
+} PsyncEngine;
+
+/* Set from above when the library is loaded. */
+extern const PsyncEngine *psync_message_engine;
+
 struct PsyncDelivery
 {
 	MemoryContext context;		/* of the delivery */
@@ -75,7 +108,8 @@ struct PsyncDelivery
 	List	   *uncopied;		/* Oids: tables whose first copy is to come */
 	bool		recheck;		/* compare whether there were any or not */
 	uint64		looks;			/* times that the definition was compared */
-	struct PsyncMessages *messages; /* NULL: the target takes windows */
+	const PsyncEngine *engine;
+	void	   *engine_state;
 	TimestampTz transaction_start;
 
 	/* not yet saved */
@@ -128,26 +162,5 @@ extern void psync_last_change_set(PsyncLastChange *mark, const PsyncChange *chan
 extern void psync_last_change_parse(PsyncLastChange *mark, const char *text);
 extern char *psync_position_text(PsyncDelivery *delivery);
 extern bool psync_position_adopt(PsyncDelivery *delivery, const char *remote);
-
-/* value.c */
-extern Datum psync_value_to_datum(const PsyncColumn *column, const char *value,
-								  int32 size);
-extern bytea *psync_datum_to_value(Oid type, Datum value);
-
-/* Makes something of a value that is not NULL, in the current context. */
-typedef Datum (*PsyncDecode) (const PsyncColumn *column, const char *value,
-							  int32 size);
-
-/*
- * Decode a value that may be none of its type as that is now, or whose
- * functions users have made: in the name of the table's owner, in a
- * subtransaction.  False if that cannot be done, or takes too long, with the
- * error; or if the owner is gone, without one.  Errors that are not about the value are raised, as is any when the
- * time of the caller's own limit is up.
- */
-extern bool psync_value_try(const PsyncColumn *column, PsyncDecode decoder,
-							const char *value, int32 size, Datum *result,
-							ErrorData **failure);
-extern bool psync_value_runs_user_code(const PsyncColumn *column);
 
 #endif							/* PSYNC_DELIVERY_H */

@@ -18,7 +18,7 @@
 #include "compat.h"
 #include "deliver/deliver.h"
 #include "sync/admin.h"
-#include "worker/worker.h"
+#include "target/registry.h"
 
 PG_FUNCTION_INFO_V1(payment_sync_incremental_sync);
 PG_FUNCTION_INFO_V1(payment_sync_batch_sync);

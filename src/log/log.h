@@ -50,8 +50,10 @@
 
 #include "transport/payment_sync_transport.h"
 
-#define PSYNC_SCHEMA			"payment_sync"
 #define PSYNC_LOG_TABLES		3
+
+/* A snapshot that sees nothing that a log could hold. */
+#define PSYNC_BEFORE_ALL		"3:3:"
 
 #define PSYNC_CHANGE_KEY_CHANGED	0x01
 

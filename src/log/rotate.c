@@ -59,6 +59,7 @@
 #include "utils/snapmgr.h"
 
 #include "base/invalidation.h"
+#include "base/owner.h"
 #include "compat.h"
 #include "log/log.h"
 #include "log/log_internal.h"

@@ -34,6 +34,7 @@
 
 #include "capture/shape.h"
 #include "compat.h"
+#include "message/init.h"
 #include "message/message.h"
 #include "sync/admin.h"
 
@@ -654,8 +655,8 @@ look_around(PsyncMessages *messages)
  * not answered before the delivery is closed, is sent again.  Nothing new is
  * sent.
  */
-void
-psync_messages_await(PsyncMessages *messages, long limit_ms)
+static void
+await(PsyncMessages *messages, long limit_ms)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz until = TimestampTzPlusMilliseconds(now, limit_ms);
@@ -674,7 +675,7 @@ psync_messages_await(PsyncMessages *messages, long limit_ms)
 static PsyncDeliverResult
 retire(PsyncMessages *messages)
 {
-	psync_messages_await(messages, PSYNC_RETIRE_MS);
+	await(messages, PSYNC_RETIRE_MS);
 	(void) psync_messages_save(messages);
 	return PSYNC_DELIVER_GONE;
 }
@@ -683,10 +684,10 @@ retire(PsyncMessages *messages)
  * Deliver for a while; the header comment says how it ends.  Never holds a
  * snapshot while it waits, and never waits for more than one thing at a time.
  */
-PsyncDeliverResult
-psync_messages_step(PsyncDelivery *delivery)
+static PsyncDeliverResult
+work(PsyncDelivery *delivery)
 {
-	PsyncMessages *messages = delivery->messages;
+	PsyncMessages *messages = delivery->engine_state;
 	TimestampTz started = GetCurrentTimestamp();
 	TimestampTz now = started;
 	bool		worked = false;
@@ -744,38 +745,74 @@ psync_messages_step(PsyncDelivery *delivery)
 	return PSYNC_DELIVER_DONE;
 }
 
-/* ---------------------------------------------------- for the worker layer */
+/* --------------------------------------------------------------- the engine */
+
+static void
+engine_open(PsyncDelivery *delivery)
+{
+	delivery->engine_state = psync_messages_open(delivery);
+}
+
+static PsyncDeliverResult
+engine_step(PsyncDelivery *delivery)
+{
+	PsyncDeliverResult result = work(delivery);
+
+	MemoryContextReset(delivery->window_context);
+	return result;
+}
+
+static TimestampTz
+engine_unsaved_since(const PsyncDelivery *delivery)
+{
+	return ((PsyncMessages *) delivery->engine_state)->unsaved_since;
+}
+
+static void
+engine_save(PsyncDelivery *delivery)
+{
+	if (psync_messages_save(delivery->engine_state))
+		MemoryContextReset(delivery->window_context);
+}
+
+static bool
+engine_under_way(const PsyncDelivery *delivery)
+{
+	return ((PsyncMessages *) delivery->engine_state)->in_flight > 0;
+}
+
+static void
+engine_await(PsyncDelivery *delivery, long limit_ms)
+{
+	await(delivery->engine_state, limit_ms);
+}
 
 /* When parked events are due; 0: there are none. */
-TimestampTz
-psync_delivery_wake_at(const PsyncDelivery *delivery)
+static TimestampTz
+engine_wake_at(const PsyncDelivery *delivery)
 {
-	const PsyncMessages *messages = delivery->messages;
+	const PsyncMessages *messages = delivery->engine_state;
 
-	if (messages == NULL || messages->nparked == 0 ||
-		messages->parked_next == DT_NOEND)
+	if (messages->nparked == 0 || messages->parked_next == DT_NOEND)
 		return 0;
 	return Max(messages->parked_next, 1);
 }
 
-/* deliver.h has the contract. */
-bool
-psync_delivery_watchable(const PsyncDelivery *delivery)
+static bool
+engine_watchable(const PsyncDelivery *delivery)
 {
-	return delivery != NULL && delivery->messages != NULL &&
-		delivery->messages->transport->watch != NULL;
+	return ((PsyncMessages *) delivery->engine_state)->transport->watch != NULL;
 }
 
-/* deliver.h has the contract. */
-pgsocket
-psync_delivery_watch(const PsyncDelivery *delivery, TimestampTz *until)
+static pgsocket
+engine_watch(const PsyncDelivery *delivery, TimestampTz *until)
 {
-	PsyncMessages *messages = delivery->messages;
+	PsyncMessages *messages = delivery->engine_state;
 	TimestampTz now = GetCurrentTimestamp();
 	long		timeout_ms = -1;
 	pgsocket	socket;
 
-	Assert(messages != NULL && messages->transport->watch != NULL);
+	Assert(messages->transport->watch != NULL);
 	socket = messages->transport->watch(messages->target, &timeout_ms);
 	*until = next_time(messages, now);
 	if (timeout_ms >= 0)
@@ -783,19 +820,35 @@ psync_delivery_watch(const PsyncDelivery *delivery, TimestampTz *until)
 	return socket;
 }
 
-/* After PSYNC_DELIVER_WAIT. */
-void
-psync_delivery_failure(const PsyncDelivery *delivery, PsyncDeliveryFailure *failure)
+/* What the target said is for the sync's owner, see stat_target. */
+static void
+engine_failure(const PsyncDelivery *delivery, PsyncDeliveryFailure *failure)
 {
-	const PsyncMessages *messages = delivery->messages;
+	const PsyncMessages *messages = delivery->engine_state;
 
-	Assert(messages != NULL);
 	failure->sqlerrcode = messages->failure.sqlerrcode != 0 ?
 		messages->failure.sqlerrcode : ERRCODE_CONNECTION_EXCEPTION;
 	failure->message = messages->failure.reason;
-
-	/* what the target said is for the sync's owner, see stat_target */
 	failure->detail = NULL;
 	failure->retry_at = messages->breaker_until;
 	failure->failures = messages->breaker_opened;
+}
+
+static const PsyncEngine engine = {
+	.open = engine_open,
+	.step = engine_step,
+	.unsaved_since = engine_unsaved_since,
+	.save = engine_save,
+	.under_way = engine_under_way,
+	.await = engine_await,
+	.wake_at = engine_wake_at,
+	.watchable = engine_watchable,
+	.watch = engine_watch,
+	.failure = engine_failure,
+};
+
+void
+psync_messages_init(void)
+{
+	psync_message_engine = &engine;
 }

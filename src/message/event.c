@@ -17,6 +17,7 @@
  */
 #include "postgres.h"
 
+#include "decode/value.h"
 #include "common/hashfn.h"
 #include "commands/dbcommands.h"
 #include "miscadmin.h"

@@ -23,18 +23,15 @@
 #include "utils/uuid.h"
 
 #include "compat.h"
+#include "decode/change_rows.h"
 #include "message/message.h"
 #include "sync/admin.h"
-#include "sync/changes.h"
 #include "target/registry.h"
 
 PG_FUNCTION_INFO_V1(payment_sync_retry_dead_letters);
 PG_FUNCTION_INFO_V1(payment_sync_discard_dead_letters);
 PG_FUNCTION_INFO_V1(payment_sync_replay);
 PG_FUNCTION_INFO_V1(payment_sync_latency_quantile);
-
-/* A snapshot that sees nothing that a log could hold. */
-#define PSYNC_BEFORE_ALL	"3:3:"
 
 /* ------------------------------------------------------------ dead letters */
 

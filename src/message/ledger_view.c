@@ -34,16 +34,13 @@
 #include "utils/uuid.h"
 
 #include "compat.h"
+#include "decode/change_rows.h"
 #include "decode/jsonb.h"
 #include "message/message.h"
 #include "sync/admin.h"
-#include "sync/changes.h"
 #include "target/registry.h"
 
 PG_FUNCTION_INFO_V1(payment_sync_read_ledger);
-
-/* A snapshot that sees nothing that a log could hold. */
-#define PSYNC_BEFORE_ALL	"3:3:"
 
 static const char state_command[] =
 	"SELECT st.position::text, st.window_upto::text, st.window_position,"

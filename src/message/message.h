@@ -31,8 +31,8 @@
 
 #include "lib/ilist.h"
 
-#include "deliver/delivery.h"
 #include "decode/json.h"
+#include "deliver/delivery.h"
 #include "message/transform.h"
 
 struct PsyncMessages;
@@ -165,7 +165,7 @@ psync_event_is_ping(const PsyncTable *table)
 extern void psync_event_put_position(StringInfo out, uint64 position);
 extern int	psync_op_index(PsyncOperation op);
 
-/* message_transform.c */
+/* transform.c */
 typedef struct PsyncTransform PsyncTransform;
 
 extern PsyncTransform *psync_transform_create(const char *expression, Oid owner);
@@ -582,7 +582,7 @@ typedef struct PsyncMessages
 	PsyncMessageStats stats;
 } PsyncMessages;
 
-/* message_send.c */
+/* send.c */
 extern void psync_messages_dispatch(PsyncMessages *messages, TimestampTz now);
 extern void psync_messages_poll(PsyncMessages *messages, long timeout_ms);
 extern void psync_messages_settle(PsyncTarget *target, uint64 handle,
@@ -590,7 +590,7 @@ extern void psync_messages_settle(PsyncTarget *target, uint64 handle,
 extern void psync_message_requeue(PsyncMessages *messages, PsyncOutgoing *message,
 								  TimestampTz next_at);
 
-/* message_retry.c */
+/* retry.c */
 extern int64 psync_retry_delay(const PsyncMessageSettings *settings, int failures,
 							   int64 asked_ms);
 extern void psync_breaker_success(PsyncMessages *messages, TimestampTz now);
@@ -600,7 +600,7 @@ extern void psync_breaker_open(PsyncMessages *messages, TimestampTz now);
 extern bool psync_rate_allows(PsyncMessages *messages, TimestampTz now);
 extern TimestampTz psync_rate_next(const PsyncMessages *messages);
 
-/* message_park.c */
+/* park.c */
 extern void psync_parked_load(PsyncMessages *messages);
 extern bool psync_parked_blocks(const PsyncMessages *messages, int nkeys,
 								const uint64 *keys, uint64 relid, bool truncate);
@@ -621,11 +621,11 @@ extern void psync_parked_gather(PsyncMessages *messages, PsyncOutgoing *message,
 extern void psync_row_changes_done(PsyncMessages *messages);
 extern void psync_park_overdue(PsyncMessages *messages, TimestampTz now);
 
-/* message_rows.c */
+/* rows.c */
 extern void psync_row_changes_record(PsyncMessages *messages);
 extern void psync_row_changes_write(PsyncMessages *messages);
 
-/* message_ledger.c */
+/* ledger.c */
 extern void psync_ledger_init(PsyncLedger *ledger, MemoryContext context,
 							  const uint64 *numbers, int n);
 extern int32 psync_ledger_day(TimestampTz at);
@@ -645,17 +645,15 @@ extern int	psync_ledger_ahead(PsyncMessages *messages, uint64 **numbers);
 extern void psync_ledger_save(PsyncLedger *ledger, const pg_uuid_t *sync);
 extern void psync_ledger_saved(PsyncLedger *ledger);
 
-/* message_books.c */
+/* ledger_view.c */
 extern void psync_ledger_replayed(const PsyncSync *sync, uint64 first);
 
-/* message_save.c */
+/* save.c */
 extern bool psync_messages_save(PsyncMessages *messages);
 extern void psync_stats_note(PsyncMessages *messages, const PsyncOutgoing *message,
 							 const PsyncAnswer *answer);
 
-/* message.c */
+/* engine.c */
 extern PsyncMessages *psync_messages_open(PsyncDelivery *delivery);
-extern PsyncDeliverResult psync_messages_step(PsyncDelivery *delivery);
-extern void psync_messages_await(PsyncMessages *messages, long limit_ms);
 
 #endif							/* PSYNC_MESSAGE_H */

@@ -9,13 +9,14 @@
 #include "storage/latch.h"
 #include "utils/snapmgr.h"
 
-#include "compat.h"
-#include "deliver/deliver.h"
-#include "decode/jsonb.h"
-#include "message/message.h"
 #include "base/wait_event.h"
-#include "transport/conversion.h"
+#include "compat.h"
+#include "decode/jsonb.h"
+#include "deliver/deliver.h"
+#include "message/init.h"
+#include "message/message.h"
 #include "target/registry.h"
+#include "transport/conversion.h"
 
 long		(*psync_deliver_wait_hook) (void) = NULL;
 bool		(*psync_deliver_alone_hook) (void) = NULL;
@@ -128,4 +129,8 @@ static const PsyncServices services = {
 	.settle = psync_messages_settle,
 };
 
-const PsyncServices *psync_services = &services;
+void
+psync_services_init(void)
+{
+	psync_services = &services;
+}

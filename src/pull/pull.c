@@ -36,8 +36,9 @@
 #include "utils/xid8.h"
 
 #include "compat.h"
+#include "decode/change_rows.h"
+#include "pull/pull.h"
 #include "sync/admin.h"
-#include "sync/changes.h"
 
 PG_FUNCTION_INFO_V1(payment_sync_fetch_changes);
 PG_FUNCTION_INFO_V1(payment_sync_ack_changes);

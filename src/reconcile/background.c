@@ -184,7 +184,7 @@ start_reconciler(void)
  * For a delivery worker's loop, between turns: start a reconciler if there is
  * something for it.  Returns when to look again.
  */
-TimestampTz
+static TimestampTz
 psync_reconcile_check(bool quiet, bool asked)
 {
 	static TimestampTz look_at = 0;
@@ -365,4 +365,10 @@ payment_sync_reconcile_every(PG_FUNCTION_ARGS)
 	SPI_finish();
 	psync_wakeup_config();
 	PG_RETURN_VOID();
+}
+
+void
+psync_reconcile_init(void)
+{
+	psync_worker_turn_hook = psync_reconcile_check;
 }

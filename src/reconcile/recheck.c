@@ -54,19 +54,16 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
+#include "base/wait_event.h"
 #include "capture/shape.h"
 #include "compat.h"
 #include "decode/jsonb.h"
 #include "reconcile/reconcile.h"
-#include "base/wait_event.h"
-#include "sync/changes.h"
+#include "sync/sync.h"
 
 /* Between looks at suspects, ms: at first, and at most. */
 #define PSYNC_PAUSE_MIN			50
 #define PSYNC_PAUSE_MAX			1000
-
-/* A snapshot that sees nothing that a log could hold. */
-#define PSYNC_BEFORE_ALL		"3:3:"
 
 /*
  * Step 1 of the header comment: rotation takes the tables' locks conditionally

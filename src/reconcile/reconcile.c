@@ -40,10 +40,10 @@
 #include "utils/timestamp.h"
 
 #include "base/lock.h"
+#include "base/wait_event.h"
 #include "compat.h"
 #include "deliver/deliver.h"
 #include "reconcile/reconcile.h"
-#include "base/wait_event.h"
 #include "sync/admin.h"
 
 /* Advisory locks of users have 1 or 2 here, those of syncs 3 and 4. */

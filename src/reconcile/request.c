@@ -24,7 +24,6 @@
 #include "deliver/deliver.h"
 #include "reconcile/reconcile.h"
 #include "sync/admin.h"
-#include "worker/worker.h"
 
 PG_FUNCTION_INFO_V1(payment_sync_reconcile);
 PG_FUNCTION_INFO_V1(payment_sync_reconcile_with);

@@ -25,8 +25,8 @@
 #include "utils/snapmgr.h"
 
 #include "compat.h"
-#include "deliver/deliver.h"
 #include "decode/jsonb.h"
+#include "deliver/deliver.h"
 #include "reconcile/reconcile.h"
 #include "target/registry.h"
 

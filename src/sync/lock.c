@@ -28,9 +28,9 @@
 #include "utils/uuid.h"
 
 #include "base/lock.h"
+#include "base/wakeup.h"
 #include "compat.h"
 #include "sync/sync.h"
-#include "worker/worker.h"
 
 /* Advisory locks of users have 1 or 2 here. */
 #define PSYNC_LOCK_DELIVER		3

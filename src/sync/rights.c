@@ -20,23 +20,6 @@
 #include "sync/admin.h"
 #include "transport/payment_sync_transport.h"
 
-/*
- * An error unless the caller owns the table.  By oid, which may be that of
- * nothing.
- */
-void
-psync_check_table_owner(Oid relid)
-{
-	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_TABLE),
-				 errmsg("relation with OID %u does not exist", relid)));
-	if (!psync_owns_table(relid, GetUserId()))
-		aclcheck_error(ACLCHECK_NOT_OWNER,
-					   get_relkind_objtype(get_rel_relkind(relid)),
-					   get_rel_name(relid));
-}
-
 /* The name that looks most like one that does not exist, or NULL. */
 static const char *
 closest_of(List *names, const char *wanted)
@@ -93,31 +76,6 @@ psync_check_sync_owner(const PsyncSync *sync)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("must be owner of sync \"%s\"", sync->name)));
-}
-
-/*
- * For functions that are not strict, because some of their arguments may be
- * NULL.
- */
-void
-psync_require_argument(FunctionCallInfo fcinfo, int n, const char *name)
-{
-	Assert(n < fcinfo->nargs);
-	if (PG_ARGISNULL(n))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("argument \"%s\" must not be null", name)));
-}
-
-/*
- * For messages: its name, or its oid if it is gone.
- */
-const char *
-psync_table_name(Oid relid)
-{
-	char	   *name = get_rel_name(relid);
-
-	return name != NULL ? name : psprintf("%u", relid);
 }
 
 /*

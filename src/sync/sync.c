@@ -445,3 +445,22 @@ psync_log_identity(void)
 				 errmsg("table \"%s.log_rotation\" is empty", PSYNC_SCHEMA)));
 	return result;
 }
+
+/*
+ * Does a change of this relation and origin concern the sync?  The same rule
+ * as a delivery's (deliver/deliver.c).
+ */
+bool
+psync_sync_wants(const PsyncSync *sync, Oid relid, const char *origin)
+{
+	ListCell   *lc;
+
+	if (psync_sync_excludes(sync, origin))
+		return false;
+	foreach(lc, sync->tables)
+	{
+		if (((PsyncTable *) lfirst(lc))->relid == relid)
+			return true;
+	}
+	return false;
+}

@@ -14,7 +14,7 @@
 #include "storage/itemptr.h"
 #include "utils/uuid.h"
 
-#include "base/role.h"
+#include "base/owner.h"
 #include "compat.h"
 #include "log/log.h"
 
@@ -130,6 +130,10 @@ extern void psync_log_limit_check(void);
 
 extern bool psync_sync_excludes(const PsyncSync *sync, const char *origin);
 
+/* Does a change of this relation and origin concern the sync? */
+extern bool psync_sync_wants(const PsyncSync *sync, Oid relid,
+							 const char *origin);
+
 /* Identity of this change log: a uuid made at CREATE EXTENSION, as text. */
 extern char *psync_log_identity(void);
 extern void psync_log_claim(void);
@@ -145,38 +149,13 @@ extern void psync_sync_unlock(const pg_uuid_t *id);
 extern bool psync_sync_lock_wanted(const pg_uuid_t *id);
 
 /* Does someone who is allowed to (see sync/rights.c) call? */
-extern void psync_check_table_owner(Oid relid);
 extern void psync_check_server_usage(const char *server);
 extern void psync_check_sync_owner(const PsyncSync *sync);
 
-/* An argument of a function that is called on null input, but needs this one. */
-extern void psync_require_argument(FunctionCallInfo fcinfo, int n,
-								   const char *name);
-
-/* What "relid" is called in messages, also if it does not exist. */
-extern const char *psync_table_name(Oid relid);
 extern bool psync_sync_has_table(const PsyncSync *sync, Oid relid);
 pg_noreturn extern void psync_refuse_table_of_sync(const PsyncSync *sync, Oid relid);
 
 /* The sync of that name, which the caller must own; else an error. */
 extern PsyncSync *psync_sync_get_own(const char *name);
-
-/* Work on the extension's own tables as their owner. */
-
-/*
- * How long work on these tables waits for a lock, in ms; 0: as the session is
- * set.  A worker sets it, for it has other syncs to look after.
- */
-extern int	psync_owner_lock_timeout;
-
-extern void psync_owner_become(PsyncRole *save);
-extern bool psync_extension_present(void);
-
-/*
- * Run one statement as the owner; returns how many rows it processed.  SPI
- * stays connected, with the rows in SPI_tuptable, until SPI_finish().
- */
-extern uint64 psync_owner_execute(const char *command, int nargs, Oid *types,
-								  Datum *values, const char *nulls);
 
 #endif							/* PSYNC_SYNC_H */

@@ -29,6 +29,8 @@ const PsyncWrapper psync_wrappers[] = {
 	{NULL, NULL, NULL}
 };
 
+const PsyncServices *psync_services = NULL;
+
 /* ---------------------------------------------------------------- library */
 
 /*
@@ -88,6 +90,25 @@ psync_wrapper_takes_messages(Oid fdwid)
 			return known->messages;
 	}
 	return false;
+}
+
+/* The same of a server; NULL, which stands for none: no. */
+bool
+psync_server_takes_messages(const char *server)
+{
+	return server != NULL &&
+		psync_wrapper_takes_messages(GetForeignServerByName(server, false)->fdwid);
+}
+
+/* A target that takes messages cannot be told what it should not have. */
+void
+psync_refuse_mirror(const char *server)
+{
+	if (psync_server_takes_messages(server))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("server \"%s\" takes messages and cannot be a mirror", server),
+				 errhint("Leave out the argument \"mirror\": each row is then sent as an event.")));
 }
 
 /* Which required callback is missing?  NULL if none. */

@@ -29,7 +29,10 @@ extern const PsyncWrapper psync_wrappers[];
 extern const PsyncOption psync_postgres_options[];
 extern const PsyncOption psync_http_options[];
 
-/* What the core offers; defined in message/services.c. */
+/*
+ * What the core offers to transports.  It is made of what lies above, so it is
+ * set from there when the library is loaded (message/services.c).
+ */
 extern const PsyncServices *psync_services;
 
 /*
@@ -47,6 +50,10 @@ extern char *psync_wrapper_library(Oid fdwid);
  * of wrappers that the core knows; of others false.
  */
 extern bool psync_wrapper_takes_messages(Oid fdwid);
+extern bool psync_server_takes_messages(const char *server);
+
+/* Raises an error if the server takes messages. */
+extern void psync_refuse_mirror(const char *server);
 
 /*
  * The target of a sync, with the options of its server and of its owner's

@@ -36,8 +36,9 @@
 #include "utils/memutils.h"
 #include "utils/syscache.h"
 
-#include "compat.h"
 #include "base/wait_event.h"
+#include "base/wakeup.h"
+#include "compat.h"
 #include "sync/sync.h"
 #include "worker/shmem.h"
 #include "worker/worker.h"
@@ -380,7 +381,7 @@ psync_hold_object_access(ObjectAccessType access, Oid classId, Oid objectId,
 		prev_object_access_hook(access, classId, objectId, subId, arg);
 
 	if (access == OAT_DROP && classId == ExtensionRelationId)
-		psync_wakeup_database(false);
+		psync_wakeup_config();
 }
 
 /* With preload only. */

@@ -32,10 +32,10 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-#include "compat.h"
 #include "base/wait_event.h"
-#include "worker/shmem.h"
+#include "compat.h"
 #include "worker/process.h"
+#include "worker/shmem.h"
 
 /*
  * Seconds until the postmaster replaces a launcher that has ended.  Workers

@@ -25,6 +25,7 @@
 #include "miscadmin.h"
 #include "utils/memutils.h"
 
+#include "base/backoff.h"
 #include "sync/sync.h"
 #include "worker/serve.h"
 #include "worker/worker.h"

@@ -12,14 +12,13 @@
 #include "miscadmin.h"
 #include "utils/guc.h"
 
+#include "base/backoff.h"
 #include "deliver/deliver.h"
 #include "worker/shmem.h"
 
 /* Initial values as below; documented at DefineCustomIntVariable. */
 int			psync_max_workers = 4;
 int			psync_max_databases = 128;
-int			psync_retry_delay_min = 100;
-int			psync_retry_delay_max = 60 * 1000;
 int			psync_database_scan_interval = 60;
 int			psync_worker_idle_timeout = 60;
 int			psync_window_interval = 5;

@@ -112,8 +112,6 @@ typedef struct PsyncSharedControl
 /* settings.c */
 extern int	psync_max_workers;
 extern int	psync_max_databases;
-extern int	psync_retry_delay_min;	/* ms */
-extern int	psync_retry_delay_max;	/* ms */
 extern int	psync_database_scan_interval;	/* s */
 extern int	psync_worker_idle_timeout;	/* s */
 extern int	psync_window_interval;	/* ms; 0: none */
@@ -153,6 +151,12 @@ extern void psync_wakeup_slot(PsyncSharedWorker *slot, uint32 message);
 extern void psync_wakeup_leave(PsyncSharedWorker *slot);
 extern bool psync_wakeup_workers(Oid dboid, uint32 message);
 extern void psync_wakeup_scan(void);
+
+/*
+ * Changes were committed just now.  For the log's commit hook: takes no
+ * heavyweight lock, allocates nothing, never raises.
+ */
+extern void psync_wakeup_changes(void);
 
 /* hold.c */
 extern void psync_hold_init(void);

@@ -12,6 +12,7 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 
+#include "base/backoff.h"
 #include "sync/admin.h"
 #include "worker/serve.h"
 #include "worker/worker.h"

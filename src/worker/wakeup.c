@@ -19,13 +19,15 @@
 #include "miscadmin.h"
 #include "storage/latch.h"
 #include "storage/proc.h"
-#include "utils/builtins.h"
 #include "utils/resowner.h"
 #include "utils/uuid.h"
 
+#include "base/wakeup.h"
 #include "log/log.h"
 #include "worker/shmem.h"
 #include "worker/worker.h"
+
+PG_FUNCTION_INFO_V1(payment_sync_worker_pid);
 
 /* What to send when the current transaction commits. */
 static bool wakeup_config_at_commit = false;
@@ -149,8 +151,8 @@ psync_wakeup_changes(void)
 /*
  * A session wants a sync: who serves it should look, and give it back.
  */
-void
-psync_wakeup_yield(void)
+static void
+wakeup_yield(void)
 {
 	if (!psync_shmem_ready())
 		return;
@@ -189,24 +191,13 @@ psync_wakeup_send_config(void)
  * Definitions are changed by this transaction: tell the workers when it
  * commits.
  */
-void
-psync_wakeup_config(void)
+static void
+wakeup_config(void)
 {
 	if (!psync_shmem_ready())
 		return;
 	wakeup_config_at_commit = true;
 	wakeup_config_at_abort = false;
-}
-
-/*
- * The two cases need no telling apart: whoever is woken looks for the
- * extension, since this transaction's word may be out of date by then.
- */
-void
-psync_wakeup_database(bool present)
-{
-	(void) present;
-	psync_wakeup_config();
 }
 
 /* Databases are being made, dropped or renamed by this transaction. */
@@ -263,23 +254,25 @@ psync_wakeup_init(void)
 	RegisterXactCallback(psync_wakeup_xact_callback, NULL);
 	RegisterResourceReleaseCallback(psync_wakeup_release_callback, NULL);
 	psync_log_commit_hook = psync_wakeup_changes;
+	psync_wakeup_config_hook = wakeup_config;
+	psync_wakeup_yield_hook = wakeup_yield;
 }
 
 /* ---------------------------------------------------------------- watching */
 
 /*
- * The process that serves the sync at this moment; 0: none.
+ * worker_pid(sync uuid): the process that serves the sync at this moment; NULL
+ * if no worker is at it.
  */
-int
-psync_worker_pid(const char *sync_id)
+Datum
+payment_sync_worker_pid(PG_FUNCTION_ARGS)
 {
-	pg_uuid_t  *id;
+	pg_uuid_t  *id = PG_GETARG_UUID_P(0);
 	int			pid = 0;
 
 	if (!psync_shmem_ready())
-		return 0;
+		PG_RETURN_NULL();
 
-	id = DatumGetUUIDP(DirectFunctionCall1(uuid_in, CStringGetDatum(sync_id)));
 	LWLockAcquire(psync_control_lock, LW_SHARED);
 	for (int i = 0; i < psync_max_workers; i++)
 	{
@@ -290,5 +283,7 @@ psync_worker_pid(const char *sync_id)
 			pid = slot->pid;
 	}
 	LWLockRelease(psync_control_lock);
-	return pid;
+	if (pid == 0)
+		PG_RETURN_NULL();
+	PG_RETURN_INT32(pid);
 }

@@ -24,8 +24,8 @@
 #include "storage/latch.h"
 #include "utils/memutils.h"
 
-#include "compat.h"
 #include "base/wait_event.h"
+#include "compat.h"
 #include "worker/serve.h"
 
 /* Would the worker, but for the one whose turn it is, sleep without end? */

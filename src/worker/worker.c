@@ -25,12 +25,12 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 
+#include "base/wait_event.h"
 #include "compat.h"
 #include "log/log.h"
-#include "reconcile/background.h"
-#include "base/wait_event.h"
 #include "sync/sync.h"
 #include "worker/serve.h"
+#include "worker/worker.h"
 
 /*
  * Tidying: emptying log tables that no sync needs any more.  A worker tidies
@@ -45,7 +45,7 @@
 #define PSYNC_LIMIT_CHECK_MS	5000
 #define PSYNC_TIDY_ALONE_MS		60000
 
-/* Without a delivery for so long, there is time for a reconciliation. */
+/* Without a delivery for so long, there is time for other things. */
 #define PSYNC_QUIET_MS			1000
 
 static PsyncSharedWorker *my_slot = NULL;
@@ -53,8 +53,10 @@ static PsyncSharedWorker *my_slot = NULL;
 /* When to tidy. */
 static TimestampTz tidy_at = PSYNC_NEVER;
 
-/* When to look for reconciliations. */
-static TimestampTz reconcile_at = PSYNC_NEVER;
+TimestampTz (*psync_worker_turn_hook) (bool quiet, bool asked) = NULL;
+
+/* When to call it. */
+static TimestampTz turn_hook_at = PSYNC_NEVER;
 
 /* Has the launcher been told what is left to do?  See psync_worker_decide. */
 static bool left_in_order = false;
@@ -418,7 +420,7 @@ psync_worker_leave_idle(void)
 static void
 psync_worker_sleep(void)
 {
-	TimestampTz until = Min(Min(psync_serve_next_time(), tidy_at), reconcile_at);
+	TimestampTz until = Min(Min(psync_serve_next_time(), tidy_at), turn_hook_at);
 	bool		additional;
 
 	LWLockAcquire(psync_control_lock, LW_SHARED);
@@ -494,9 +496,9 @@ psync_worker_loop(void)
 		psync_worker_tidy_if_due();
 		if (present)
 			psync_worker_check_limit();
-		if (present)
-			reconcile_at = psync_reconcile_check(!more && psync_worker_quiet(),
-												 (messages & PSYNC_WAKE_CONFIG) != 0);
+		if (present && psync_worker_turn_hook != NULL)
+			turn_hook_at = psync_worker_turn_hook(!more && psync_worker_quiet(),
+												  (messages & PSYNC_WAKE_CONFIG) != 0);
 
 		leave = psync_worker_decide(present);
 		if (leave != PSYNC_LEAVE_NOT)

@@ -19,11 +19,11 @@
 #include "common/base64.h"
 #include "utils/builtins.h"
 
+#include "target/registry.h"
 #include "transport/http/http_hosts.h"
 #include "transport/http/http_names.h"
 #include "transport/http/http_time.h"
 #include "transport/message_options.h"
-#include "target/registry.h"
 
 #define STRING	PSYNC_OPT_STRING, false, 0, 0, NULL
 #define SECRET	PSYNC_OPT_STRING, true, 0, 0, NULL

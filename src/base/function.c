@@ -1,6 +1,7 @@
 /*
- * result.c
- *		Functions that return a set of rows, made by statements of ours.
+ * function.c
+ *		What functions that SQL calls have in common: arguments that must not be
+ *		null, and results of many rows, made by statements of ours.
  */
 #include "postgres.h"
 
@@ -10,8 +11,22 @@
 #include "nodes/execnodes.h"
 #include "utils/tuplestore.h"
 
+#include "base/function.h"
 #include "compat.h"
-#include "sync/admin.h"
+
+/*
+ * For functions that are not strict, because some of their arguments may be
+ * NULL.
+ */
+void
+psync_require_argument(FunctionCallInfo fcinfo, int n, const char *name)
+{
+	Assert(n < fcinfo->nargs);
+	if (PG_ARGISNULL(n))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("argument \"%s\" must not be null", name)));
+}
 
 /* An empty result of a function that returns rows, to be filled in. */
 Tuplestorestate *

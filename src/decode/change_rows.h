@@ -1,16 +1,19 @@
 /*
- * changes.h
- *		Changes as rows of a query, shared by changes.c and pull.c.
+ * change_rows.h
+ *		Changes as rows of a query.
  */
-#ifndef PSYNC_CHANGES_H
-#define PSYNC_CHANGES_H
+#ifndef PSYNC_CHANGE_ROWS_H
+#define PSYNC_CHANGE_ROWS_H
 
 #include "fmgr.h"
 #include "nodes/execnodes.h"
 #include "utils/hsearch.h"
 #include "utils/tuplestore.h"
 
-#include "sync/sync.h"
+#include "transport/payment_sync_transport.h"
+
+/* position, xid, at, operation, table, key, new, old, origin */
+#define PSYNC_CHANGE_ROW_NATTS	9
 
 /* A set of changes being returned by a function. */
 typedef struct PsyncChangeRows
@@ -22,6 +25,13 @@ typedef struct PsyncChangeRows
 	MemoryContext row_context;	/* reset after each row */
 	int64		count;
 } PsyncChangeRows;
+
+/* An entry of ->tables; the key first. */
+typedef struct PsyncVisibleTable
+{
+	Oid			relid;
+	bool		visible;
+} PsyncVisibleTable;
 
 extern void psync_change_rows_begin(FunctionCallInfo fcinfo,
 									PsyncChangeRows *rows);
@@ -43,22 +53,8 @@ extern void psync_change_rows_put(PsyncChangeRows *rows,
 								  const PsyncChange *change, Oid relid,
 								  Datum position);
 
-/* Does a change of this relation and origin concern the sync? */
-extern bool psync_sync_wants(const PsyncSync *sync, Oid relid,
-							 const char *origin);
+/* The columns of a row, in the current memory context; "position" likewise. */
+extern void psync_change_rows_fill(const PsyncChange *change, Oid relid,
+								   Datum position, Datum *values, bool *nulls);
 
-/* pull.c: has the consumer acknowledged this change already? */
-typedef struct PsyncPull
-{
-	PsyncSync  *sync;
-	PsyncSnapshot *upto;		/* B; NULL: no window is open */
-	int64		window;			/* its number */
-	uint64		position;		/* of the last change acknowledged in it */
-	uint64		xid;
-} PsyncPull;
-
-extern PsyncPull *psync_pull_load(PsyncSync *sync, bool lock);
-extern bool psync_pull_acknowledged(const PsyncPull *pull,
-									const PsyncChange *change);
-
-#endif							/* PSYNC_CHANGES_H */
+#endif							/* PSYNC_CHANGE_ROWS_H */
