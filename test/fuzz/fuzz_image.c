@@ -8,7 +8,7 @@
 #include "shape.h"
 
 #define Cursor CoreCursor
-#include "../../src/deliver/field.c"
+#include "../../src/decode/field.c"
 #undef Cursor
 #include "../../src/transport/postgres/image.c"
 

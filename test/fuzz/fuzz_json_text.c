@@ -5,7 +5,7 @@
  */
 #include "fuzz.h"
 
-#include "../../src/deliver/json_text.c"
+#include "../../src/decode/json_text.c"
 
 const bool	fuzz_terminated = true;
 

@@ -5,7 +5,7 @@
  */
 #include "fuzz.h"
 
-#include "../../src/transport/validate.c"
+#include "../../src/target/validate.c"
 
 const bool	fuzz_terminated = true;
 
