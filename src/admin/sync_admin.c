@@ -83,10 +83,7 @@ table_list(ArrayType *array)
 	return result;
 }
 
-/*
- * Does not return.
- */
-static void
+pg_noreturn static void
 refuse_uncaptured(Oid relid)
 {
 	Oid			root = psync_captured_root(relid);
@@ -144,9 +141,9 @@ check_new_name(const char *name)
 }
 
 /*
- * Does not return: a batch is sent, and there is nowhere to send it.
+ * A batch is sent, and there is nowhere to send it.
  */
-static void
+pg_noreturn static void
 refuse_batch(void)
 {
 	ereport(ERROR,

@@ -40,10 +40,10 @@ PG_FUNCTION_INFO_V1(payment_sync_release_table);
 /* ------------------------------------------------------ what is refused */
 
 /*
- * Does not return.  "why" is a sentence: the reasons differ by kind, and none
+ * "why" is a sentence: the reasons differ by kind, and none
  * is a privilege.
  */
-static void
+pg_noreturn static void
 refuse(Relation rel, const char *what, const char *why)
 {
 	Assert(what != NULL && why != NULL);
@@ -267,9 +267,9 @@ require_key(Relation rel, List *names)
 /* ---------------------------------------------------------------- columns */
 
 /*
- * Does not return; suggests the column that looks most like the one named.
+ * Suggests the column that looks most like the one named.
  */
-static void
+pg_noreturn static void
 refuse_unknown_column(Relation rel, const char *name)
 {
 	TupleDesc	desc = RelationGetDescr(rel);

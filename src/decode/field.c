@@ -11,7 +11,7 @@
 #include "decode/field.h"
 
 /*
- * Does not return.  Every length in an image is checked, since the log's pages
+ * Every length in an image is checked, since the log's pages
  * can be damaged, and a transport may hand in bytes of its own.
  */
 void

@@ -112,10 +112,10 @@ psync_position_text(PsyncDelivery *delivery)
 }
 
 /*
- * Does not return.  The sync stops until someone decides what is right;
+ * The sync stops until someone decides what is right;
  * guessing would skip changes or apply them twice (P2, P5).
  */
-static void
+pg_noreturn static void
 refuse_position(const char *detail)
 {
 	ereport(ERROR,

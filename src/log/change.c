@@ -9,6 +9,7 @@
 
 #include "port/pg_bswap.h"
 
+#include "compat.h"
 #include "log/log.h"
 
 /*
@@ -24,10 +25,10 @@ get_uint32(const char *at)
 }
 
 /*
- * Does not return.  A sync whose window holds such a chunk stops here, with the
+ * A sync whose window holds such a chunk stops here, with the
  * way out in the hint; other syncs go on until they come to it.
  */
-static void
+pg_noreturn static void
 corrupt(uint64 position)
 {
 	ereport(ERROR,

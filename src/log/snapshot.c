@@ -32,6 +32,7 @@
 #include "utils/fmgrprotos.h"
 #include "utils/snapmgr.h"
 
+#include "compat.h"
 #include "log/log.h"
 
 /*
@@ -92,9 +93,9 @@ psync_snapshot_current(void)
 }
 
 /*
- * Does not return.  No more of the text is shown than helps.
+ * No more of the text is shown than helps.
  */
-static void
+pg_noreturn static void
 bad_snapshot(const char *text)
 {
 	ereport(ERROR,

@@ -97,10 +97,7 @@ ordering_option(const PsyncTarget *target)
 	return PSYNC_ORDER_KEY;
 }
 
-/*
- * Does not return.
- */
-static void
+pg_noreturn static void
 refuse(const char *detail, const char *hint)
 {
 	ereport(ERROR,

@@ -267,10 +267,10 @@ get_reader(const PsyncPull *pull)
 /* --------------------------------------------------------------- fetching */
 
 /*
- * Does not return.  Changes are not left out silently: a consumer that misses
+ * Changes are not left out silently: a consumer that misses
  * a table would never know.
  */
-static void
+pg_noreturn static void
 refuse_unreadable(const PsyncPull *pull, Oid relid)
 {
 	ereport(ERROR,
@@ -395,10 +395,7 @@ payment_sync_fetch_changes(PG_FUNCTION_ARGS)
 
 /* ---------------------------------------------------------- acknowledging */
 
-/*
- * Does not return.
- */
-static void
+pg_noreturn static void
 bad_position(const char *position)
 {
 	ereport(ERROR,

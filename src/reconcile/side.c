@@ -207,10 +207,7 @@ psync_side_query(PsyncSide *side, const char *sql, int ncolumns, int nfilled)
 
 /* ---------------------------------------------------------------- opening */
 
-/*
- * Does not return.
- */
-static void
+pg_noreturn static void
 refuse_unreadable(const PsyncReconcile *rec)
 {
 	ereport(ERROR,

@@ -88,9 +88,9 @@ closest_keyword(const PsyncOption *table, int place, const char *keyword)
 }
 
 /*
- * Does not return; a mistyped keyword is answered with the one that was meant.
+ * A mistyped keyword is answered with the one that was meant.
  */
-static void
+pg_noreturn static void
 refuse_unknown(const PsyncOption *table, int place, const char *keyword)
 {
 	const char *closest = closest_keyword(table, place, keyword);

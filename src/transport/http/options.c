@@ -550,8 +550,7 @@ int_option(List *options, const char *keyword, int64 otherwise)
 	return given != NULL ? strtoll(given, NULL, 10) : otherwise;
 }
 
-/* Does not return. */
-static void
+pg_noreturn static void
 refuse_together(const char *one, const char *other, const char *detail)
 {
 	ereport(ERROR,
