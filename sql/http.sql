@@ -49,6 +49,7 @@ ALTER SERVER hook OPTIONS (ADD items_index 'Id');
 ALTER SERVER hook OPTIONS (ADD aws_region 'eu-central-1');
 ALTER SERVER hook OPTIONS (ADD signer 'custom', ADD signer_header 'X-Signature');
 ALTER SERVER hook OPTIONS (ADD items_retry '*');
+ALTER SERVER hook OPTIONS (ADD items_path 'Failed', ADD items_success 'Successful');
 ALTER SERVER hook OPTIONS (ADD signer_hash 'sha512');
 ALTER SERVER hook OPTIONS (ADD signer2_hash 'sha512');
 ALTER SERVER hook OPTIONS (ADD signer3 'custom', ADD signer3_header 'X-Signature');

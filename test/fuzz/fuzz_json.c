@@ -43,11 +43,12 @@ fuzz_one(const char *data, size_t size)
 	settings.items_path = path;
 	settings.items_retry = retry;
 	settings.items_error = "error";
-	for (int i = 0; i < 2; i++)
+	for (int i = 0; i < 4; i++)
 	{
 		PsyncOutcome outcome = {0};
 
 		settings.items_index = i == 0 ? NULL : "index";
+		settings.items_success = i < 2 ? NULL : i == 2 ? path : "a=false";
 		transfer.answer.body = unconstify(char *, data);
 		transfer.answer.body_size = size;
 		if (psync_http_read_items(&transfer, &outcome) && outcome.items != NULL)

@@ -96,6 +96,7 @@ const modes = {
 	refusal: (socket, head) => illegal(socket, '422 No \xe9\x8e\xff', head),
 	items: (socket) => send(socket, '200 OK', Buffer.concat([
 		Buffer.from('{"Failed": [{"Id": "0", "Code": "Bad'), nonsense, Buffer.from('"}]}')])),
+	taken: (socket) => send(socket, '200 OK', Buffer.from('{"Failed": []}')),
 	// acknowledges, and closes the connection now and then, also while the next
 	// request is on its way
 	flaky: (socket) =>
@@ -106,7 +107,7 @@ const modes = {
 	},
 };
 
-const acknowledges = { ok: true, flaky: true };
+const acknowledges = { ok: true, taken: true, flaky: true };
 
 function control(socket, path)
 {

@@ -3,6 +3,7 @@
 # Answers that tell the events of a batch apart, as EventBridge's and SQS's do:
 # what was taken is done, what failed for a reason that may pass comes again
 # with the same id, what was refused is a dead letter, and nothing else waits.
+# An answer with success status that does not say so of the events is none.
 
 use strict;
 use warnings;
@@ -105,6 +106,55 @@ judged_well($receiver, 'failed');
 is(sql('SELECT string_agg(key, $$,$$) FROM payment_sync.dead_letters'), '6',
 	'items_retry says which codes are for retry, whatever the default is');
 finish('failed');
+
+# ------------------------------------------------ answers without the list
+
+# One event that waits for an answer of which the body is all that matters.
+sub answers
+{
+	my ($name, $options, $unread, $read) = @_;
+	my $receiver = start_receiver();
+	create_target($node, $name, { url => "$receiver->{base}/hook", max_batch => 10, items_path => 'Failed',
+		items_index => 'Id', retry_delay_min => 10, retry_delay_max => 50, %$options }, {});
+	sql("SELECT payment_sync.create_sync('$name', '{payments}', server => '$name')");
+	set_receiver($receiver, body => $unread->[0]);
+	sql('INSERT INTO payments VALUES (1, 1)');
+	for my $body (@$unread)
+	{
+		set_receiver($receiver, body => $body);
+		my $before = receiver_state($receiver)->{requests};
+		# a second request comes because the answer to the first was not enough
+		my $state = wait_state($receiver, "$name: $body: it is sent again", sub { $_[0]{requests} >= $before + 2 });
+		is($state->{events}, 1, "$name: $body: sent again with its id, and nothing goes past it");
+	}
+	$node->poll_query_until('postgres', <<SQL) or die "$name: no reason";
+SELECT concat_ws(' ', last_error, last_error_detail) ~ 'does not have the results of the events' FROM payment_sync.stat_sync WHERE name = '$name'
+SQL
+	is(sql("SELECT events FROM payment_sync.stat_target WHERE sync = '$name'"), '0', "$name: no event counts as delivered");
+	is(sql('SELECT count(*) FROM payment_sync.dead_letters'), '0', "$name: none is refused");
+	for my $body (@$read)
+	{
+		set_receiver($receiver, body => $body);
+		wait_delivered($node, $name);
+		my $before = receiver_state($receiver)->{requests};
+		sql('UPDATE payments SET amount = amount + 1');
+		wait_delivered($node, $name);
+		is(receiver_state($receiver)->{requests}, $before + 1, "$name: $body: acknowledges");
+	}
+	judged_well($receiver, $name);
+	finish($name);
+	return;
+}
+
+my @never = ('{"message": "internal failure"}', '{"Failed": "all"}', '{"Failed": null}', '{"Failed": {}}',
+	'ok', '', '[]', '{"Failed": [', '{"Failed": [{"Id": "0"} {"Id": "1"}]}', '{"Failed": [,]}', '{"Failed": [{"Id": "7"}]}');
+answers('nolist', {}, [ @never, '{}', '{"Successful": [{"Id": "0"}]}' ], [ '{"Failed": []}', '{"Failed": [ ]}' ]);
+answers('listed', { items_success => 'Successful' },
+	[ @never, '{"Failed": []}', '{"Successful": []}', '{"Successful": true}', '{"Successful": [{}, {}]}', '{"Successful": [{}'],
+	[ '{"Successful": [{"Id": "0"}]}', '{"Successful": [{"Id": "0"}], "Failed": []}', '{"Failed": null, "Successful": [{}]}' ]);
+answers('value', { items_success => 'result.errors=false' },
+	[ @never, '{"errors": false}', '{"result": {"errors": true}}', '{"result": {"errors": 0}}', '{"result": false}' ],
+	[ '{"result": {"errors": false}}', '{"Failed": null, "result": {"errors": false}}', '{"Failed": []}' ]);
 
 # ------------------------------------- one key that fails for long is parked
 

@@ -177,7 +177,7 @@ sub answers
 
 	# what was kept goes out as it was, also after a restart
 	$node->restart;
-	control($hostile, '/_mode/ok');
+	control($hostile, '/_mode/taken');
 	sql("SELECT payment_sync.retry_dead_letters('hostile')");
 	$node->poll_query_until($db, "SELECT count(*) = 0 FROM payment_sync.dead_letters") or die 'still dead';
 	wait_until('they have come', sub { @{ decode_json(control($hostile, '/_count'))->{acknowledged} } == 2 });

@@ -148,6 +148,7 @@ typedef struct PsyncHttpSettings
 	const char *items_index;	/* or NULL: results are in order */
 	const char *items_error;	/* or NULL: each result is a failure */
 	const char *items_code;		/* or NULL: what items_error leads to */
+	const char *items_success;	/* or NULL: the list of failures must be there */
 	const char *items_retry;	/* codes of failures that may pass */
 	PsyncHttpOauth *oauth;		/* or NULL */
 	const char *aws_sigv4;		/* or NULL; as libcurl wants it */
@@ -432,6 +433,7 @@ extern bool psync_http_json_path(PsyncHttpJson value, const char *path,
 								 PsyncHttpJson *found);
 extern bool psync_http_json_element(PsyncHttpJson array, const char **cursor,
 									PsyncHttpJson *element);
+extern bool psync_http_json_is_read(PsyncHttpJson array, const char *cursor);
 extern char *psync_http_json_string(PsyncHttpJson value);
 extern bool psync_http_json_truthy(PsyncHttpJson value);
 

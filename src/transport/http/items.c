@@ -4,7 +4,10 @@
  *
  * As SQS and EventBridge give them: the status says 200, and a list in the
  * body how each event fared, either an entry per event, in their order, or an
- * entry per failure, with the number of its event.
+ * entry per failure, with the number of its event.  A list of failures must be
+ * there, if only an empty one; else what items_success leads to has to say
+ * that the events were taken.  A 200 with "internal failure" lists no failure
+ * of an event either.
  *
  * A failure may pass (throttled, internal error) or is a refusal.  Which of
  * them it is its code tells, by the list of the option items_retry.  A code
@@ -145,6 +148,55 @@ reason_of(const PsyncHttpTransfer *transfer, const char *code)
 					psync_http_excerpt(transfer->session->settings, code, strlen(code)));
 }
 
+/* ------------------------------------------------------------- success */
+
+/* How many entries has the list? None if it is not there; -1 if it is no list. */
+static int
+count_entries(PsyncHttpJson root, const char *path)
+{
+	PsyncHttpJson list;
+	PsyncHttpJson item;
+	const char *cursor = NULL;
+	int			n = 0;
+
+	if (!psync_http_json_path(root, path, &list))
+		return 0;
+	while (psync_http_json_element(list, &cursor, &item))
+		n++;
+	return psync_http_json_is_read(list, cursor) ? n : -1;
+}
+
+/* Does the answer have the value that follows the path, as "errors=false"? */
+static bool
+has_value(PsyncHttpJson root, const char *path, const char *value)
+{
+	PsyncHttpJson member;
+
+	return psync_http_json_path(root, path, &member) &&
+		strcmp(psync_http_json_string(member), value) == 0;
+}
+
+/*
+ * Were all events taken that are not among the failures?  "listed" says that
+ * the list of failures was there.
+ */
+static bool
+says_success(const PsyncHttpSettings *settings, PsyncHttpJson root, bool listed,
+			 int nexpected)
+{
+	const char *success = settings->items_success;
+	const char *value;
+
+	Assert(settings->items_index != NULL);
+	if (success == NULL)
+		return listed;
+	value = strchr(success, '=');
+	if (value == NULL)
+		return count_entries(root, success) == nexpected;
+	return listed ||
+		has_value(root, pnstrdup(success, value - success), value + 1);
+}
+
 /*
  * Results per event, in outcome->items if any has failed.  False if the answer
  * does not have them as it should: what is not understood is no
@@ -160,18 +212,18 @@ psync_http_read_items(const PsyncHttpTransfer *transfer, PsyncOutcome *outcome)
 	const char **reasons = palloc0(Max(nevents, 1) * sizeof(char *));
 	const char *cursor = NULL;
 	const char *failed = NULL;
+	bool		listed;
 	PsyncHttpJson root,
 				list,
 				item;
 	int			n = 0;
+	int			nfailed = 0;
 
 	Assert(outcome->items == NULL && outcome->reason == NULL);
 	if (!psync_http_json_parse(answer->body, answer->body_size, &root))
 		return false;
-	if (!psync_http_json_path(root, settings->items_path, &list))
-		/* a list of failures only may be absent when there are none */
-		return settings->items_index != NULL;
-	while (psync_http_json_element(list, &cursor, &item))
+	listed = psync_http_json_path(root, settings->items_path, &list) && *list.at == '[';
+	while (listed && psync_http_json_element(list, &cursor, &item))
 	{
 		int			index = index_of(settings, item, n++);
 
@@ -181,12 +233,16 @@ psync_http_read_items(const PsyncHttpTransfer *transfer, PsyncOutcome *outcome)
 		{
 			const char *code = code_of(settings, item);
 
+			nfailed += reasons[index] == NULL ? 1 : 0;
 			items[index] = is_listed(settings->items_retry, code) ?
 				PSYNC_ITEM_RETRY : PSYNC_ITEM_REFUSED;
 			failed = reasons[index] = reason_of(transfer, code);
 		}
 	}
-	if (settings->items_index == NULL && n != nevents)
+	if (listed && !psync_http_json_is_read(list, cursor))
+		return false;
+	if (settings->items_index == NULL ? n != nevents :
+		!says_success(settings, root, listed, nevents - nfailed))
 		return false;
 	if (failed != NULL)
 	{

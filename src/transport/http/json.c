@@ -177,6 +177,19 @@ psync_http_json_element(PsyncHttpJson array, const char **cursor, PsyncHttpJson 
 	return true;
 }
 
+/*
+ * Did the elements end where the array ends?  The cursor is that of the last
+ * one, or NULL.  Else something in it is no element, and what follows unread.
+ */
+bool
+psync_http_json_is_read(PsyncHttpJson array, const char *cursor)
+{
+	const char *at = cursor != NULL ? cursor : array.at + 1;
+
+	return array.at < array.end && *array.at == '[' &&
+		skip_space(at, array.end) == array.end - 1;
+}
+
 /* The character that four hexadecimal digits stand for; "?" if not in ASCII. */
 static char
 plain_character(const char *at, const char *end)

@@ -79,7 +79,8 @@ const PsyncOption psync_http_options[] = {
 	{"success_status", SERVER, STRING, "statuses that acknowledge, as 200-299,409 (default 200-299)"},
 	{"success_body", SERVER, STRING, "body that acknowledges, white space around it aside (default: any)"},
 	{"items_path", SERVER, STRING, "path to the list of results, one per event, in the answer's JSON, as a.b; . is the answer itself"},
-	{"items_index", SERVER, STRING, "member with the number of the event in the body, from 0 (default: results are in the order of events)"},
+	{"items_index", SERVER, STRING, "member with the number of the event in the body, from 0; the list then need have failures only (default: results are in the order of events)"},
+	{"items_success", SERVER, STRING, "with items_index: path to a list with an entry per event that was taken, or path=value that must hold where the list of failures is absent (default: the list of failures must be there, if only empty)"},
 	{"items_error", SERVER, STRING, "path, in a result, to what marks a failure unless it is null, false or empty (default: each listed event has failed, if items_index is given, else \"error\")"},
 	{"items_code", SERVER, STRING, "path, in a result, to the failure's code (default: what items_error leads to, or its member \"code\")"},
 	{"items_retry", SERVER, STRING, "codes of failures that may pass, by commas, * for anything at an end; all others are refusals (default: those of throttling, time-outs and internal errors)"},
@@ -655,6 +656,7 @@ check_server(List *options)
 	check_needs(options, "aws_region", "aws_service");
 	check_needs(options, "aws_service", "aws_region");
 	check_needs(options, "items_index", "items_path");
+	check_needs(options, "items_success", "items_index");
 	check_needs(options, "items_error", "items_path");
 	check_needs(options, "items_code", "items_path");
 	check_needs(options, "items_retry", "items_path");

@@ -346,6 +346,7 @@ init_success(PsyncHttpSettings *settings, const PsyncTarget *target)
 	settings->success_body = psync_http_option(target, "success_body");
 	settings->items_path = psync_http_option(target, "items_path");
 	settings->items_index = psync_http_option(target, "items_index");
+	settings->items_success = psync_http_option(target, "items_success");
 	settings->items_error = psync_http_option(target, "items_error");
 	if (settings->items_error == NULL && settings->items_index == NULL)
 		settings->items_error = "error";
