@@ -13,7 +13,7 @@ SELECT payment_sync.capture_table('payments');
 -- run is replaced
 CREATE PROCEDURE show(options text, transform text DEFAULT NULL) LANGUAGE plpgsql AS $$
 BEGIN
-	COPY (SELECT) TO PROGRAM 'rm -rf probe_formats && mkdir probe_formats';
+	COPY (SELECT) TO PROGRAM 'rm -rf probe_formats && mkdir probe_formats && cat >/dev/null';
 	EXECUTE format('CREATE SERVER regress_formats FOREIGN DATA WRAPPER regress_probe OPTIONS (directory ''probe_formats'', source ''urn:bank'' %s)', options);
 	CREATE USER MAPPING FOR CURRENT_USER SERVER regress_formats;
 	PERFORM payment_sync.create_sync('formats', '{payments}', 'regress_formats', transform => transform);
@@ -129,11 +129,7 @@ REVOKE CREATE ON SCHEMA public FROM regress_modest;
 -- what does not go together, and what is no expression
 CALL forget();
 CALL show($$, format 'raw'$$);
-CALL payment_sync.incremental_sync('formats');
-CALL forget();
 CALL show($$, format 'cloudevents', max_batch '2'$$);
-CALL payment_sync.incremental_sync('formats');
-CALL forget();
 CALL show('', $$event ->> 'type'$$);
 CALL payment_sync.incremental_sync('formats');
 CALL forget();
@@ -164,6 +160,33 @@ SELECT * FROM payment_sync.check_target('regress_pg');
 CREATE SERVER regress_probe FOREIGN DATA WRAPPER regress_probe OPTIONS (directory 'probe_formats');
 CREATE USER MAPPING FOR CURRENT_USER SERVER regress_probe;
 SELECT step, ok, detail FROM payment_sync.check_target('regress_probe');
+
+-- a third party's transport is asked what it takes, and so it keeps books, is no mirror, and has no tables
+SELECT payment_sync.create_sync('strange', '{payments}', 'regress_probe', targets => '{elsewhere}');
+SELECT payment_sync.create_sync('strange', '{payments}', 'regress_probe', transform => '1');
+SELECT payment_sync.create_sync('strange', '{payments}', 'regress_probe');
+INSERT INTO payments (id) VALUES (901), (902);
+CALL payment_sync.incremental_sync('strange');
+CALL payment_sync.batch_sync('strange', mirror => true);
+SELECT payment_sync.disable_sync('strange');
+SELECT payment_sync.enable_sync('strange', start => 'batch');
+CALL payment_sync.incremental_sync('strange');
+SELECT "table", operation, captured > 0 AS some, captured = delivered AS all_delivered, balanced
+FROM payment_sync.ledger WHERE sync = 'strange' ORDER BY operation;
+SELECT count(*) AS rows_read FROM regexp_split_to_table(pg_read_file('probe_formats/received'), '\n') AS line WHERE line LIKE '%payments.read%';
+SELECT state, mirror FROM payment_sync.progress_batch WHERE sync = 'strange';
+-- the wrapper may say it, so that nobody need load the library; it must be true
+ALTER FOREIGN DATA WRAPPER regress_probe OPTIONS (ADD takes 'messages');
+SELECT payment_sync.alter_sync('strange', transform => 'event');
+ALTER FOREIGN DATA WRAPPER regress_probe OPTIONS (SET takes 'windows');
+SELECT payment_sync.alter_sync('strange', transform => 'event');
+\set VERBOSITY default
+SELECT * FROM payment_sync.check_target('regress_probe');
+ALTER FOREIGN DATA WRAPPER regress_probe OPTIONS (SET takes 'both');
+SELECT payment_sync.alter_sync('strange', transform => 'event');
+\set VERBOSITY terse
+ALTER FOREIGN DATA WRAPPER regress_probe OPTIONS (DROP takes);
+SELECT payment_sync.drop_sync('strange');
 
 DROP TABLE payments;
 DROP FOREIGN DATA WRAPPER regress_magic CASCADE;

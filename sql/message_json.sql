@@ -6,7 +6,7 @@ SET timezone = 'America/New_York';
 SET datestyle = 'SQL, DMY';
 
 -- a transport for tests; test/modules/payment_sync_probe.c
-COPY (SELECT) TO PROGRAM 'rm -rf probe_json && mkdir probe_json';
+COPY (SELECT) TO PROGRAM 'rm -rf probe_json && mkdir probe_json && cat >/dev/null';
 CREATE FOREIGN DATA WRAPPER regress_probe OPTIONS (library 'payment_sync_probe');
 CREATE SERVER regress_json FOREIGN DATA WRAPPER regress_probe OPTIONS (directory 'probe_json');
 CREATE SERVER regress_numbers FOREIGN DATA WRAPPER regress_probe

@@ -346,17 +346,11 @@ warn_of_references(const pg_uuid_t *id, const char *server)
 			 errhint("Add them to the sync, unless the target has no such foreign keys or gets these rows in another way.")));
 }
 
-/*
- * The expression can be prepared with the owner's rights.  A third party's
- * wrapper is given the benefit of the doubt.
- */
+/* The expression can be prepared with the owner's rights, and is of use. */
 static void
 check_transform(const char *transform, Oid owner, const char *server)
 {
-	ForeignServer *known = server != NULL ? GetForeignServerByName(server, false) : NULL;
-
-	if (known == NULL ||
-		strcmp(psync_wrapper_library(known->fdwid), "payment_sync_postgres") == 0)
+	if (!psync_server_takes_messages(server))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("argument \"transform\" needs a server that takes messages")));
@@ -383,8 +377,7 @@ check_with_server(const char *server, const char *transform, bool names)
 					 errdetail("Events name the table at the source."),
 					 errhint("Leave out the names of tables and schema at the target.")));
 	}
-	else if (transform != NULL &&
-			 strcmp(psync_wrapper_library(known->fdwid), "payment_sync_postgres") == 0)
+	else if (transform != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("server \"%s\" takes no messages, but the sync has a transform", server),

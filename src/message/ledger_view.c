@@ -263,9 +263,10 @@ keeps_books(const PsyncSync *sync)
 	ForeignServer *server = sync->server == NULL ? NULL :
 		GetForeignServerByName(sync->server, true);
 
-	return server != NULL && psync_wrapper_takes_messages(server->fdwid) &&
+	return server != NULL &&
 		(has_privs_of_role(GetUserId(), ROLE_PG_MONITOR) ||
-		 has_privs_of_role(GetUserId(), sync->owner));
+		 has_privs_of_role(GetUserId(), sync->owner)) &&
+		psync_wrapper_takes_messages(server->fdwid);
 }
 
 /*

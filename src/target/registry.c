@@ -37,7 +37,7 @@ const PsyncServices *psync_services = NULL;
  * The wrapper's own word on it, or NULL.
  */
 static char *
-library_from_options(List *options)
+wrapper_option(List *options, const char *keyword)
 {
 	ListCell   *lc;
 
@@ -45,7 +45,7 @@ library_from_options(List *options)
 	{
 		DefElem    *def = lfirst_node(DefElem, lc);
 
-		if (strcmp(def->defname, "library") == 0)
+		if (strcmp(def->defname, keyword) == 0)
 			return defGetString(def);
 	}
 	return NULL;
@@ -59,7 +59,7 @@ char *
 psync_wrapper_library(Oid fdwid)
 {
 	ForeignDataWrapper *fdw = GetForeignDataWrapper(fdwid);
-	char	   *library = library_from_options(fdw->options);
+	char	   *library = wrapper_option(fdw->options, "library");
 
 	Assert(OidIsValid(fdwid));
 
@@ -76,39 +76,6 @@ psync_wrapper_library(Oid fdwid)
 			 errdetail("Neither is it one of payment_sync's wrappers, nor does it have the option \"library\"."),
 			 errhint("Create the server with a wrapper such as payment_sync_postgres.")));
 	return NULL;				/* keep the compiler quiet */
-}
-
-bool
-psync_wrapper_takes_messages(Oid fdwid)
-{
-	const char *library = psync_wrapper_library(fdwid);
-
-	Assert(library != NULL);
-	for (const PsyncWrapper *known = psync_wrappers; known->name; known++)
-	{
-		if (strcmp(known->library, library) == 0)
-			return known->messages;
-	}
-	return false;
-}
-
-/* The same of a server; NULL, which stands for none: no. */
-bool
-psync_server_takes_messages(const char *server)
-{
-	return server != NULL &&
-		psync_wrapper_takes_messages(GetForeignServerByName(server, false)->fdwid);
-}
-
-/* A target that takes messages cannot be told what it should not have. */
-void
-psync_refuse_mirror(const char *server)
-{
-	if (psync_server_takes_messages(server))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("server \"%s\" takes messages and cannot be a mirror", server),
-				 errhint("Leave out the argument \"mirror\": each row is then sent as an event.")));
 }
 
 /* Which required callback is missing?  NULL if none. */
@@ -198,6 +165,88 @@ psync_transport_load(const char *library, const char *wrapper)
 	return transport;
 }
 
+/* ------------------------------------------------------------------ takes */
+
+/*
+ * Does the wrapper's option say that its targets take messages?  False if it
+ * is not there; "given" tells.
+ */
+static bool
+said_to_take_messages(const ForeignDataWrapper *fdw, bool *given)
+{
+	const char *takes = wrapper_option(fdw->options, "takes");
+
+	*given = takes != NULL;
+	if (takes == NULL || strcmp(takes, "windows") == 0)
+		return false;
+	if (strcmp(takes, "messages") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("invalid value \"%s\" for option \"takes\" of foreign-data wrapper \"%s\"",
+						takes, fdw->fdwname),
+				 errhint("Valid values are \"messages\" and \"windows\".")));
+	return true;
+}
+
+/*
+ * By the wrapper's word, or by the library's own table.  The core's libraries
+ * need not be loaded for that: a session that only defines syncs should not
+ * map a network library.
+ */
+bool
+psync_wrapper_takes_messages(Oid fdwid)
+{
+	ForeignDataWrapper *fdw = GetForeignDataWrapper(fdwid);
+	const char *library = psync_wrapper_library(fdwid);
+	bool		given;
+	bool		messages = said_to_take_messages(fdw, &given);
+
+	if (given)
+		return messages;
+	for (const PsyncWrapper *known = psync_wrappers; known->name; known++)
+	{
+		if (strcmp(known->library, library) == 0)
+			return known->messages;
+	}
+	return psync_transport_load(library, fdw->fdwname)->messages != NULL;
+}
+
+/* The same of a server; NULL, which stands for none: no. */
+bool
+psync_server_takes_messages(const char *server)
+{
+	return server != NULL &&
+		psync_wrapper_takes_messages(GetForeignServerByName(server, false)->fdwid);
+}
+
+/* A target that takes messages cannot be told what it should not have. */
+void
+psync_refuse_mirror(const char *server)
+{
+	if (psync_server_takes_messages(server))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("server \"%s\" takes messages and cannot be a mirror", server),
+				 errhint("Leave out the argument \"mirror\": each row is then sent as an event.")));
+}
+
+/* The wrapper's word against the library's table, once it is loaded. */
+static void
+check_takes(const ForeignDataWrapper *fdw, const PsyncTransport *transport)
+{
+	bool		given;
+	bool		messages = said_to_take_messages(fdw, &given);
+
+	if (given && messages != (transport->messages != NULL))
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				 errmsg("transport \"%s\" does not take %s", transport->name,
+						messages ? "messages" : "windows"),
+				 errdetail("Option \"takes\" of foreign-data wrapper \"%s\" says that it does.",
+						   fdw->fdwname),
+				 errhint("Correct it with ALTER FOREIGN DATA WRAPPER, or drop the option: the library is asked then.")));
+}
+
 /* ----------------------------------------------------------------- target */
 
 /*
@@ -264,6 +313,7 @@ psync_target_create(MemoryContext context, const PsyncSync *sync,
 
 	*transport = psync_transport_load(psync_wrapper_library(server->fdwid),
 									  fdw->fdwname);
+	check_takes(fdw, *transport);
 	MemoryContextSwitchTo(old);
 	return target;
 }

@@ -46,8 +46,8 @@ extern const PsyncTransport *psync_transport_load(const char *library,
 extern char *psync_wrapper_library(Oid fdwid);
 
 /*
- * Do its targets take messages?  Answered without loading the library, so only
- * of wrappers that the core knows; of others false.
+ * Do its targets take messages?  As its option "takes" says; of a wrapper that
+ * has none and is not the core's, the library is loaded and asked.
  */
 extern bool psync_wrapper_takes_messages(Oid fdwid);
 extern bool psync_server_takes_messages(const char *server);

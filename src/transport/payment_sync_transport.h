@@ -6,7 +6,9 @@
  * loaded only in the process that delivers, so that neither the core nor a
  * writer ever maps a network library.  A foreign-data wrapper names its
  * library with the option "library"; a third party may add one from an
- * extension of its own by installing this header's counterpart.
+ * extension of its own.  Whether its targets take windows or messages, below,
+ * is what its table says; with the wrapper's option takes 'windows' or takes
+ * 'messages', sessions that define syncs need not load it to know.
  *
  * The library exports one function, payment_sync_transport_init(), which gets
  * the core's services and returns a constant table of callbacks.  Libraries

@@ -50,6 +50,7 @@
 const PsyncOption psync_http_options[] = {
 	/* the wrapper's own */
 	{"library", PSYNC_ON_WRAPPER, STRING, "library of the transport"},
+	{"takes", PSYNC_ON_WRAPPER, ENUM("messages|windows"), "what the library's targets take (default: what the library says)"},
 
 	/* where */
 	{"url", BOTH, SECRET, "address; {schema}, {table}, {operation} and {key} are filled in"},

@@ -36,6 +36,7 @@
 const PsyncOption psync_postgres_options[] = {
 	/* the wrapper's own */
 	{"library", PSYNC_ON_WRAPPER, STRING, "library of the transport"},
+	{"takes", PSYNC_ON_WRAPPER, ENUM("messages|windows"), "what the library's targets take (default: what the library says)"},
 
 	/* where */
 	{"host", SERVER, STRING, "host name or socket directory; several by commas"},
