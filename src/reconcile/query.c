@@ -702,7 +702,7 @@ text_list(const PsyncReconcile *rec, int side)
 		appendStringInfo(&list, "%s, ", rec->pairs[rec->keys[k]].by_text ? column->text :
 						 key_text(rec, side, k, psprintf("t.%s", column->name)));
 	}
-	for (int i = 0; i < rec->npairs; i++)
+	for (int i = 0; i < rec->nshown; i++)
 		appendStringInfo(&list, "%s%s", i > 0 ? ", " : "", rec->pairs[i].side[side].text);
 	return list.data;
 }
@@ -720,7 +720,7 @@ append_position(StringInfo buf, const PsyncReconcile *rec, int side)
 		appendStringInfo(buf, "SELECT -1 AS i, (%s)", rec->position_query);
 	else
 		appendStringInfoString(buf, "SELECT -1 AS i, NULL::text");
-	for (int i = 1; i < rec->nkeys + rec->npairs; i++)
+	for (int i = 1; i < rec->nkeys + rec->nshown; i++)
 		appendStringInfoString(buf, ", NULL::text");
 	appendStringInfoString(buf, " UNION ALL ");
 }

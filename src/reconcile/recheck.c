@@ -388,7 +388,7 @@ examine_with_log(PsyncReconcile *rec, const char *source, const char *other, int
 	PsyncBothRows both;
 	PsyncDifference *differences;
 
-	psync_read_begin(rec, source, other, 1 + rec->nkeys + rec->npairs, &both);
+	psync_read_begin(rec, source, other, 1 + rec->nkeys + rec->nshown, &both);
 	for (int side = 0; side < 2; side++)
 		rec->rows_read[side] = both.rows[side]->nrows - 1;
 	differences = psync_rows_compare(rec, both.rows[PSYNC_SOURCE],
@@ -446,9 +446,9 @@ examine_at_once(PsyncReconcile *rec, const char *source, const char *other, int 
 	Assert(rec->sync == NULL && !rec->side[PSYNC_OTHER].remote);
 
 	PushActiveSnapshot(GetTransactionSnapshot());
-	psync_side_send(&rec->side[PSYNC_SOURCE], source, 1 + rec->nkeys + rec->npairs, 1);
+	psync_side_send(&rec->side[PSYNC_SOURCE], source, 1 + rec->nkeys + rec->nshown, 1);
 	rows[0] = psync_side_collect_here(&rec->side[PSYNC_SOURCE]);
-	psync_side_send(&rec->side[PSYNC_OTHER], other, 1 + rec->nkeys + rec->npairs, 1);
+	psync_side_send(&rec->side[PSYNC_OTHER], other, 1 + rec->nkeys + rec->nshown, 1);
 	rows[1] = psync_side_collect_here(&rec->side[PSYNC_OTHER]);
 	PopActiveSnapshot();
 	rec->counts.rows_moved += rows[1]->nrows - 1;

@@ -201,7 +201,8 @@ typedef struct PsyncReconcile
 	PsyncRun   *run;
 	PsyncSync  *sync;			/* NULL: reconcile_with */
 	PsyncSide	side[2];
-	int			npairs;
+	int			npairs;			/* compared */
+	int			nshown;			/* and, behind those, only read and recorded */
 	PsyncPair  *pairs;
 	int			nkeys;
 	int		   *keys;			/* indexes into pairs, in key order */

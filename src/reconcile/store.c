@@ -497,7 +497,7 @@ row_json(const PsyncReconcile *rec, int side, char **values)
 
 	initStringInfo(&buf);
 	appendStringInfoChar(&buf, '{');
-	for (int i = 0; i < rec->npairs; i++)
+	for (int i = 0; i < rec->nshown; i++)
 	{
 		appendStringInfoString(&buf, i > 0 ? ", " : "");
 		escape_json(&buf, rec->pairs[i].name);

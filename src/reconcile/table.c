@@ -533,9 +533,36 @@ set_pair_forms(PsyncPair *pair, bool sync, bool lossy)
 		 !(is_integer(pair->side[0].base) && is_integer(pair->side[1].base)));
 }
 
+/* A column that is not compared is shown as it is printed. */
+static void
+set_shown_form(PsyncSideColumn *column)
+{
+	column->as = column->base;
+	column->text = psprintf("t.%s::text", column->name);
+}
+
 /*
- * names and other_names are parallel; key is a part of names.  What the target
- * of a sync computes by itself is not delivered, and is left out here as well.
+ * What the target of a sync computes by itself is not delivered, so it is not
+ * compared either; unless it is in the key, which tells rows apart.
+ */
+static bool
+only_shown(const PsyncReconcile *rec, const PsyncPair *pair, List *key)
+{
+	ListCell   *lc;
+
+	if (rec->sync == NULL || !pair->side[PSYNC_OTHER].generated)
+		return false;
+	foreach(lc, key)
+	{
+		if (strcmp(pair->name, lfirst(lc)) == 0)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * names and other_names are parallel; key is a part of names.  Columns that
+ * are only shown come last: a row that was found to differ is recorded whole.
  */
 static void
 describe_columns(PsyncReconcile *rec, List *names, List *other_names, List *key)
@@ -544,20 +571,22 @@ describe_columns(PsyncReconcile *rec, List *names, List *other_names, List *key)
 	PsyncRows  *other = query_columns(&rec->side[PSYNC_OTHER]);
 	ListCell   *lc;
 	ListCell   *lo;
+	int			nonly = 0;
 
 	Assert(list_length(names) == list_length(other_names));
 
-	rec->pairs = palloc0(list_length(names) * sizeof(PsyncPair));
+	rec->nshown = list_length(names);
+	rec->pairs = palloc(rec->nshown * sizeof(PsyncPair));
 	forboth(lc, names, lo, other_names)
 	{
-		PsyncPair  *pair = &rec->pairs[rec->npairs];
+		PsyncPair	pair = {.name = lfirst(lc), .other_name = lfirst(lo)};
 
-		pair->name = lfirst(lc);
-		pair->other_name = lfirst(lo);
-		describe_column(rec, PSYNC_SOURCE, source, pair, pair->name);
-		describe_column(rec, PSYNC_OTHER, other, pair, pair->other_name);
-		if (rec->sync == NULL || !pair->side[PSYNC_OTHER].generated)
-			rec->npairs++;
+		describe_column(rec, PSYNC_SOURCE, source, &pair, pair.name);
+		describe_column(rec, PSYNC_OTHER, other, &pair, pair.other_name);
+		if (only_shown(rec, &pair, key))
+			rec->pairs[rec->nshown - ++nonly] = pair;
+		else
+			rec->pairs[rec->npairs++] = pair;
 	}
 
 	rec->keys = palloc(list_length(key) * sizeof(int));
@@ -575,6 +604,11 @@ describe_columns(PsyncReconcile *rec, List *names, List *other_names, List *key)
 
 	for (int i = 0; i < rec->npairs; i++)
 		set_pair_forms(&rec->pairs[i], rec->sync != NULL, lossy_casts(rec));
+	for (int i = rec->npairs; i < rec->nshown; i++)
+	{
+		set_shown_form(&rec->pairs[i].side[PSYNC_SOURCE]);
+		set_shown_form(&rec->pairs[i].side[PSYNC_OTHER]);
+	}
 	place_lengths(rec);
 }
 

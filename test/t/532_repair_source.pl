@@ -180,6 +180,32 @@ is($source->safe_psql('postgres', "SELECT string_agg(what, ', ' ORDER BY what) F
 $source->safe_psql('postgres', "INSERT INTO currency VALUES ('CHF', 'franc')");
 like(repair(", rel => 'rate'"), qr/^rate\|\{"id": 3\}\|unexpected\|insert$/m, 'called again');
 
+# ------------------------------------------- columns that the target computes
+# are not compared, but a row that is recorded has them
+$source->safe_psql('postgres', 'CREATE TABLE fee (id int PRIMARY KEY, amount numeric, fee numeric, note text)');
+$target->safe_psql('postgres',
+	'CREATE TABLE fee (id int PRIMARY KEY, amount numeric, fee numeric GENERATED ALWAYS AS (amount * 2) STORED, note text)');
+$source->safe_psql('postgres', <<'SQL');
+INSERT INTO fee SELECT i, i, 0, 'n' FROM generate_series(1, 4) i;
+SELECT payment_sync.capture_table('fee');
+SELECT payment_sync.create_sync('fee', '{fee}', server => 'target', batch => true);
+SQL
+wait_delivered($source, 'fee');
+$target->safe_psql('postgres', <<'SQL');
+UPDATE fee SET amount = 20, note = 'other' WHERE id = 2;
+DELETE FROM fee WHERE id = 3;
+INSERT INTO fee VALUES (5, 50, DEFAULT, 'more');
+SQL
+is($source->safe_psql('postgres', "SELECT missing, unexpected, different FROM payment_sync.reconcile('fee')"), '1|1|1',
+	'a column that the target computes is not compared');
+is($source->safe_psql('postgres', "SELECT key, columns, source, target FROM payment_sync.discrepancies WHERE sync = 'fee' AND kind = 'different'"),
+	'{"id": 2}|{amount,note}|{"id": 2, "fee": 0, "note": "n", "amount": 2}|{"id": 2, "fee": 40, "note": "other", "amount": 20}',
+	'but shown');
+is($source->safe_psql('postgres', "SELECT operation FROM payment_sync.repair('fee', direction => 'source') ORDER BY 1"),
+	"delete\ninsert\nupdate", 'and keeps no row from being mended');
+is($source->safe_psql('postgres', 'SELECT * FROM fee ORDER BY id'), "1|1|0|n\n2|20|0|other\n4|4|0|n\n5|50|100|more",
+	'an inserted row has what the target has computed');
+
 # ---------------------------------------------------------------------- rights
 $source->safe_psql('postgres', <<'SQL');
 CREATE ROLE clerk;
