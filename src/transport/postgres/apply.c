@@ -441,6 +441,17 @@ submit_before(const PsyncPgSession *session, const PsyncChange *change,
 		!psync_pg_group_is_small(group);
 }
 
+/* The window changes the table: see HOOK_MADE in position.c. */
+static void
+touch(PsyncPgSession *session, PsyncPgTable *table)
+{
+	MemoryContext old = MemoryContextSwitchTo(session->context);
+
+	session->touched = lappend(session->touched, table);
+	table->touched = true;
+	MemoryContextSwitchTo(old);
+}
+
 /*
  * Take a change of the window.  It is copied; what it points to may be gone
  * when this returns.  May send a group, and wait for the one before.
@@ -461,6 +472,8 @@ psync_pg_apply_change(PsyncPgSession *session, const PsyncChange *change)
 		if (map->shape != map->from)
 			psync_pg_convert_change(session, map, &converted);
 	}
+	if (!table->touched && !table->hooked)
+		touch(session, table);
 	if (submit_before(session, &converted, map))
 		psync_pg_apply_submit(session);
 	psync_pg_group_add(session->growing, &converted, map, table);
@@ -491,6 +504,10 @@ window_committed(PsyncPgSession *session, const char *position)
 		if (session->pooled)
 			map->temp_created = false;
 	}
+	foreach(lc, session->touched)
+		((PsyncPgTable *) lfirst(lc))->touched = false;
+	list_free(session->touched);
+	session->touched = NIL;
 	session->in_transaction = false;
 	session->in_savepoint = false;
 	psync_pg_position_recorded(session, position);

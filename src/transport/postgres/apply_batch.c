@@ -123,10 +123,16 @@ delete_unsent(PsyncPgSession *session)
 	load_keys(session);
 	old = MemoryContextSwitchTo(session->scratch);
 	psync_pg_execute(session, psync_pg_sql_analyze_keys(map));
-	if (!psync_pg_try(session, psync_pg_sql_delete_unsent(map), &error))
+	for (int check = 0; check <= (map->table->hooked ? 1 : 0); check++)
+	{
+		if (psync_pg_try(session, psync_pg_sql_delete_unsent(map, check), &error))
+			continue;
+		if (check)
+			psync_pg_error_of_check(&error, map, false);
 		psync_pg_error_raise(session, &error,
 							 psprintf("could not remove rows from table %s that the source lacks",
 									  map->table->name));
+	}
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(session->scratch);
 }

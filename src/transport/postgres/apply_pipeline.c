@@ -41,7 +41,7 @@ typedef struct Ticket
 {
 	TicketKind	kind;
 	int			entry;			/* index; of a PREPARE: it was for this one */
-	PsyncPgStatement statement; /* PREPARE */
+	PsyncPgStatement statement; /* ENTRY, PREPARE */
 	bool		commit;			/* CONTROL: this is COMMIT */
 } Ticket;
 
@@ -73,6 +73,7 @@ add_ticket(PipelineRun *run, TicketKind kind, int entry)
 	ticket = &run->tickets[run->ntickets++];
 	ticket->kind = kind;
 	ticket->entry = entry;
+	ticket->statement = PSYNC_PG_UPSERT;
 	ticket->commit = false;
 	return ticket;
 }
@@ -130,7 +131,7 @@ send_statement(PipelineRun *run, PsyncPgMap *map, PsyncPgStatement statement,
 		if (!PQsendQueryParams(conn, unprepared(run->session, map, statement), nparams,
 							   map->types, map->values, map->lengths, map->formats, 0))
 			psync_pg_lost(run->session);
-		add_ticket(run, TICKET_ENTRY, entry);
+		add_ticket(run, TICKET_ENTRY, entry)->statement = statement;
 		return;
 	}
 	snprintf(name, sizeof(name), "psync_%u_%d", map->id, statement);
@@ -145,7 +146,7 @@ send_statement(PipelineRun *run, PsyncPgMap *map, PsyncPgStatement statement,
 	if (!PQsendQueryPrepared(conn, name, nparams, map->values, map->lengths,
 							 map->formats, 0))
 		psync_pg_lost(run->session);
-	add_ticket(run, TICKET_ENTRY, entry);
+	add_ticket(run, TICKET_ENTRY, entry)->statement = statement;
 }
 
 /*
@@ -159,11 +160,40 @@ send_move(PipelineRun *run, PsyncPgMap *map, int n)
 
 	nparams = psync_pg_put_key(map, nparams, run->part);
 	send_statement(run, map, PSYNC_PG_CLEAR, nparams, n);
+	if (map->identity)
+		send_statement(run, map, PSYNC_PG_IDENTITY, nparams, n);
 	send_statement(run, map, PSYNC_PG_MOVE, nparams, n);
 }
 
 /*
- * One change, as one statement or two.
+ * A row with an identity column, which may be there with another value of it.
+ */
+static void
+send_identity(PipelineRun *run, PsyncPgMap *map, int n)
+{
+	int			nparams = psync_pg_put_image(map, run->image);
+
+	nparams = psync_pg_put_key(map, nparams, run->image);
+	send_statement(run, map, PSYNC_PG_IDENTITY, nparams, n);
+}
+
+/*
+ * See that a change has had its effect.  Keys that are equal without having the
+ * same bytes cannot be told from each other.
+ */
+static void
+send_checks(PipelineRun *run, const PsyncPgEntry *entry, int n)
+{
+	PsyncPgMap *map = entry->map;
+
+	if (entry->op != PSYNC_DELETE)
+		send_statement(run, map, PSYNC_PG_CHECK_ROW, psync_pg_put_image(map, run->image), n);
+	if (entry->op == PSYNC_DELETE || (entry->key_changed && !map->key_ambiguous))
+		send_statement(run, map, PSYNC_PG_CHECK_GONE, psync_pg_put_key(map, 0, run->part), n);
+}
+
+/*
+ * One change, as one statement or several.
  */
 static void
 send_change(PipelineRun *run, int n)
@@ -180,9 +210,15 @@ send_change(PipelineRun *run, int n)
 	else if (entry->key_changed)
 		send_move(run, map, n);
 	else
+	{
+		if (map->identity_beside_key)
+			send_identity(run, map, n);
 		send_statement(run, map,
 					   entry->op == PSYNC_UPDATE ? PSYNC_PG_UPDATE : PSYNC_PG_UPSERT,
 					   psync_pg_put_image(map, run->image), n);
+	}
+	if (map->table->hooked)
+		send_checks(run, entry, n);
 }
 
 /*
@@ -256,7 +292,8 @@ send_position(PipelineRun *run, const char *position)
  * The error, and whose it is.
  */
 static void
-note_failure(const Ticket *ticket, PGresult *result, PsyncPgFailure *failure)
+note_failure(const PsyncPgGroup *group, const Ticket *ticket, PGresult *result,
+			 PsyncPgFailure *failure)
 {
 	failure->entry = ticket->entry;
 	switch (ticket->kind)
@@ -274,6 +311,9 @@ note_failure(const Ticket *ticket, PGresult *result, PsyncPgFailure *failure)
 			break;
 	}
 	psync_pg_error_take(&failure->error, result);
+	if (ticket->kind == TICKET_ENTRY && ticket->statement >= PSYNC_PG_IDENTITY)
+		psync_pg_error_of_check(&failure->error, group->entries[ticket->entry].map,
+								ticket->statement == PSYNC_PG_IDENTITY);
 }
 
 /* A statement that the target did not get to is not prepared. */
@@ -323,7 +363,7 @@ receive(PipelineRun *run, const Ticket *ticket, bool failed, PsyncPgFailure *fai
 	if (!ok)
 		forget_prepared(run, ticket);
 	if (!ok && !failed)
-		note_failure(ticket, result, failure);
+		note_failure(run->group, ticket, result, failure);
 
 	/* each command's results end with NULL */
 	if (psync_pg_get_result(session) != NULL)

@@ -59,6 +59,8 @@ typedef struct Step
 	bool		direct;			/* COPY into the table itself */
 	bool		fed;			/* the target has asked for the rows */
 	int			next;			/* the row to be sent next */
+	bool		check;			/* divides by zero if rows had no effect … */
+	bool		identity;		/* … or an identity column cannot change */
 } Step;
 
 /*
@@ -150,6 +152,26 @@ add_join_methods(PsyncPgSetRun *run, bool all)
 }
 
 /*
+ * See that rows, or deletes, have had their effect, where that may not be so.
+ * Keys that are equal without having the same bytes cannot be told from others.
+ */
+static void
+add_check(PsyncPgSetRun *run, PsyncPgMap *map, bool rows)
+{
+	if (map->table->hooked && (rows || !map->key_ambiguous))
+		add_step(run, STEP_PLAIN, map, rows ? psync_pg_sql_check_rows(map) :
+				 psync_pg_sql_check_gone(map))->check = true;
+}
+
+/* Rows of which an identity column changes, before others are updated. */
+static void
+add_identity(PsyncPgSetRun *run, PsyncPgMap *map)
+{
+	if (map->identity_beside_key)
+		add_step(run, STEP_PLAIN, map, psync_pg_sql_identity(map))->identity = true;
+}
+
+/*
  * Are new rows copied straight into the table?  Until that has failed once,
  * for this map and session: a table that has rows where none should be, as
  * after a batch, will have more.
@@ -158,7 +180,8 @@ static bool
 goes_direct(const PsyncPgSetRun *run, const PsyncPgNet *net)
 {
 	return run->mode == PSYNC_PG_SET_FAST && net->map->direct &&
-		!net->map->direct_failed;
+		!net->map->direct_failed && !net->map->table->hooked &&
+		!(net->map->identity_beside_key && net->nupdates > 0);
 }
 
 /*
@@ -172,6 +195,7 @@ add_deletes(PsyncPgSetRun *run, const PsyncPgNet *net)
 	add_copy(run, net->map, psync_pg_sql_copy_keys(net->map), net->deletes,
 			 net->ndeletes, true);
 	add_step(run, STEP_PLAIN, net->map, psync_pg_sql_delete(net->map));
+	add_check(run, net->map, false);
 }
 
 /*
@@ -192,6 +216,7 @@ add_late_deletes(PsyncPgSetRun *run, const PsyncPgNet *net)
 	add_join_methods(run, true);
 	add_step(run, STEP_PLAIN, net->map, psync_pg_sql_delete_others(net->map));
 	add_join_methods(run, false);
+	add_check(run, net->map, false);
 }
 
 /*
@@ -240,8 +265,10 @@ add_rows_by_temp(PsyncPgSetRun *run, const PsyncPgNet *net)
 	if (net->ninserts + net->nupdates == 0)
 		return;
 	add_copy_all(run, net);
+	add_identity(run, net->map);
 	add_step(run, STEP_PLAIN, net->map,
 			 psync_pg_sql_upsert(net->map, run->group->batch));
+	add_check(run, net->map, true);
 }
 
 /* Does applying this net involve the temporary tables? */
@@ -302,9 +329,16 @@ add_replacement(PsyncPgSetRun *run, const PsyncPgNet *nets, int n)
 		add_copy_all(run, &nets[i]);
 		add_copy(run, nets[i].map, psync_pg_sql_copy_keys(nets[i].map),
 				 nets[i].deletes, nets[i].ndeletes, true);
+		if (nets[i].map->table->bound)
+			add_identity(run, nets[i].map);
 		maps = lappend(maps, nets[i].map);
 	}
 	add_step(run, STEP_PLAIN, NULL, psync_pg_sql_replace(maps));
+	for (int i = 0; i < n; i++)
+	{
+		add_check(run, nets[i].map, true);
+		add_check(run, nets[i].map, false);
+	}
 }
 
 /*
@@ -549,15 +583,22 @@ static void
 step_failed(PsyncPgSession *session, PGresult *result)
 {
 	PsyncPgSetRun *run = session->run;
+	Step	   *step;
 
 	if (run->failed)
 		psync_pg_unexpected(session, "It reported two errors for one command.");
 	psync_pg_error_take(&run->error, result);
 	run->failed = true;
 
+	if (run->current >= run->nsteps)
+		return;
+	step = &run->steps[run->current];
+	if (step->check || step->identity)
+		psync_pg_error_of_check(&run->error, step->map, step->identity);
+
 	/* rows were there that should not be: do not try that way again soon */
-	if (run->current < run->nsteps && run->steps[run->current].direct)
-		run->steps[run->current].map->direct_failed = true;
+	if (step->direct)
+		step->map->direct_failed = true;
 }
 
 /*

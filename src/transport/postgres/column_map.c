@@ -237,6 +237,8 @@ map_columns(PsyncPgSession *session, PsyncPgMap *map)
 		conversions->decide(&column->conversion, lossy_casts(session));
 		if (column->conversion.kind == PSYNC_CONVERSION_REFUSED)
 			refuse_types(session, map, column);
+		map->identity |= target->identity_always;
+		map->identity_beside_key |= target->identity_always && !column->key;
 		choose_transfer(map, column);
 		map->ncolumns++;
 	}
@@ -330,8 +332,10 @@ use_key_index(const PsyncPgSession *session, PsyncPgMap *map)
 			key->equals = column->equals;
 			found++;
 		}
-		if (found == map->nkeys)
-			return true;
+		if (found != map->nkeys)
+			continue;
+		map->arbiter = ((PsyncPgIndexColumn *) linitial(index))->constraint;
+		return true;
 	}
 	return false;
 }
@@ -359,7 +363,7 @@ static PsyncPgMap *
 map_create(PsyncPgSession *session, const PsyncShape *shape,
 		   const PsyncTable *table)
 {
-	PsyncPgTable *facts = psync_pg_table_load(session, table);
+	PsyncPgTable *facts = psync_pg_table_get(session, table);
 	MemoryContext old = MemoryContextSwitchTo(session->context);
 	PsyncPgMap *map = palloc0(sizeof(PsyncPgMap));
 	int			nparams = shape->ncolumns + shape->nkeys;
@@ -414,33 +418,4 @@ psync_pg_map_get(PsyncPgSession *session, const PsyncShape *shape,
 	psync_pg_apply_wait(session);
 	session->last_map = map_create(session, shape, table);
 	return session->last_map;
-}
-
-/* The same for a change without a shape. */
-PsyncPgTable *
-psync_pg_table_get(PsyncPgSession *session, const PsyncTable *table)
-{
-	ListCell   *lc;
-	MemoryContext old;
-	PsyncPgTable *facts;
-
-	foreach(lc, session->maps)
-	{
-		PsyncPgMap *map = lfirst(lc);
-
-		if (map->table->table == table)
-			return map->table;
-	}
-	foreach(lc, session->tables)
-	{
-		facts = lfirst(lc);
-		if (facts->table == table)
-			return facts;
-	}
-	psync_pg_apply_wait(session);
-	facts = psync_pg_table_load(session, table);
-	old = MemoryContextSwitchTo(session->context);
-	session->tables = lappend(session->tables, facts);
-	MemoryContextSwitchTo(old);
-	return facts;
 }

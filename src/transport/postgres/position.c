@@ -38,7 +38,6 @@
 #include "compat.h"
 #include "transport/postgres/postgres_transport.h"
 
-#define PSYNC_PG_POSITION_STATEMENT	"psync_position"
 
 /* So many windows share a version number. */
 #define PSYNC_PG_WINDOWS_PER_VERSION	32
@@ -324,8 +323,37 @@ psync_pg_position_read(PsyncPgSession *session)
 /* ------------------------------------------------------------- recording */
 
 /*
+ * Tables that had no trigger when the session looked, so that changes of theirs
+ * were not checked, must have none now.  Whoever makes one waits for our
+ * transaction once it has changed the table; so this comes after all changes, and
+ * with the position, since a statement of its own would cost more than the look.
+ * The root of a negative number is another error than the position's.  Partitions
+ * have triggers of their own; those of a table may be thousands, so it is their
+ * triggers that are looked at.
+ */
+#define HOOK_MADE \
+	"EXISTS (SELECT FROM pg_catalog.pg_trigger" \
+	" WHERE tgrelid OPERATOR(pg_catalog.=) ANY ($5::pg_catalog.oid[]) AND " PSYNC_PG_HOOK ")"
+#define HOOK_MADE_PARTITIONED \
+	"EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE " PSYNC_PG_HOOK \
+	" AND (tgrelid OPERATOR(pg_catalog.=) ANY ($5::pg_catalog.oid[])" \
+	" OR EXISTS (SELECT FROM pg_catalog.pg_partition_ancestors(tgrelid) a" \
+	" WHERE a.relid OPERATOR(pg_catalog.=) ANY ($5::pg_catalog.oid[]))))"
+#define RECORDED_UNLESS_HOOKED \
+	"SELECT pg_catalog.sqrt(CASE WHEN %s THEN -1 ELSE" \
+	" 1 OPERATOR(pg_catalog./) pg_catalog.count(*) END)"
+
+/* The text that goes where %s stands. */
+static const char *
+hook_made(const PsyncPgSession *session)
+{
+	return session->partitioned ? HOOK_MADE_PARTITIONED : HOOK_MADE;
+}
+
+/*
  * Statements that record the position have the parameters log, sync, name, new
- * position, and (for all but the first window) the one before.
+ * position, tables to look at, and (for all but the first window) the position
+ * before.
  *
  * The first window makes the row; a row that is there then is an error.  In a
  * table with versions the key alone would not tell, since the row may have moved
@@ -342,22 +370,25 @@ first_statement(PsyncPgSession *session)
 		return psprintf("WITH taken AS (UPDATE %s SET log_id = $1::pg_catalog.uuid,"
 						" sync_name = $3, position = $4,%s"
 						" updated = pg_catalog.clock_timestamp()"
-						" WHERE log_id OPERATOR(pg_catalog.=) $5::pg_catalog.uuid"
-						" AND sync_id OPERATOR(pg_catalog.=) $2::pg_catalog.uuid RETURNING 1)"
-						" SELECT 1 OPERATOR(pg_catalog./) pg_catalog.count(*) FROM taken",
+						" WHERE log_id OPERATOR(pg_catalog.=) $6::pg_catalog.uuid"
+						" AND sync_id OPERATOR(pg_catalog.=) $2::pg_catalog.uuid RETURNING 1) "
+						RECORDED_UNLESS_HOOKED
+						" FROM taken",
 						session->position_table,
-						session->position_versioned ? " version = 0," : "");
+						session->position_versioned ? " version = 0," : "",
+						hook_made(session));
 	return psprintf("WITH recorded AS (INSERT INTO %s (log_id, sync_id, sync_name, position)"
 					" SELECT $1::pg_catalog.uuid, $2::pg_catalog.uuid, $3, $4"
 					" WHERE NOT EXISTS (SELECT FROM %s"
 					" WHERE log_id OPERATOR(pg_catalog.=) $1::pg_catalog.uuid"
-					" AND sync_id OPERATOR(pg_catalog.=) $2::pg_catalog.uuid) RETURNING 1)"
-					" SELECT 1 OPERATOR(pg_catalog./) pg_catalog.count(*) FROM recorded",
-					session->position_table, session->position_table);
+					" AND sync_id OPERATOR(pg_catalog.=) $2::pg_catalog.uuid) RETURNING 1) "
+					RECORDED_UNLESS_HOOKED
+					" FROM recorded",
+					session->position_table, session->position_table, hook_made(session));
 }
 
 /*
- * For all later windows.  With versions: $6 is the present one, $7 what it
+ * For all later windows.  With versions: $7 is the present one, $8 what it
  * grows by.  A row that this inserts is one that was not there; it is told by
  * its time, and the statement fails.
  */
@@ -368,23 +399,31 @@ next_statement(PsyncPgSession *session)
 		return psprintf("WITH recorded AS (INSERT INTO %s AS p"
 						" (log_id, sync_id, sync_name, position, version, updated)"
 						" VALUES ($1::pg_catalog.uuid, $2::pg_catalog.uuid, $3, $4,"
-						" $6::pg_catalog.int8, 'infinity')"
+						" $7::pg_catalog.int8, 'infinity')"
 						" ON CONFLICT (sync_id, log_id, version) DO UPDATE"
 						" SET sync_name = $3, position = $4,"
-						" version = p.version OPERATOR(pg_catalog.+) $7::pg_catalog.int8,"
+						" version = p.version OPERATOR(pg_catalog.+) $8::pg_catalog.int8,"
 						" updated = pg_catalog.clock_timestamp()"
-						" WHERE p.position OPERATOR(pg_catalog.=) $5"
-						" RETURNING pg_catalog.isfinite(p.updated) AS known)"
-						" SELECT 1 OPERATOR(pg_catalog./) pg_catalog.count(*)"
+						" WHERE p.position OPERATOR(pg_catalog.=) $6"
+						" RETURNING pg_catalog.isfinite(p.updated) AS known) "
+						RECORDED_UNLESS_HOOKED
 						" FROM recorded WHERE known",
-						session->position_table);
+						session->position_table, hook_made(session));
 	return psprintf("WITH recorded AS (UPDATE %s SET sync_name = $3, position = $4,"
 					" updated = pg_catalog.clock_timestamp()"
 					" WHERE log_id OPERATOR(pg_catalog.=) $1::pg_catalog.uuid"
 					" AND sync_id OPERATOR(pg_catalog.=) $2::pg_catalog.uuid"
-					" AND position OPERATOR(pg_catalog.=) $5 RETURNING 1)"
-					" SELECT 1 OPERATOR(pg_catalog./) pg_catalog.count(*) FROM recorded",
-					session->position_table);
+					" AND position OPERATOR(pg_catalog.=) $6 RETURNING 1) "
+					RECORDED_UNLESS_HOOKED
+					" FROM recorded",
+					session->position_table, hook_made(session));
+}
+
+/* The name under which the statement above is prepared. */
+static const char *
+next_statement_name(const PsyncPgSession *session)
+{
+	return session->partitioned ? "psync_position_partitioned" : "psync_position";
 }
 
 /* Does the version grow with the window at hand? */
@@ -416,7 +455,7 @@ psync_pg_position_prepare(PsyncPgSession *session)
 	}
 	if (session->pooled || session->position_prepared)
 		return false;
-	if (!PQsendPrepare(session->conn, PSYNC_PG_POSITION_STATEMENT,
+	if (!PQsendPrepare(session->conn, next_statement_name(session),
 					   next_statement(session), 0, NULL))
 		psync_pg_lost(session);
 	return true;
@@ -433,15 +472,33 @@ psync_pg_position_ready(PsyncPgSession *session)
 }
 
 /*
+ * The window's tables to look at, as an array of oids at the target.
+ */
+static char *
+touched_tables(const PsyncPgSession *session)
+{
+	StringInfoData oids;
+	ListCell   *lc;
+
+	initStringInfo(&oids);
+	appendStringInfoChar(&oids, '{');
+	foreach(lc, session->touched)
+		appendStringInfo(&oids, "%s%u", oids.len > 1 ? "," : "",
+						 ((PsyncPgTable *) lfirst(lc))->oid);
+	appendStringInfoChar(&oids, '}');
+	return oids.data;
+}
+
+/*
  * Queue the statement that records the position, in pipeline mode.
  */
 void
 psync_pg_position_send(PsyncPgSession *session, const char *position)
 {
 	const PsyncTarget *target = session->target;
-	const char *params[7];
+	const char *params[8];
 	bool		first = session->position == NULL;
-	int			nparams = session->position_versioned ? 7 : 5;
+	int			nparams = session->position_versioned ? 8 : 6;
 	int			ok;
 
 	Assert(PQpipelineStatus(session->conn) == PQ_PIPELINE_ON);
@@ -452,19 +509,20 @@ psync_pg_position_send(PsyncPgSession *session, const char *position)
 	params[1] = target->sync_id;
 	params[2] = target->sync_name;
 	params[3] = position;
-	params[4] = first ? session->foreign_log : session->position;
-	params[5] = psprintf(INT64_FORMAT, session->position_version);
-	params[6] = version_grows(session) ? "1" : "0";
+	params[4] = touched_tables(session);
+	params[5] = first ? session->foreign_log : session->position;
+	params[6] = psprintf(INT64_FORMAT, session->position_version);
+	params[7] = version_grows(session) ? "1" : "0";
 
 	if (first)
 		ok = PQsendQueryParams(session->conn, first_statement(session),
-							   session->foreign_log != NULL ? 5 : 4, NULL,
+							   session->foreign_log != NULL ? 6 : 5, NULL,
 							   params, NULL, NULL, 0);
 	else if (session->pooled)
 		ok = PQsendQueryParams(session->conn, next_statement(session), nparams,
 							   NULL, params, NULL, NULL, 0);
 	else
-		ok = PQsendQueryPrepared(session->conn, PSYNC_PG_POSITION_STATEMENT,
+		ok = PQsendQueryPrepared(session->conn, next_statement_name(session),
 								 nparams, params, NULL, NULL, 0);
 	if (!ok)
 		psync_pg_lost(session);
@@ -497,7 +555,15 @@ psync_pg_position_recorded(PsyncPgSession *session, const char *position)
 void
 psync_pg_position_refused(PsyncPgSession *session, const PsyncPgError *error)
 {
-	/* see position_statement(): these two are our own doing */
+	/* see HOOK_MADE; the next session knows of them */
+	if (error->sqlstate == ERRCODE_INVALID_ARGUMENT_FOR_POWER_FUNCTION)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("triggers were made at the target meanwhile"),
+				 errdetail("The changes are sent again, and it is checked that they have an effect."),
+				 errcontext("remote server \"%s\"", session->target->server_name)));
+
+	/* see first_statement() and next_statement(): these two are our own doing */
 	if (error->sqlstate == ERRCODE_DIVISION_BY_ZERO ||
 		error->sqlstate == ERRCODE_UNIQUE_VIOLATION)
 		ereport(ERROR,

@@ -41,6 +41,14 @@ extern const PsyncServices *psync_pg_services;
 
 /* ---------------------------------------------------------------- facts */
 
+/*
+ * As a condition on pg_trigger: the trigger may let a change of a row come to
+ * nothing.  Bits of tgtype: for each row, before.
+ */
+#define PSYNC_PG_HOOK \
+	"tgtype OPERATOR(pg_catalog.&) 3 OPERATOR(pg_catalog.=) 3" \
+	" AND NOT tgisinternal AND tgenabled OPERATOR(pg_catalog.<>) 'D'"
+
 /* A column of a target's table. */
 typedef struct PsyncPgColumn
 {
@@ -64,6 +72,7 @@ typedef struct PsyncPgIndexColumn
 	char	   *name;
 	char	   *equals;			/* "OPERATOR(schema.=)" */
 	char	   *collation;		/* facts of it: "" if it tells all strings apart */
+	char	   *constraint;		/* of the index; NULL: none */
 } PsyncPgIndexColumn;
 
 /* A foreign key that points to or from a table. */
@@ -91,6 +100,9 @@ typedef struct PsyncPgTable
 	List	   *unique_keys;	/* of List of PsyncPgIndexColumn *: each index
 								 * that can tell rows apart */
 	bool		unique_beyond;	/* has more than one unique index */
+	bool		unique_deferrable;	/* one of them is checked late */
+	bool		hooked;			/* has triggers or rules that may let a change
+								 * of a row come to nothing */
 	bool		deferrable;		/* has constraints that SET CONSTRAINTS affects */
 	List	   *foreign_keys;	/* of PsyncPgForeignKey * */
 	bool		referenced;		/* some foreign key points here */
@@ -98,6 +110,7 @@ typedef struct PsyncPgTable
 	bool		bound;			/* … or does not let rows here go, not even for a
 								 * moment */
 	bool		actions_outside;	/* … in a table that is not the sync's */
+	bool		touched;		/* changed by the window at hand */
 	int			rank;			/* in the group at hand: above all tables that
 								 * it references */
 } PsyncPgTable;
@@ -112,8 +125,12 @@ typedef enum PsyncPgStatement
 	PSYNC_PG_DELETE,			/* key */
 	PSYNC_PG_CLEAR,				/* new image, old key: remove the old row if a
 								 * row with the new key is in the way */
-	PSYNC_PG_MOVE				/* new image, old key */
-#define PSYNC_PG_STATEMENTS	(PSYNC_PG_MOVE + 1)
+	PSYNC_PG_MOVE,				/* new image, old key */
+	PSYNC_PG_IDENTITY,			/* new image, old key: replace the row if an
+								 * identity column changes */
+	PSYNC_PG_CHECK_ROW,			/* new image: fail unless it has arrived */
+	PSYNC_PG_CHECK_GONE			/* key: fail if its row is there */
+#define PSYNC_PG_STATEMENTS	(PSYNC_PG_CHECK_GONE + 1)
 } PsyncPgStatement;
 
 /* A column that is sent: where it comes from, where it goes, and in what form. */
@@ -158,7 +175,10 @@ typedef struct PsyncPgMap
 	int		   *keys;			/* indexes into columns, in key order */
 	bool		verbatim;		/* images can be sent as they stand */
 	bool		direct;			/* … and into the table itself */
+	bool		identity;		/* a column is GENERATED ALWAYS AS IDENTITY … */
+	bool		identity_beside_key;	/* … and not of the key */
 	bool		direct_failed;	/* rows were there already: use a detour */
+	const char *arbiter;		/* constraint of the key's index; NULL: none */
 	bool		key_ambiguous;	/* keys may be equal though their bytes are
 								 * not (1.0 and 1.00) */
 	uint32		prepared;		/* bit per statement */
@@ -293,6 +313,9 @@ typedef struct PsyncPgSession
 
 	/* maps: found by shape and table; the last one first */
 	List	   *tables;			/* of PsyncPgTable * */
+	bool		partitioned;	/* one of them is */
+	List	   *touched;		/* those that the window at hand has changed and
+								 * that are not hooked */
 	List	   *maps;			/* of PsyncPgMap * */
 	PsyncPgMap *last_map;
 	uint32		maps_made;
@@ -362,6 +385,8 @@ pg_noreturn extern void psync_pg_error_raise(PsyncPgSession *session,
 pg_noreturn extern void psync_pg_failure_raise(PsyncPgSession *session,
 								   const PsyncPgGroup *group,
 								   const PsyncPgFailure *failure);
+extern void psync_pg_error_of_check(PsyncPgError *error, const PsyncPgMap *map,
+									bool identity);
 extern bool psync_pg_error_is_constraint(const PsyncPgError *error);
 extern bool psync_pg_error_is_change(const PsyncPgError *error);
 
@@ -380,8 +405,8 @@ extern char *psync_pg_position_query(PsyncPgSession *session);
 extern const PsyncReadTransport psync_pg_reading;
 
 /* target_table.c */
-extern PsyncPgTable *psync_pg_table_load(PsyncPgSession *session,
-										 const PsyncTable *table);
+extern PsyncPgTable *psync_pg_table_get(PsyncPgSession *session,
+										const PsyncTable *table);
 extern PsyncPgColumn *psync_pg_table_column(const PsyncPgTable *table,
 											const char *name);
 extern void psync_pg_rank_tables(const PsyncPgGroup *group);
@@ -390,11 +415,11 @@ extern void psync_pg_rank_tables(const PsyncPgGroup *group);
 extern PsyncPgMap *psync_pg_map_get(PsyncPgSession *session,
 									const PsyncShape *shape,
 									const PsyncTable *table);
-extern PsyncPgTable *psync_pg_table_get(PsyncPgSession *session,
-										const PsyncTable *table);
 
 /* statement.c */
 extern char *psync_pg_statement(const PsyncPgMap *map, PsyncPgStatement statement);
+
+/* set_statement.c */
 extern char *psync_pg_sql_create_temp_rows(const PsyncPgMap *map, bool drop);
 extern char *psync_pg_sql_create_temp_keys(const PsyncPgMap *map, bool drop);
 extern char *psync_pg_sql_truncate_temp(const PsyncPgMap *map);
@@ -403,12 +428,15 @@ extern char *psync_pg_sql_copy_rows(const PsyncPgMap *map);
 extern char *psync_pg_sql_copy_keys(const PsyncPgMap *map);
 extern char *psync_pg_sql_update(const PsyncPgMap *map);
 extern char *psync_pg_sql_upsert(const PsyncPgMap *map, bool if_different);
+extern char *psync_pg_sql_identity(const PsyncPgMap *map);
+extern char *psync_pg_sql_check_rows(const PsyncPgMap *map);
+extern char *psync_pg_sql_check_gone(const PsyncPgMap *map);
 extern char *psync_pg_sql_insert_missing(const PsyncPgMap *map);
 extern char *psync_pg_sql_delete(const PsyncPgMap *map);
 extern char *psync_pg_sql_delete_others(const PsyncPgMap *map);
 extern char *psync_pg_sql_replace(const List *maps);
 extern char *psync_pg_sql_analyze_keys(const PsyncPgMap *map);
-extern char *psync_pg_sql_delete_unsent(const PsyncPgMap *map);
+extern char *psync_pg_sql_delete_unsent(const PsyncPgMap *map, bool check);
 
 /* image.c */
 extern void psync_pg_image_fields(const PsyncShape *shape, const char *image,
