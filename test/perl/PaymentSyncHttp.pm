@@ -23,7 +23,7 @@ use Time::HiRes ();
 
 our @EXPORT = qw(start_receiver start_hostile start_proxy start_http2 start_nginx certify_http free_port
   create_target receiver_state receiver_requests set_receiver control wait_state
-  wait_until judged_well);
+  wait_until becomes_like judged_well);
 
 my $folder = dirname(__FILE__) . '/../receiver';
 my @started;
@@ -154,6 +154,21 @@ sub wait_state
 		my $state = receiver_state($receiver);
 		return $condition->($state) ? $state : undef;
 	}, $seconds);
+}
+
+# A test: what the function returns comes to match the pattern.
+sub becomes_like
+{
+	my ($text_of, $pattern, $name, $seconds) = @_;
+	local $Test::Builder::Level = $Test::Builder::Level + 1;
+	my $deadline = time + ($seconds // 60);
+	my $text = $text_of->();
+	while ($text !~ $pattern && time < $deadline)
+	{
+		Time::HiRes::usleep(50_000);
+		$text = $text_of->();
+	}
+	return like($text, $pattern, $name);
 }
 
 # A test: there were requests, and the judges had nothing against them.

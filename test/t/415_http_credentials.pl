@@ -50,13 +50,9 @@ sub drop
 sub waits
 {
 	my ($name, $reason, $what) = @_;
-	my $text;
-	wait_until("$what: reason", sub {
-		$text = $node->safe_psql('postgres',
-			"SELECT concat_ws(' ', last_error, last_error_detail) FROM payment_sync.stat_sync WHERE name = '$name'");
-		$text =~ $reason;
-	});
-	like($text, $reason, "$what: the sync says so");
+	becomes_like(sub { $node->safe_psql('postgres',
+		"SELECT concat_ws(' ', last_error, last_error_detail) FROM payment_sync.stat_sync WHERE name = '$name'") },
+		$reason, "$what: the sync says so");
 	is(stat($node, $name, 'lag_changes'), 15, "$what: nothing is lost");
 	return;
 }

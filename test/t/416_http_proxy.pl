@@ -55,12 +55,8 @@ sub drop { my ($name) = @_; return sql("SELECT payment_sync.drop_sync('$name'); 
 sub waits
 {
 	my ($name, $reason, $what) = @_;
-	my $text;
-	wait_until("$what: reason", sub {
-		$text = sql("SELECT concat_ws(' ', last_error, last_error_detail) FROM payment_sync.stat_sync WHERE name = '$name'");
-		$text =~ $reason;
-	});
-	like($text, $reason, "$what: the sync says so");
+	becomes_like(sub { sql("SELECT concat_ws(' ', last_error, last_error_detail) FROM payment_sync.stat_sync WHERE name = '$name'") },
+		$reason, "$what: the sync says so");
 	is(stat($node, $name, 'lag_changes'), 20, "$what: nothing is lost");
 	return;
 }
