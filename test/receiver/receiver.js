@@ -118,7 +118,7 @@ function checkHeaders(request, body)
 	const headers = request.headers;
 	const type = headers['content-type'];
 
-	if (request.method !== 'DELETE' && !/^[a-z]+\/[a-z.+-]+$/.test(type || ''))
+	if (request.method !== 'DELETE' && !/^[a-z]+\/[a-z0-9.+-]+$/.test(type || ''))
 		throw new Error(`media type ${type}`);
 	if (!/^[A-Za-z0-9_-]+$/.test(headers['webhook-id'] || ''))
 		throw new Error(`webhook-id ${headers['webhook-id']}`);
@@ -381,8 +381,9 @@ function onRequest(request, response)
 			state.unauthorized = (state.unauthorized || 0) + 1;
 			return answer(response, 401, `no: ${request.headers.authorization}`);
 		}
-		if (config.basic && request.headers.authorization !==
-			`Basic ${Buffer.from(config.basic).toString('base64')}`)
+		const expected = config.basic ? `Basic ${Buffer.from(config.basic).toString('base64')}`
+			: config.bearer && `Bearer ${config.bearer}`;
+		if (expected && request.headers.authorization !== expected)
 		{
 			state.unauthorized = (state.unauthorized || 0) + 1;
 			return answer(response, 401, `no: ${request.headers.authorization}`);

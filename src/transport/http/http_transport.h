@@ -135,6 +135,7 @@ typedef struct PsyncHttpSettings
 	PsyncHttpHeader *headers;	/* static ones, credentials included */
 	int			nheaders;		/* entries of it in use */
 	PsyncHttpCompression compression;
+	const char *content_type;	/* or NULL: the message's */
 	const char *idempotency_header; /* NULL: none */
 	bool		idempotency_quoted; /* as the Internet-Draft has it */
 	long		http_version;	/* CURL_HTTP_VERSION_… */

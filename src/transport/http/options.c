@@ -38,8 +38,8 @@
 #define SERVER_BY_SUPERUSER (PSYNC_ON_SERVER | PSYNC_BY_SUPERUSER)
 
 /* The options of one template signer; sign.c reads them by the same names. */
-#define SIGNER(name, meaning) \
-	{name, SERVER, ENUM("stripe|github|shopify|adyen|custom"), meaning}, \
+#define SIGNER(name) \
+	{name, SERVER, ENUM("stripe|github|shopify|adyen|custom"), "further signature: a known scheme, or one made of the following"}, \
 	{name "_header", SERVER, STRING, "header that bears it"}, \
 	{name "_content", SERVER, STRING, "what is signed, of {id}, {timestamp} and {body}"}, \
 	{name "_value", SERVER, STRING, "the header's value, of {id}, {timestamp}, {hex} and {base64}; what stands in [ ] is repeated for each secret"}, \
@@ -66,6 +66,7 @@ const PsyncOption psync_http_options[] = {
 	{"update_method", SERVER, METHOD, "method for updates (default: method)"},
 	{"delete_method", SERVER, METHOD, "method for deletes (default: method); DELETE has no body"},
 	{"headers", SERVER, STRING, "further headers, \"Name: value\", one a line"},
+	{"content_type", SERVER, STRING, "media type of bodies (default: the format's)"},
 	{"compression", SERVER, ENUM("none|gzip|zstd"), "compression of bodies (default none); signatures are of the uncompressed body"},
 	{"idempotency_key", SERVER, ENUM("quoted|bare|none"), "form of the header that bears the message's id (default quoted)"},
 	{"idempotency_header", SERVER, STRING, "name of that header (default Idempotency-Key)"},
@@ -112,10 +113,10 @@ const PsyncOption psync_http_options[] = {
 
 	/* signed how */
 	{"signing_secret", USER, SECRET, "Standard Webhooks secrets, whsec_… or whsk_… (Ed25519), by commas; an old one may end: secret@2027-01-31T00:00:00Z"},
-	SIGNER("signer", "further signature: a known scheme, or one made of the following"),
-	SIGNER("signer2", "a second one, with options of its own"),
-	SIGNER("signer3", "a third one, likewise"),
-	SIGNER("signer4", "a fourth one, likewise"),
+	SIGNER("signer"),
+	SIGNER("signer2"),
+	SIGNER("signer3"),
+	SIGNER("signer4"),
 
 	PSYNC_MESSAGE_OPTIONS,
 
@@ -221,6 +222,24 @@ check_field_value(List *options, const char *keyword)
 
 	if (value != NULL && !is_field_value(value, strlen(value)))
 		refuse(keyword, "It must not contain control characters.");
+}
+
+/* A media type, with or without parameters. */
+static void
+check_content_type(List *options)
+{
+	const char *value = find(options, "content_type");
+	const char *slash = value != NULL ? strchr(value, '/') : NULL;
+
+	if (value == NULL)
+		return;
+	for (const char *c = value; *c; c++)
+	{
+		if (*c < ' ' || *c >= 0x7f)
+			refuse("content_type", "It must be printable ASCII.");
+	}
+	if (slash == NULL || slash == value || slash[1] == '\0')
+		refuse("content_type", "It must be a media type, as application/json.");
 }
 
 /* Headers that are ours to set: two of a kind would be a way to cheat. */
@@ -628,6 +647,9 @@ check_together(List *options)
 		refuse_together("format", "max_batch", "This format has one event per message.");
 	if (thin && (is_set_to(options, "format", "debezium") || is_set_to(options, "format", "raw")))
 		refuse_together("format", "thin", "This format has no thin events.");
+	if (find(options, "content_type") != NULL && find(options, "format") != NULL &&
+		strncmp(find(options, "format"), "cloudevents", strlen("cloudevents")) == 0)
+		refuse_together("content_type", "format", "Receivers of CloudEvents know the format by its media type.");
 	if (int_option(options, "retry_delay_min", 200) > int_option(options, "retry_delay_max", 60000))
 		refuse_together("retry_delay_min", "retry_delay_max",
 						"The least delay is greater than the greatest one, which is 60000 by default.");
@@ -651,6 +673,7 @@ check_server(List *options)
 	check_headers(options, "headers");
 	check_header_name(options, "api_key_header");
 	check_header_name(options, "idempotency_header");
+	check_content_type(options);
 	check_statuses(options);
 	for (const char *const *name = psync_http_signer_names; *name; name++)
 		check_signer(options, *name, psync_http_signer_names);

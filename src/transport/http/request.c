@@ -191,8 +191,9 @@ add_attributes(PsyncHttpRequest *request, const PsyncMessage *message)
 }
 
 /*
- * The media type has no parameters: JSON is UTF-8 anyway, and receivers
- * compare the whole value.
+ * The format's media type has no parameters: JSON is UTF-8 anyway, and
+ * receivers compare the whole value.  A service may have a name of its own for
+ * JSON, as AWS has.
  */
 static void
 add_body_headers(const PsyncHttpSettings *settings, PsyncHttpRequest *request,
@@ -200,7 +201,9 @@ add_body_headers(const PsyncHttpSettings *settings, PsyncHttpRequest *request,
 {
 	if (!request->with_body)
 		return;
-	psync_http_request_add_header(request, "Content-Type", message->content_type, false);
+	psync_http_request_add_header(request, "Content-Type",
+								  settings->content_type != NULL ?
+								  settings->content_type : message->content_type, false);
 	if (settings->compression != PSYNC_HTTP_IDENTITY)
 		psync_http_request_add_header(request, "Content-Encoding",
 									  settings->compression == PSYNC_HTTP_GZIP ?

@@ -344,6 +344,7 @@ init_success(PsyncHttpSettings *settings, const PsyncTarget *target)
 		at = end + 1;
 	}
 	settings->success_body = psync_http_option(target, "success_body");
+	settings->content_type = psync_http_option(target, "content_type");
 	settings->items_path = psync_http_option(target, "items_path");
 	settings->items_index = psync_http_option(target, "items_index");
 	settings->items_success = psync_http_option(target, "items_success");
