@@ -7,19 +7,22 @@
 # just that.  Comments in the page, which readers do not see, say what is
 # peculiar:
 #
-#	<!-- test setup                      statements to run at the source; end
-#	…                                    of the comment ends them
+#	<!-- test setup                      data to make at the source; end of the
+#	…                                    comment ends it
 #	-->
 #	<!-- test target                     the same at the target
-#	<!-- test: at target -->             the next block runs at the target
 #	<!-- test: delivered NAME -->        wait until the sync is idle
 #	<!-- test: shell -->                 the next block is a shell's, run it
 #	<!-- test: needs EXTENSION -->       run the next block if that is installed
 #	<!-- test: not run, REASON -->       do not run the next block
 #
+# A block that begins with "-- at the target" runs there.  Roles, privileges
+# and all else but tables and rows must be in blocks that readers see.
+#
 # All that is put in place of what a page says is where the targets listen:
 # the ledger's host gets an address, a port and a certificate authority, and
-# https://shop.example.com is a receiver that verifies signatures.
+# each https host of the examples is a receiver that verifies signatures and
+# credentials.
 
 use strict;
 use warnings;
@@ -33,8 +36,8 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 my $root = "$FindBin::Bin/../..";
-my @pages = qw(README.md doc/reference/sql.md
-  doc/reference/postgres.md doc/operating/README.md);
+my @pages = qw(README.md doc/reference/sql.md doc/reference/postgres.md
+  doc/reference/http.md doc/reference/messages.md doc/operating/README.md);
 my $scratch = tempdir(CLEANUP => 1);
 
 # ------------------------------------------------------------ the servers
@@ -65,9 +68,17 @@ unlink $target->data_dir . '/pg_hba.conf';
 append_to_file($target->data_dir . '/pg_hba.conf',
 	"hostssl ledger payment_sync 127.0.0.1/32 scram-sha-256\n$hba");
 $target->start;
-$target->safe_psql('postgres', "CREATE ROLE payment_sync LOGIN PASSWORD 'secret'");
 
-my $receiver = start_receiver(secret => 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw');
+my %receiver = (
+	'shop.example.com' => start_receiver(secret => 'whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw'),
+	'api.example.com' => start_receiver(bearer => 'a-token-of-theirs'),
+	'sqs.eu-central-1.amazonaws.com' => start_receiver(aws => { region => 'eu-central-1', service => 'sqs',
+		key => 'AKIDEXAMPLE', secret => 'wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY' }),
+	'partner.example.com' => start_receiver(signers => [ { scheme => 'stripe', secret => 'whsec_of_the_partner' } ]),
+	'bank.example.com' => start_receiver(oauth => { id => 'shop', secret => 'secret' }),
+	'bulk.example.com' => start_receiver(),
+);
+set_receiver($receiver{'bulk.example.com'}, items => { style => 'failed', codes => {} });
 
 # A certificate authority in $scratch, and a server certificate of it.
 sub certify
@@ -101,6 +112,8 @@ sub steps
 		{
 			my $text = '';
 			$text .= "$lines[$i]\n" while $lines[ ++$i ] ne '-->';
+			my @strange = grep { !/^\s*(CREATE (TABLE|SCHEMA)|INSERT|UPDATE)\b/ } split /;\n/, $text;
+			die "$file:$at: readers must see what is no data: @strange" if @strange;
 			push @steps, { do => 'sql', on => $1, text => $text, line => $at, hidden => 1 };
 		}
 		elsif ($line =~ /^<!-- test: delivered (\S+) -->$/)
@@ -122,7 +135,7 @@ sub steps
 			my $what = delete $next{what} // '';
 			if ($language eq 'sql')
 			{
-				push @steps, { do => 'sql', on => $what eq 'at target' ? 'target' : 'setup',
+				push @steps, { do => 'sql', on => $text =~ /^-- at the target\b/ ? 'target' : 'setup',
 					text => $text, line => $at, what => $what };
 			}
 			elsif ($language eq 'sh' && $what eq 'shell')
@@ -143,7 +156,7 @@ sub located
 	my ($text) = @_;
 	my $port = $target->port;
 	$text =~ s/host 'ledger\.example\.com'/host 'ledger.example.com', hostaddr '127.0.0.1', port '$port', sslrootcert '$scratch\/ca.crt'/g;
-	$text =~ s/https:\/\/shop\.example\.com/$receiver->{base}/g;
+	$text =~ s/https:\/\/\Q$_\E/$receiver{$_}{base}/g for keys %receiver;
 	return $text;
 }
 
@@ -216,17 +229,17 @@ for my $page (@pages)
 {
 	$source->safe_psql('postgres', 'CREATE DATABASE shop');
 	$target->safe_psql('postgres', 'CREATE DATABASE ledger');
-	$target->safe_psql('ledger', 'GRANT CREATE ON DATABASE ledger TO payment_sync');
 	my @steps = steps($page);
-	cmp_ok(scalar(grep { $_->{do} eq 'sql' && !$_->{hidden} } @steps), '>=', 5, "$page has examples");
+	cmp_ok(scalar(grep { $_->{do} eq 'sql' && !$_->{hidden} } @steps), '>=', 3, "$page has examples");
 	run_step($page, $_) for @steps;
 
 	# to the next page; pg_cron keeps a connection to its database
 	$source->safe_psql('postgres', $_)
 	  for 'DROP DATABASE shop WITH (FORCE)', 'ALTER SYSTEM RESET ALL', 'SELECT pg_reload_conf()';
-	$target->safe_psql('postgres', 'DROP DATABASE ledger WITH (FORCE)');
+	$target->safe_psql('postgres', $_)
+	  for 'DROP DATABASE ledger WITH (FORCE)', 'DROP ROLE IF EXISTS payment_sync';
 }
 
-judged_well($receiver, 'webhooks');
+judged_well($receiver{$_}, $_) for sort keys %receiver;
 
 done_testing();
