@@ -117,7 +117,14 @@ sub answers
 	create_target($node, $name, { url => "$receiver->{base}/hook", max_batch => 10, items_path => 'Failed',
 		items_index => 'Id', retry_delay_min => 10, retry_delay_max => 50, %$options }, {});
 	sql("SELECT payment_sync.create_sync('$name', '{payments}', server => '$name')");
-	set_receiver($receiver, body => $unread->[0]);
+	for my $case ([ '{"Failed": [{"Id": "0", "Code": "AccessDenied"}]}', qr/^false .*AccessDenied/ ],
+		[ $unread->[0], qr/^false .*does not have the results/ ])
+	{
+		set_receiver($receiver, body => $case->[0]);
+		like(sql("SELECT ok || ' ' || detail FROM payment_sync.check_target('$name') WHERE step = 'ping'"),
+			$case->[1], "$name: check_target: $case->[0]");
+	}
+	my $pings = receiver_state($receiver)->{events};
 	sql('INSERT INTO payments VALUES (1, 1)');
 	for my $body (@$unread)
 	{
@@ -125,7 +132,7 @@ sub answers
 		my $before = receiver_state($receiver)->{requests};
 		# a second request comes because the answer to the first was not enough
 		my $state = wait_state($receiver, "$name: $body: it is sent again", sub { $_[0]{requests} >= $before + 2 });
-		is($state->{events}, 1, "$name: $body: sent again with its id, and nothing goes past it");
+		is($state->{events}, $pings + 1, "$name: $body: sent again with its id, and nothing goes past it");
 	}
 	$node->poll_query_until('postgres', <<SQL) or die "$name: no reason";
 SELECT concat_ws(' ', last_error, last_error_detail) ~ 'does not have the results of the events' FROM payment_sync.stat_sync WHERE name = '$name'

@@ -163,7 +163,8 @@ report_answer(Check *check)
 {
 	int			status = check->transfer->answer.status;
 	bool		refused = status == 401 || status == 403 || status == 407;
-	bool		ok = check->outcome.kind == PSYNC_OUTCOME_DELIVERED;
+	bool		ok = check->outcome.kind == PSYNC_OUTCOME_DELIVERED &&
+		check->outcome.items == NULL;	/* results may refuse the event itself */
 
 	if (status != 0)
 		step(check, "authentication", !refused,
