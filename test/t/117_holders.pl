@@ -215,16 +215,14 @@ SET session_replication_role = $role;
 SELECT payment_sync.drop_sync(name) FROM payment_sync.syncs WHERE name = CASE '$role' WHEN 'replica' THEN 'hook' ELSE 'prepared' END;
 SQL
 }
-is( query(<<'SQL'), '', 'under whatever session_replication_role, drop_sync leaves nothing behind');
-WITH t AS MATERIALIZED (
-	SELECT c.oid::regclass AS rel FROM pg_class c
-	JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'sync' AND a.atttypid = 'uuid'::regtype
-	WHERE c.relkind = 'r' AND c.relnamespace = 'payment_sync'::regnamespace)
-SELECT string_agg(rel::text, ' ') FROM t
-WHERE (xpath('/row/n/text()', query_to_xml(format(
-	'SELECT count(*) AS n FROM %s WHERE sync NOT IN (SELECT id FROM payment_sync.sync)', rel),
-	false, true, '')))[1]::text IS DISTINCT FROM '0'
+my @tables = split /\n/, query(<<'SQL');
+SELECT c.oid::regclass FROM pg_class c
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'sync' AND a.atttypid = 'uuid'::regtype
+WHERE c.relkind = 'r' AND c.relnamespace = 'payment_sync'::regnamespace
 SQL
+cmp_ok(scalar @tables, '>', 3, 'there are tables with rows of syncs');
+is(join(' ', grep { query("SELECT count(*) FROM $_ WHERE sync NOT IN (SELECT id FROM payment_sync.sync)") } @tables),
+	'', 'under whatever session_replication_role, drop_sync leaves nothing behind');
 emptied('and nothing holds the log');
 
 query('SELECT payment_sync.disable_sync(\'one\')');
