@@ -18,11 +18,11 @@
  */
 #include "postgres.h"
 
-#include "catalog/pg_class.h"
 #include "utils/memutils.h"
 
 #include "compat.h"
 #include "transport/postgres/postgres_transport.h"
+#include "transport/postgres/statement.h"
 
 /* Wait for results after this many changes, so that queues stay short. */
 #define PSYNC_PG_SLICE_CHANGES	1000
@@ -242,8 +242,7 @@ send_truncate(PipelineRun *run, const int *order, int from, int upto)
 		if (run->group->entries[i].op != PSYNC_TRUNCATE)
 			break;
 		appendStringInfo(&sql, "%s%s%s", n > 0 ? ", " : "",
-						 table->relkind == RELKIND_PARTITIONED_TABLE ? "" : "ONLY ",
-						 table->name);
+						 psync_pg_only(table), table->name);
 		n++;
 	}
 	if (!PQsendQueryParams(run->session->conn, sql.data, 0, NULL, NULL, NULL, NULL, 0))

@@ -94,6 +94,7 @@ typedef struct PsyncPgTable
 	const PsyncTable *table;	/* the core's */
 	Oid			oid;			/* at the target */
 	char		relkind;		/* 'r' or 'p' */
+	bool		children;		/* 'r' that others may inherit from */
 	char	   *name;			/* quoted and qualified */
 	int			ncolumns;
 	PsyncPgColumn *columns;

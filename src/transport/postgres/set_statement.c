@@ -129,7 +129,7 @@ psync_pg_sql_update(const PsyncPgMap *map)
 	StringInfoData sql;
 
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "UPDATE %s%s t SET ", psync_pg_only(map), map->table->name);
+	appendStringInfo(&sql, "UPDATE %s%s t SET ", psync_pg_only(map->table), map->table->name);
 	if (psync_pg_add_assignments(&sql, map, PSYNC_PG_FROM_TEMP, false) == 0)
 		return NULL;
 	appendStringInfo(&sql, " FROM pg_temp.psync_rows_%u r WHERE ", map->id);
@@ -196,10 +196,10 @@ psync_pg_sql_identity(const PsyncPgMap *map)
 	initStringInfo(&sql);
 	if (bound)
 		appendStringInfo(&sql, PSYNC_PG_ERROR_IF_EXISTS "SELECT FROM %s%s t, pg_temp.psync_rows_%u r WHERE ",
-						 psync_pg_only(map), map->table->name, map->id);
+						 psync_pg_only(map->table), map->table->name, map->id);
 	else
 		appendStringInfo(&sql, "WITH gone AS (DELETE FROM %s%s t USING pg_temp.psync_rows_%u r WHERE ",
-						 psync_pg_only(map), map->table->name, map->id);
+						 psync_pg_only(map->table), map->table->name, map->id);
 	add_key_equals_temp(&sql, map, true);
 	appendStringInfoString(&sql, " AND (");
 	psync_pg_add_identity_differs(&sql, map, true);
@@ -230,7 +230,7 @@ psync_pg_sql_check_rows(const PsyncPgMap *map)
 
 	initStringInfo(&sql);
 	appendStringInfo(&sql, PSYNC_PG_ERROR_IF_EXISTS "SELECT FROM pg_temp.psync_rows_%u r WHERE NOT EXISTS"
-					 " (SELECT FROM %s%s t WHERE ", map->id, psync_pg_only(map), map->table->name);
+					 " (SELECT FROM %s%s t WHERE ", map->id, psync_pg_only(map->table), map->table->name);
 	add_key_equals_temp(&sql, map, true);
 	appendStringInfoString(&sql, " AND ");
 	psync_pg_add_written(&sql, map, true);
@@ -246,7 +246,7 @@ psync_pg_sql_check_gone(const PsyncPgMap *map)
 
 	initStringInfo(&sql);
 	appendStringInfo(&sql, PSYNC_PG_ERROR_IF_EXISTS "SELECT FROM %s%s t, pg_temp.psync_keys_%u k WHERE ",
-					 psync_pg_only(map), map->table->name, map->id);
+					 psync_pg_only(map->table), map->table->name, map->id);
 	add_key_equals_temp(&sql, map, false);
 	appendStringInfoString(&sql, PSYNC_PG_ERROR_END);
 	return sql.data;
@@ -289,7 +289,7 @@ delete_by_keys(const PsyncPgMap *map)
 
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "DELETE FROM %s%s t USING pg_temp.psync_keys_%u k WHERE ",
-					 psync_pg_only(map), map->table->name, map->id);
+					 psync_pg_only(map->table), map->table->name, map->id);
 	add_key_equals_temp(&sql, map, false);
 	return sql.data;
 }
@@ -335,13 +335,13 @@ static void
 add_replace_deletes(StringInfo sql, const PsyncPgMap *map)
 {
 	appendStringInfo(sql, "dropped_%u AS (DELETE FROM %s%s t USING pg_temp.psync_keys_%u k WHERE ",
-					 map->id, psync_pg_only(map), map->table->name, map->id);
+					 map->id, psync_pg_only(map->table), map->table->name, map->id);
 	add_key_equals_temp(sql, map, false);
 	appendStringInfoString(sql, " RETURNING 1), ");
 	if (map->table->bound)
 		return;
 	appendStringInfo(sql, "gone_%u AS (DELETE FROM %s%s t USING pg_temp.psync_rows_%u r WHERE ",
-					 map->id, psync_pg_only(map), map->table->name, map->id);
+					 map->id, psync_pg_only(map->table), map->table->name, map->id);
 	add_key_equals_temp(sql, map, true);
 	appendStringInfoString(sql, " RETURNING r.ctid AS line");
 	(void) psync_pg_add_extra_columns(sql, map, "t.");
@@ -444,7 +444,7 @@ psync_pg_sql_delete_unsent(const PsyncPgMap *map, bool check)
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "%s FROM %s%s t WHERE NOT EXISTS"
 					 " (SELECT FROM pg_temp.psync_keys_%u k WHERE ",
-					 check ? PSYNC_PG_ERROR_IF_EXISTS "SELECT" : "DELETE", psync_pg_only(map),
+					 check ? PSYNC_PG_ERROR_IF_EXISTS "SELECT" : "DELETE", psync_pg_only(map->table),
 					 map->table->name, map->id);
 	add_key_equals_temp(&sql, map, false);
 	appendStringInfo(&sql, ")%s", check ? PSYNC_PG_ERROR_END : "");

@@ -19,7 +19,9 @@
  * DELETE with RETURNING.
  *
  * ONLY keeps statements from reaching children by inheritance, which have
- * keys of their own; a partitioned table is nothing without its partitions.
+ * keys of their own; a partitioned table is nothing without its partitions.  A
+ * table without children gets none: it may be swapped for a partitioned one
+ * during the session, in which ONLY would find no row to delete.
  */
 #include "postgres.h"
 
@@ -99,7 +101,7 @@ build_upsert(StringInfo sql, const PsyncPgMap *map)
 static void
 build_update(StringInfo sql, const PsyncPgMap *map, bool move)
 {
-	appendStringInfo(sql, "WITH updated AS (UPDATE %s%s t SET ", psync_pg_only(map),
+	appendStringInfo(sql, "WITH updated AS (UPDATE %s%s t SET ", psync_pg_only(map->table),
 					 map->table->name);
 	if (psync_pg_add_assignments(sql, map, PSYNC_PG_FROM_PARAMS, move) == 0)
 	{
@@ -124,7 +126,7 @@ build_update(StringInfo sql, const PsyncPgMap *map, bool move)
 static void
 build_delete(StringInfo sql, const PsyncPgMap *map)
 {
-	appendStringInfo(sql, "DELETE FROM %s%s t WHERE ", psync_pg_only(map), map->table->name);
+	appendStringInfo(sql, "DELETE FROM %s%s t WHERE ", psync_pg_only(map->table), map->table->name);
 	add_key_equals_params(sql, map, "t", false, 1);
 	add_returning(sql, map);
 }
@@ -140,11 +142,11 @@ build_clear(StringInfo sql, const PsyncPgMap *map)
 {
 	int			old = map->ncolumns + 1;
 
-	appendStringInfo(sql, "DELETE FROM %s%s t WHERE ", psync_pg_only(map), map->table->name);
+	appendStringInfo(sql, "DELETE FROM %s%s t WHERE ", psync_pg_only(map->table), map->table->name);
 	add_key_equals_params(sql, map, "t", false, old);
 	appendStringInfoString(sql, " AND NOT (");
 	add_keys_equal(sql, map, old);
-	appendStringInfo(sql, ") AND EXISTS (SELECT FROM %s%s o WHERE ", psync_pg_only(map),
+	appendStringInfo(sql, ") AND EXISTS (SELECT FROM %s%s o WHERE ", psync_pg_only(map->table),
 					 map->table->name);
 	add_key_equals_params(sql, map, "o", true, 0);
 	appendStringInfoChar(sql, ')');
@@ -162,7 +164,7 @@ build_identity(StringInfo sql, const PsyncPgMap *map)
 
 	appendStringInfo(sql, "%s %s%s t WHERE ",
 					 bound ? PSYNC_PG_ERROR_IF_EXISTS "SELECT FROM" : "WITH gone AS (DELETE FROM",
-					 psync_pg_only(map), map->table->name);
+					 psync_pg_only(map->table), map->table->name);
 	add_key_equals_params(sql, map, "t", false, map->ncolumns + 1);
 	appendStringInfoString(sql, " AND (");
 	psync_pg_add_identity_differs(sql, map, false);
@@ -187,7 +189,7 @@ static void
 build_check_row(StringInfo sql, const PsyncPgMap *map)
 {
 	appendStringInfo(sql, "SELECT 1 OPERATOR(pg_catalog./) CASE WHEN EXISTS (SELECT FROM %s%s t WHERE ",
-					 psync_pg_only(map), map->table->name);
+					 psync_pg_only(map->table), map->table->name);
 	add_key_equals_params(sql, map, "t", true, 0);
 	appendStringInfoString(sql, " AND ");
 	psync_pg_add_written(sql, map, false);
@@ -198,7 +200,7 @@ build_check_row(StringInfo sql, const PsyncPgMap *map)
 static void
 build_check_gone(StringInfo sql, const PsyncPgMap *map)
 {
-	appendStringInfo(sql, PSYNC_PG_ERROR_IF_EXISTS "SELECT FROM %s%s t WHERE ", psync_pg_only(map),
+	appendStringInfo(sql, PSYNC_PG_ERROR_IF_EXISTS "SELECT FROM %s%s t WHERE ", psync_pg_only(map->table),
 					 map->table->name);
 	add_key_equals_params(sql, map, "t", false, 1);
 	appendStringInfoString(sql, PSYNC_PG_ERROR_END);

@@ -5,8 +5,6 @@
 #ifndef PSYNC_POSTGRES_STATEMENT_H
 #define PSYNC_POSTGRES_STATEMENT_H
 
-#include "catalog/pg_class.h"
-
 #include "transport/postgres/postgres_transport.h"
 
 /* Around a query: an error if it has a row. */
@@ -20,12 +18,12 @@ typedef enum PsyncPgSetFrom
 } PsyncPgSetFrom;
 
 /*
- * Nothing for a partitioned table, which has no rows of its own.
+ * "ONLY ", where there are children that it keeps from being reached.
  */
 static inline const char *
-psync_pg_only(const PsyncPgMap *map)
+psync_pg_only(const PsyncPgTable *table)
 {
-	return map->table->relkind == RELKIND_PARTITIONED_TABLE ? "" : "ONLY ";
+	return table->children ? "ONLY " : "";
 }
 
 extern const PsyncPgMapColumn *psync_pg_key_column(const PsyncPgMap *map, int k);

@@ -25,6 +25,7 @@
  * about, counted from one:
  *
  *	t	table			oid, relkind, may changes of rows come to nothing?
+ *						children by inheritance?
  *	d					has deferrable constraints
  *	c	column			name, type oid, type, type with typmod, generated, identity,
  *						facts of the type
@@ -40,7 +41,7 @@
  * have no index by what they reference: all of them are read, once.
  */
 static const char facts_query[] =
-	"WITH t AS MATERIALIZED (SELECT w.n, c.oid, c.relkind, c.relhasrules"
+	"WITH t AS MATERIALIZED (SELECT w.n, c.oid, c.relkind, c.relhassubclass, c.relhasrules"
 	" FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.name[]), pg_catalog.unnest($2::pg_catalog.name[]))"
 	" WITH ORDINALITY w(nsp, rel, n)"
 	" JOIN pg_catalog.pg_namespace n ON n.nspname = w.nsp"
@@ -50,7 +51,7 @@ static const char facts_query[] =
 	" UNION ALL SELECT p.relid FROM pg_catalog.pg_trigger"
 	" CROSS JOIN LATERAL pg_catalog.pg_partition_ancestors(tgrelid) p WHERE " PSYNC_PG_HOOK
 	"))::text AS c,"
-	" NULL AS d, NULL AS e, NULL AS f, NULL AS g, 0 AS position FROM t"
+	" (t.relkind = 'r' AND t.relhassubclass)::text AS d, NULL AS e, NULL AS f, NULL AS g, 0 AS position FROM t"
 	" UNION ALL"
 	" SELECT DISTINCT 'd', t.n, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0"
 	" FROM t JOIN (SELECT conrelid AS relid FROM pg_catalog.pg_constraint WHERE condeferrable"
@@ -325,6 +326,7 @@ read_table(const Facts *facts, const PsyncTable *core)
 		table->oid = get_oid(facts, i, 0);
 		table->relkind = get_text(facts, i, 1)[0];
 		table->hooked = get_text(facts, i, 2)[0] == 't';
+		table->children = get_text(facts, i, 3)[0] == 't';
 	}
 	read_columns(table, facts);
 	read_indexes(table, facts);
