@@ -3,21 +3,20 @@
 # A target that lies (P7): between source and target stands a server that
 # passes everything on until it is told to lie, at a moment and in a way of our
 # choosing (receiver/lying.pl).  Whatever it answers, while a session begins,
-# a window is sent, rows are copied or reconcile() reads: the source's server
-# neither crashes nor fills its memory, another sync goes on, the error says
-# what is wrong, and once the truth is told again, so does the sync.
+# a window is sent or reconcile() reads: the source's server neither crashes nor
+# fills its memory, another sync goes on, the error says what is wrong, and once
+# the truth is told again, so does the sync.  363_lying_batch.pl has batches.
 
 use strict;
 use warnings;
 
 use FindBin;
 use lib "$FindBin::Bin/../perl";
-use IPC::Run;
 use PaymentSyncApply;
+use PaymentSyncLying;
 use PaymentSyncTest;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes;
 
 my $source = start_source('source', conf => <<'CONF');
 restart_after_crash = on
@@ -25,27 +24,14 @@ payment_sync.retry_delay_max = '50ms'
 CONF
 my $target = start_target('target');
 
-my $tmp = PostgreSQL::Test::Utils::tempdir();
-append_to_file("$tmp/rule", '');
-my $lying = IPC::Run::start([ 'perl', "$FindBin::Bin/../receiver/lying.pl", "$tmp/rule", "$tmp/port",
-		$target->host . '/.s.PGSQL.' . $target->port ]);
-for (1 .. 10 * $PostgreSQL::Test::Utils::timeout_default)
-{
-	last if -e "$tmp/port";
-	Time::HiRes::usleep(100_000);
-}
-my $port = slurp_file("$tmp/port");
-
 both($source, $target, <<'SQL');
 CREATE TABLE pay (id int PRIMARY KEY, n int);
 CREATE TABLE ballast (id bigint PRIMARY KEY);
 CREATE TABLE other (id int PRIMARY KEY);
 SQL
 connect_target($source, $target);
-$source->safe_psql('postgres', <<SQL);
-CREATE SERVER lying FOREIGN DATA WRAPPER payment_sync_postgres
-	OPTIONS (host '127.0.0.1', port '$port', dbname 'postgres', sslmode 'disable', gssencmode 'disable', connect_timeout '3');
-CREATE USER MAPPING FOR CURRENT_USER SERVER lying OPTIONS (user '@{[$target->safe_psql('postgres', 'SELECT current_user')]}');
+start_lying($source, $target);
+$source->safe_psql('postgres', <<'SQL');
 SELECT payment_sync.capture_table(t) FROM unnest('{pay,ballast,other}'::regclass[]) t;
 SELECT payment_sync.create_sync('lied', '{pay,ballast}', server => 'lying');
 SELECT payment_sync.create_sync('other', '{other}', server => 'target');
@@ -53,18 +39,6 @@ SQL
 
 my $id = 0;
 my $large = 0;
-
-sub spread
-{
-	my ($rule) = @_;
-	open my $file, '>', "$tmp/rule.new" or die;
-	print $file $rule;
-	close $file;
-	rename "$tmp/rule.new", "$tmp/rule" or die;
-	$target->safe_psql('postgres',
-		"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'payment_sync' AND backend_type = 'client backend'");
-	return;
-}
 
 # A change of either sync; of "ballast" so many that they are copied.
 sub change
@@ -79,18 +53,6 @@ sub change
 	}
 	$source->safe_psql('postgres', "BEGIN; $sql; COMMIT; INSERT INTO other VALUES ($id)");
 	return;
-}
-
-# The largest that a worker has been, in MB.
-sub most_memory
-{
-	my $most = 0;
-	for my $pid (worker_pids($source))
-	{
-		my ($kb) = (-r "/proc/$pid/status" ? slurp_file("/proc/$pid/status") : '') =~ /^VmHWM:\s+(\d+) kB/m;
-		$most = $kb / 1024 if defined $kb && $kb / 1024 > $most;
-	}
-	return $most;
 }
 
 sub other_goes_on
@@ -134,7 +96,7 @@ for my $case (@cases)
 		my $error = last_failure($source, 'lied');
 		isnt($error, '', "$lie at $when: " . substr $error, 0, 150);
 		cmp_ok(length $error, '<', 20_000, '... an error of bounded length');
-		cmp_ok(most_memory(), '<', 200, '... and bounded memory');
+		cmp_ok(most_memory(worker_pids($source)), '<', 200, '... and bounded memory');
 	}
 	spread('');
 	goes_on($source, 'lied');
@@ -184,6 +146,5 @@ for my $case ([ 'startup', 'silence' ], [ 'startup', 'silence_early' ], [ 'to_re
 same_rows($source, $target, 'SELECT * FROM pay', 'nothing is lost, nothing comes twice');
 unlike(slurp_file($source->logfile), qr/terminated by signal|was terminated|TRAP:/, 'and nothing has crashed');
 
-unlink "$tmp/rule";
-$lying->finish;
+stop_lying();
 done_testing();
