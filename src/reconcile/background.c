@@ -8,6 +8,10 @@
  * that nobody holds, oldest first, also those whose process was killed, and
  * then syncs whose reconcile_every has passed; when nothing is left, it ends.
  *
+ * A target that does not answer holds its run until payment_sync.reconcile_timeout
+ * ends that.  Others need not wait for it: if runs are waiting and none has come
+ * on for a while, another reconciler is started beside, up to a few.
+ *
  * A sync that is due waits for a quiet moment, but not for longer than a tenth
  * of its interval.
  */
@@ -50,15 +54,22 @@ PG_FUNCTION_INFO_V1(payment_sync_reconcile_every);
 /* Somebody works on a run: see whether he is still there, ms. */
 #define PSYNC_RECONCILE_IDLE_MS	60000
 
+/* Reconcilers of a database at most; and for how long no run has come on when
+ * another is started, ms. */
+#define PSYNC_RECONCILERS_MAX	4
+#define PSYNC_RECONCILE_STALLED_MS	10000
+
 /* So long a run waits for a lock on a table here, unless lock_timeout says it. */
 #define PSYNC_RECONCILE_LOCK_TIMEOUT	"60s"
 
 PGDLLEXPORT void psync_reconciler_main(Datum arg);
 
+/* Whoever holds it is the database's reconciler of this number. */
 static void
-reconciler_lock_tag(LOCKTAG *tag)
+reconciler_lock_tag(LOCKTAG *tag, int number)
 {
-	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, 0, 0, PSYNC_LOCK_RECONCILER);
+	Assert(number >= 0 && number < PSYNC_RECONCILERS_MAX);
+	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, 0, number, PSYNC_LOCK_RECONCILER);
 }
 
 /* --------------------------------------------------------------- what is due */
@@ -81,6 +92,11 @@ static const char due_command[] =
 static const char open_command[] =
 	"SELECT run FROM payment_sync.reconciliation"
 	" WHERE state IN ('pending', 'running') GROUP BY run ORDER BY run";
+
+/* Is a run coming on? */
+static const char progress_command[] =
+	"SELECT FROM payment_sync.reconciliation WHERE state = 'running'"
+	" AND COALESCE(saved, started) > clock_timestamp() - $1 * interval '1 ms' LIMIT 1";
 
 typedef struct PsyncDue
 {
@@ -141,29 +157,53 @@ look(void *arg)
 /* ------------------------------------------------------------ in the worker */
 
 static bool
-reconciler_is_running(void)
+reconciler_is_running(int number)
 {
 	LOCKTAG		tag;
 
-	reconciler_lock_tag(&tag);
+	reconciler_lock_tag(&tag, number);
 	if (LockAcquire(&tag, ExclusiveLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
 		return true;
 	LockRelease(&tag, ExclusiveLock, true);
 	return false;
 }
 
-static void
-check_running(void *arg)
+static bool
+run_comes_on(void)
 {
-	*(bool *) arg = reconciler_is_running();
+	Oid			types[1] = {INT4OID};
+	Datum		values[1];
+	bool		result;
+
+	values[0] = Int32GetDatum(PSYNC_RECONCILE_STALLED_MS);
+	result = psync_owner_execute(progress_command, 1, types, values, NULL) > 0;
+	SPI_finish();
+	return result;
+}
+
+/*
+ * The number of the reconciler that is to be started: the only one, or one
+ * beside those that do not come on.  -1: none.
+ */
+static void
+choose_reconciler(void *arg)
+{
+	int		   *number = arg;
+
+	*number = 0;
+	while (*number < PSYNC_RECONCILERS_MAX && reconciler_is_running(*number))
+		(*number)++;
+	if (*number == PSYNC_RECONCILERS_MAX || (*number > 0 && run_comes_on()))
+		*number = -1;
 }
 
 static void
-start_reconciler(void)
+start_reconciler(int number)
 {
 	BackgroundWorker worker = {0};
 
 	Assert(OidIsValid(MyDatabaseId));
+	StaticAssertStmt(sizeof(number) <= BGW_EXTRALEN, "a number fits");
 
 	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
 	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
@@ -173,6 +213,7 @@ start_reconciler(void)
 	strlcpy(worker.bgw_name, PSYNC_RECONCILER_TYPE, BGW_MAXLEN);
 	strlcpy(worker.bgw_type, PSYNC_RECONCILER_TYPE, BGW_MAXLEN);
 	worker.bgw_main_arg = ObjectIdGetDatum(MyDatabaseId);
+	memcpy(worker.bgw_extra, &number, sizeof(number));
 	if (!RegisterDynamicBackgroundWorker(&worker, NULL))
 		ereport(WARNING,
 				(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
@@ -190,7 +231,7 @@ psync_reconcile_check(bool quiet, bool asked)
 	static TimestampTz look_at = 0;
 	static TimestampTz start_after = 0;
 	PsyncDue	due = {.quiet = quiet};
-	bool		running = false;
+	int			number = -1;
 	TimestampTz now = GetCurrentTimestamp();
 	ErrorData  *error;
 
@@ -200,7 +241,7 @@ psync_reconcile_check(bool quiet, bool asked)
 		return look_at;
 	error = psync_process_try(look, &due);
 	if (error == NULL && (due.run != 0 || due.scheduled))
-		error = psync_process_try(check_running, &running);
+		error = psync_process_try(choose_reconciler, &number);
 	if (error != NULL)
 	{
 		ereport(WARNING,
@@ -210,9 +251,9 @@ psync_reconcile_check(bool quiet, bool asked)
 		look_at = TimestampTzPlusMilliseconds(now, PSYNC_RECONCILE_IDLE_MS);
 		return look_at;
 	}
-	if ((due.run != 0 || due.scheduled) && !running && now >= start_after)
+	if (number >= 0 && now >= start_after)
 	{
-		start_reconciler();
+		start_reconciler(number);
 		start_after = TimestampTzPlusMilliseconds(now, PSYNC_RECONCILE_START_MS);
 	}
 	if (due.run != 0 || due.scheduled || due.next <= now)
@@ -247,12 +288,20 @@ note_failure(void *arg)
 	psync_run_failed(failure->run, failure->message);
 }
 
+/*
+ * One reconciler at a time: another one may have made the run meanwhile.
+ */
 static void
 request_due(void *arg)
 {
 	PsyncDue   *due = arg;
+	LOCKTAG		tag;
 
-	due->run = psync_run_request_due(due_command);
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, 1, 0, PSYNC_LOCK_RECONCILER);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	look(due);
+	if (due->run == 0 && due->scheduled)
+		due->run = psync_run_request_due(due_command);
 }
 
 /* One run, whatever becomes of it. */
@@ -280,12 +329,15 @@ do_run(int64 run)
 	FreeErrorData(error);
 }
 
+/* Is this the only process that has the number? */
 static void
 take_reconciler_lock(void *arg)
 {
 	LOCKTAG		tag;
+	int			number;
 
-	reconciler_lock_tag(&tag);
+	memcpy(&number, MyBgworkerEntry->bgw_extra, sizeof(number));
+	reconciler_lock_tag(&tag, number);
 	*(bool *) arg = psync_session_lock(&tag, false);
 }
 
@@ -370,5 +422,6 @@ payment_sync_reconcile_every(PG_FUNCTION_ARGS)
 void
 psync_reconcile_init(void)
 {
+	psync_side_init();
 	psync_worker_turn_hook = psync_reconcile_check;
 }

@@ -295,7 +295,6 @@ static const char *
 choose_position(PsyncReconcile *rec, const PsyncSync *sync, const char *remote)
 {
 	const char *ours = sync->position;
-	PsyncSide  *side = &rec->side[PSYNC_OTHER];
 
 	if (ours == NULL)
 		return NULL;			/* stopped: it has none */
@@ -305,8 +304,7 @@ choose_position(PsyncReconcile *rec, const PsyncSync *sync, const char *remote)
 	{
 		/* perhaps the table of positions was not there when it was asked for */
 		if (remote == NULL)
-			rec->position_query = MemoryContextStrdup(rec->context,
-													  side->transport->reading->position_query(side->target));
+			psync_side_ask_position(rec);
 		return NULL;
 	}
 	if (remote == NULL || sync->restart ||

@@ -230,6 +230,8 @@ typedef struct PsyncReconcile
 } PsyncReconcile;
 
 /* side.c */
+extern void psync_side_init(void);
+extern void psync_side_ask_position(PsyncReconcile *rec);
 extern void psync_side_send(PsyncSide *side, const char *sql,
 							int ncolumns, int nfilled);
 extern PsyncRows *psync_side_collect(PsyncSide *side);

@@ -15,6 +15,8 @@
  */
 #include "postgres.h"
 
+#include <limits.h>
+
 #include "access/xact.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -24,11 +26,38 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
+#include "base/role.h"
 #include "compat.h"
 #include "decode/jsonb.h"
 #include "deliver/deliver.h"
 #include "reconcile/reconcile.h"
 #include "target/registry.h"
+
+/* ms; documented at DefineCustomIntVariable */
+static int	answer_timeout = 10 * 60 * 1000;
+
+void
+psync_side_init(void)
+{
+	DefineCustomIntVariable("payment_sync.reconcile_timeout",
+							"Sets how long a reconciliation waits for a target's answer to one question.",
+							"A run whose target takes longer fails, and can be gone on with. 0 sets no limit.",
+							&answer_timeout,
+							10 * 60 * 1000, 0, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS,
+							NULL, NULL, NULL);
+}
+
+/*
+ * Whatever is asked of a target is answered within the limit: meanwhile the
+ * run may keep the log, and others wait for their turn.
+ */
+static void
+answer_begin(PsyncTimeLimit *limit)
+{
+	psync_limit_begin(limit, "an answer of the target", answer_timeout,
+					  "payment_sync.reconcile_timeout");
+}
 
 /*
  * Room for one more row.  Results may be large, and grow while they arrive.
@@ -134,8 +163,10 @@ collect_remote(PsyncSide *side)
 	PsyncRows  *rows = palloc0(sizeof(PsyncRows));
 	const char *const *values;
 	int			capacity = 0;
+	PsyncTimeLimit limit;
 
 	rows->ncolumns = side->ncolumns;
+	answer_begin(&limit);
 	while ((values = reading->row(side->target)) != NULL)
 	{
 		rows_reserve(rows, &capacity);
@@ -144,7 +175,35 @@ collect_remote(PsyncSide *side)
 				values[j] != NULL ? pstrdup(values[j]) : NULL;
 		rows->nrows++;
 	}
+	psync_limit_end(&limit);
 	return rows;
+}
+
+/* The target takes the statement. */
+static void
+send_remote(PsyncSide *side, const char *sql, int nfilled)
+{
+	PsyncTimeLimit limit;
+
+	answer_begin(&limit);
+	side->transport->reading->send(side->target, sql, side->ncolumns, nfilled);
+	psync_limit_end(&limit);
+}
+
+/*
+ * The query of the position is known from now on, or anew: the table of positions
+ * may not have been there when it was asked for.
+ */
+void
+psync_side_ask_position(PsyncReconcile *rec)
+{
+	PsyncSide  *side = &rec->side[PSYNC_OTHER];
+	PsyncTimeLimit limit;
+
+	answer_begin(&limit);
+	rec->position_query = MemoryContextStrdup(rec->context,
+											  side->transport->reading->position_query(side->target));
+	psync_limit_end(&limit);
 }
 
 /* ------------------------------------------------------------------- both */
@@ -162,7 +221,7 @@ psync_side_send(PsyncSide *side, const char *sql, int ncolumns, int nfilled)
 	elog(DEBUG2, "reconciliation, %s: %s", side->remote ? "target" : "source", sql);
 	side->ncolumns = ncolumns;
 	if (side->remote)
-		side->transport->reading->send(side->target, sql, ncolumns, nfilled);
+		send_remote(side, sql, nfilled);
 	else
 		side->sql = sql;
 }
@@ -249,6 +308,7 @@ psync_side_open(PsyncReconcile *rec, const char *server)
 {
 	PsyncSide  *side = &rec->side[PSYNC_OTHER];
 	PsyncSync	through = *rec->sync;
+	PsyncTimeLimit limit;
 
 	Assert(rec->sync != NULL);
 	Assert(side->target == NULL);
@@ -260,9 +320,11 @@ psync_side_open(PsyncReconcile *rec, const char *server)
 	side->target->read_only = true;
 	if (side->transport->reading == NULL)
 		refuse_unreadable(rec);
+	answer_begin(&limit);
 	side->transport->open(side->target);
+	psync_limit_end(&limit);
 	pass_timeout(side);
-	rec->position_query = side->transport->reading->position_query(side->target);
+	psync_side_ask_position(rec);
 }
 
 /*

@@ -152,4 +152,51 @@ $source->safe_psql('postgres', 'ALTER DATABASE postgres RESET lock_timeout');
 $source->safe_psql('postgres', "CALL payment_sync.run_reconciliation($locked_out)");
 ok(run_is($locked_out, "state = 'done' AND source_rows > 0"), 'and the run can be gone on with');
 
+# A target that does not answer, here since its table is locked.  With the limit
+# of ten minutes, its run stays; others are not held up by it.
+$source->safe_psql('postgres', <<'SQL');
+CREATE TABLE quick (id int PRIMARY KEY);
+INSERT INTO quick VALUES (1);
+SELECT payment_sync.capture_table('quick');
+SELECT payment_sync.create_sync('quick', '{quick}', server => 'target');
+SQL
+$target->safe_psql('postgres', 'CREATE TABLE quick (id int PRIMARY KEY); INSERT INTO quick VALUES (1)');
+$locker = PaymentSyncSession->new($target, 'postgres');
+$locker->query('BEGIN; LOCK TABLE pay IN ACCESS EXCLUSIVE MODE;');
+my $silent = $source->safe_psql('postgres', "SELECT payment_sync.start_reconciliation('pay')");
+sub unanswered
+{
+	my ($n) = @_;
+	return $target->poll_query_until('postgres',
+		"SELECT count(*) = $n FROM pg_stat_activity WHERE application_name ~ 'payment_sync' AND wait_event_type = 'Lock'");
+}
+unanswered(1) or die 'the run does not wait for its target';
+my $quick = $source->safe_psql('postgres', "SELECT payment_sync.start_reconciliation('quick')");
+ok(run_is($quick, "state = 'done' AND matched = 1"), 'a run does not wait for another one whose target does not answer');
+is($source->safe_psql('postgres', "SELECT finished IS NULL FROM payment_sync.reconciliations WHERE run = $silent"), 't', 'which is still at it');
+$source->safe_psql('postgres', "SELECT payment_sync.reconcile_every('quick', '1 s')");
+ok($source->poll_query_until('postgres',
+	"SELECT count(*) >= 2 FROM payment_sync.reconciliations WHERE sync = 'quick' AND run > $quick AND state = 'done'"),
+	'nor does the schedule');
+$source->safe_psql('postgres', "SELECT payment_sync.reconcile_every('quick', NULL)");
+
+# in a session the same limit holds
+my ($ret, $out, $err) = $source->psql('postgres',
+	"SET payment_sync.reconcile_timeout = '200ms'; SELECT * FROM payment_sync.reconcile('pay')");
+like($err, qr/an answer of the target took longer than 200 ms.*HINT:  .*payment_sync\.reconcile_timeout/s, 'a limit to the wait');
+is($source->safe_psql('postgres', "SELECT missing FROM payment_sync.reconcile('quick')"), '0', 'the session goes on');
+
+# in the background the run fails, and can be gone on with
+$source->safe_psql('postgres', "ALTER DATABASE postgres SET payment_sync.reconcile_timeout = '300ms'");
+my $limited = $source->safe_psql('postgres', "SELECT payment_sync.start_reconciliation('pay')");
+ok(run_is($limited, "state = 'failed' AND error LIKE '%an answer of the target took longer than 300 ms%'"), 'a run fails by it');
+$source->safe_psql('postgres', 'ALTER DATABASE postgres RESET payment_sync.reconcile_timeout');
+is($source->safe_psql('postgres', "SELECT finished IS NULL FROM payment_sync.reconciliations WHERE run = $silent"), 't',
+	'one that began before keeps its own');
+$locker->query('ROLLBACK;');
+$locker->quit;
+ok(run_is($silent, "state = 'done' AND source_rows > 0"), 'a target that answers at last is heard');
+$source->safe_psql('postgres', "CALL payment_sync.run_reconciliation($limited)");
+ok(run_is($limited, "state = 'done' AND source_rows > 0"), 'what failed can be gone on with');
+
 done_testing();
