@@ -92,7 +92,7 @@ WHERE sync = 'pay' AND "table" = 'pay'::regclass AND phase = 'comparing' AND per
 SQL
 	return $session;
 }
-my $slowly = "SELECT missing FROM payment_sync.reconcile('pay', rows_per_second => 40000)";
+my $slowly = "SELECT missing FROM payment_sync.reconcile('pay', rows_per_second => 10000)";
 my $runs = $source->safe_psql('postgres', 'SELECT count(*) FROM payment_sync.reconciliations');
 my $session = in_session($slowly);
 pass('progress of a session');
