@@ -163,3 +163,6 @@ CREATE OR REPLACE VIEW payment_sync.changes AS
 	SELECT (c.change).xid, (c.change)."position", (c.change).at, (c.change).operation,
 		(c.change)."table", (c.change).key, (c.change).new, (c.change).old, (c.change).origin
 	FROM (SELECT payment_sync.read_changes() AS change) c;
+
+COMMENT ON FUNCTION payment_sync.check_target(name) IS
+	'tries a target step by step, up to a ping that it must take, or to its tables and their triggers; elapsed in milliseconds';

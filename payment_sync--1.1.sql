@@ -962,7 +962,7 @@ CREATE FUNCTION payment_sync.check_target(
 	AS 'MODULE_PATHNAME', 'payment_sync_check_target'
 	LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE;
 COMMENT ON FUNCTION payment_sync.check_target(name) IS
-	'tries a target step by step, up to a ping that it must take; elapsed in milliseconds';
+	'tries a target step by step, up to a ping that it must take, or to its tables and their triggers; elapsed in milliseconds';
 
 CREATE FUNCTION payment_sync.wake_workers() RETURNS void
 	AS 'MODULE_PATHNAME', 'payment_sync_wake_workers'

@@ -18,6 +18,7 @@
 #include "funcapi.h"
 #include "libpq/pqformat.h"
 #include "miscadmin.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/jsonb.h"
@@ -358,15 +359,73 @@ report_step(void *arg, const char *step, bool ok, const char *detail,
 }
 
 /*
+ * What the caller's syncs deliver to the server, each of the target's tables
+ * once.
+ */
+static List *
+tables_at_server(const char *server)
+{
+	List	   *result = NIL;
+	ListCell   *ls;
+	ListCell   *lt;
+	ListCell   *lr;
+
+	foreach(ls, psync_sync_list_with_state())
+	{
+		PsyncSync  *sync = lfirst(ls);
+
+		if (sync->server == NULL || strcmp(sync->server, server) != 0 ||
+			!has_privs_of_role(GetUserId(), sync->owner))
+			continue;
+		foreach(lt, sync->tables)
+		{
+			PsyncTable *table = lfirst(lt);
+
+			foreach(lr, result)
+			{
+				PsyncTable *known = lfirst(lr);
+
+				if (strcmp(known->target_schema, table->target_schema) == 0 &&
+					strcmp(known->target_name, table->target_name) == 0)
+					break;
+			}
+			if (lr == NULL)
+				result = lappend(result, table);
+		}
+	}
+	return result;
+}
+
+/* By the transport, in the way that fits what its targets take. */
+static void
+check(const PsyncTransport *transport, PsyncTarget *target, PsyncCheckRows *rows)
+{
+	PsyncMessage ping = {0};
+
+	if (transport->messages != NULL ? transport->messages->check == NULL :
+		transport->check == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("transport \"%s\" cannot check its target", transport->name)));
+	if (transport->messages != NULL)
+	{
+		make_ping(&ping, target);
+		transport->messages->check(target, &ping, report_step, rows);
+		return;
+	}
+	target->tables = tables_at_server(target->server_name);
+	transport->check(target, report_step, rows);
+}
+
+/*
  * check_target(server): a row per step of reaching the target, as the caller,
- * up to a signed ping that the target must take.
+ * up to a signed ping that the target must take, or to the tables that it has.
  */
 Datum
 payment_sync_check_target(PG_FUNCTION_ARGS)
 {
 	PsyncCheckRows rows;
 	PsyncSync	sync = {0};
-	PsyncMessage ping = {0};
 	const PsyncTransport *transport;
 	PsyncTarget *target;
 	bool		reading = psync_deliver_reading;
@@ -380,18 +439,12 @@ payment_sync_check_target(PG_FUNCTION_ARGS)
 	psync_check_server_usage(sync.server);
 	target = psync_target_create(CurrentMemoryContext, &sync, psync_log_identity(),
 								 &transport);
-	require_messages(transport, sync.server);
-	if (transport->messages->check == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("transport \"%s\" cannot check its target", transport->name)));
-	make_ping(&ping, target);
 
 	/* the caller's statement has its snapshot, which only the caller minds */
 	psync_deliver_reading = true;
 	PG_TRY();
 	{
-		transport->messages->check(target, &ping, report_step, &rows);
+		check(transport, target, &rows);
 	}
 	PG_FINALLY();
 	{

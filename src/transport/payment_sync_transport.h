@@ -39,7 +39,7 @@
  * Changed whenever a struct in this file changes, so that a stale library is
  * refused instead of crashing: "PS", then a counter.
  */
-#define PSYNC_TRANSPORT_MAGIC	0x5053000C
+#define PSYNC_TRANSPORT_MAGIC	0x5053000D
 
 #define PSYNC_TRANSPORT_INIT	"payment_sync_transport_init"
 
@@ -494,6 +494,12 @@ typedef struct PsyncTransport
 
 	/* The target can be read with SQL.  NULL: it cannot. */
 	const PsyncReadTransport *reading;
+
+	/*
+	 * Optional; of targets that take windows.  Try the target step by step, and
+	 * look at its tables; open() was not called.  An error, if it is not there.
+	 */
+	void		(*check) (PsyncTarget *target, PsyncCheckReport report, void *arg);
 } PsyncTransport;
 
 typedef const PsyncTransport *(*PsyncTransportInit) (const PsyncServices *services);

@@ -172,4 +172,29 @@ mended($source, 'pay');
 wait_delivered($source, 'pay');
 same_rows($source, $target, 'SELECT * FROM ruled', 'and arrives in the end');
 
+# check_target names tables that are missing, and triggers that fire in our session
+$target->safe_psql('postgres', <<'SQL');
+DROP TABLE many_60;
+CREATE TRIGGER "Loud" AFTER INSERT ON many_2 FOR EACH ROW EXECUTE FUNCTION upper_v();
+CREATE TRIGGER part AFTER UPDATE ON parted_1 FOR EACH ROW EXECUTE FUNCTION upper_v();
+CREATE TRIGGER off BEFORE UPDATE ON many_3 FOR EACH ROW EXECUTE FUNCTION upper_v();
+ALTER TABLE many_3 DISABLE TRIGGER off;
+CREATE TRIGGER replica BEFORE UPDATE ON many_4 FOR EACH ROW EXECUTE FUNCTION upper_v();
+ALTER TABLE many_4 ENABLE REPLICA TRIGGER replica;
+SQL
+my $server = $source->safe_psql('postgres', "SELECT server FROM payment_sync.syncs WHERE name = 'pay'");
+my $bad = "SELECT step, detail FROM payment_sync.check_target('$server') WHERE NOT ok AND step NOT IN ('table public.many_1', 'table public.pay') ORDER BY 1";
+is($source->safe_psql('postgres', $bad), <<'ROWS' =~ s/\n\z//r, 'check_target names what is not right');
+table public.many_2|triggers fire on what is delivered: "Loud"
+table public.many_60|it does not exist at the target
+table public.parted|triggers fire on what is delivered: part
+ROWS
+is($source->safe_psql('postgres', "SELECT ok, detail ~ '^PostgreSQL [0-9]' FROM payment_sync.check_target('$server') WHERE step = 'connection'"),
+	't|t', 'and says where it has come');
+$source->safe_psql('postgres', "ALTER SERVER $server OPTIONS (ADD session_replication_role 'replica')");
+is($source->safe_psql('postgres', $bad), <<'ROWS' =~ s/\n\z//r, 'triggers that do not fire are not named');
+table public.many_4|triggers fire on what is delivered: replica
+table public.many_60|it does not exist at the target
+ROWS
+
 done_testing();

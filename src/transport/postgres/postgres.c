@@ -203,6 +203,23 @@ pg_abort_window(PsyncTarget *target)
 	return false;
 }
 
+/* In a session of its own, which ends whatever comes of it. */
+static void
+pg_check(PsyncTarget *target, PsyncCheckReport report, void *arg)
+{
+	PG_TRY();
+	{
+		psync_pg_check(target, pg_open, report, arg);
+	}
+	PG_CATCH();
+	{
+		pg_close(target);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	pg_close(target);
+}
+
 static const PsyncTransport transport = {
 	.magic = PSYNC_TRANSPORT_MAGIC,
 	.name = "postgres",
@@ -218,6 +235,7 @@ static const PsyncTransport transport = {
 	.abort_window = pg_abort_window,
 	.close = pg_close,
 	.reading = &psync_pg_reading,
+	.check = pg_check,
 };
 
 /*

@@ -405,11 +405,17 @@ extern char *psync_pg_position_query(PsyncPgSession *session);
 /* read.c */
 extern const PsyncReadTransport psync_pg_reading;
 
+/* check.c */
+extern void psync_pg_check(PsyncTarget *target,
+						   void (*open) (PsyncTarget *target),
+						   PsyncCheckReport report, void *arg);
+
 /* target_table.c */
 extern PsyncPgTable *psync_pg_table_get(PsyncPgSession *session,
 										const PsyncTable *table);
 extern PsyncPgColumn *psync_pg_table_column(const PsyncPgTable *table,
 											const char *name);
+extern void psync_pg_name_arrays(const List *tables, const char *params[2]);
 extern void psync_pg_rank_tables(const PsyncPgGroup *group);
 
 /* column_map.c */

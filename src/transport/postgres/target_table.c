@@ -308,6 +308,31 @@ append_element(StringInfo array, const char *element)
 }
 
 /*
+ * The tables' schemas and names at the target, as two arrays of equal length.
+ */
+void
+psync_pg_name_arrays(const List *tables, const char *params[2])
+{
+	StringInfoData schemas;
+	StringInfoData names;
+	ListCell   *lc;
+
+	initStringInfo(&schemas);
+	initStringInfo(&names);
+	appendStringInfoChar(&schemas, '{');
+	appendStringInfoChar(&names, '{');
+	foreach(lc, tables)
+	{
+		append_element(&schemas, ((PsyncTable *) lfirst(lc))->target_schema);
+		append_element(&names, ((PsyncTable *) lfirst(lc))->target_name);
+	}
+	appendStringInfoChar(&schemas, '}');
+	appendStringInfoChar(&names, '}');
+	params[0] = schemas.data;
+	params[1] = names.data;
+}
+
+/*
  * One table's rows, into the session's memory.
  */
 static void
@@ -346,28 +371,13 @@ static void
 load_tables(PsyncPgSession *session, const List *tables)
 {
 	Facts		facts = {.session = session};
-	StringInfoData schemas;
-	StringInfoData names;
 	const char *params[2];
 	MemoryContext old;
-	ListCell   *lc;
 	int			rows;
 
 	Assert(!session->applying);
 
-	initStringInfo(&schemas);
-	initStringInfo(&names);
-	appendStringInfoChar(&schemas, '{');
-	appendStringInfoChar(&names, '{');
-	foreach(lc, tables)
-	{
-		append_element(&schemas, ((PsyncTable *) lfirst(lc))->target_schema);
-		append_element(&names, ((PsyncTable *) lfirst(lc))->target_name);
-	}
-	appendStringInfoChar(&schemas, '}');
-	appendStringInfoChar(&names, '}');
-	params[0] = schemas.data;
-	params[1] = names.data;
+	psync_pg_name_arrays(tables, params);
 	facts.result = psync_pg_query(session, facts_query, 2, params, PSYNC_PG_ANY_ROWS, 10);
 
 	old = MemoryContextSwitchTo(session->context);
