@@ -41,8 +41,7 @@ sub drop { my ($name) = @_; return sql("SELECT payment_sync.drop_sync('$name'); 
 sub waits
 {
 	my ($name, $reason, $what) = @_;
-	wait_until("$what: reason", sub { stat($node, $name, 'last_error') =~ $reason });
-	pass("$what: the sync says so");
+	becomes_like(sub { stat($node, $name, 'last_error') }, $reason, "$what: the sync says so");
 	cmp_ok(stat($node, $name, 'lag_changes'), '>', 0, "$what: not acknowledged");
 	return;
 }
