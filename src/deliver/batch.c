@@ -58,20 +58,26 @@
 
 /* ------------------------------------------------------- the batch's state */
 
+/*
+ * Of thousands of tables: no subquery refers to a row around it, and "IS TRUE"
+ * keeps the planner from making a join of it, so that each is hashed and runs
+ * once, not for each table that waits.
+ */
 static const char load_command[] =
 	"SELECT relid, mirror, shape, cursor, chunks, request, mirror AND NOT swept"
-	" FROM payment_sync.batch b"
+	" FROM payment_sync.batch"
 	" WHERE sync = $1 AND state IN ('pending', 'running')"
 	" ORDER BY (mirror AND NOT swept) DESC,"
-	" mirror AND NOT swept AND EXISTS ("
-	"  SELECT FROM pg_constraint c JOIN payment_sync.batch p"
-	"  ON p.sync = b.sync AND p.relid = c.conrelid AND p.state = 'pending'"
-	"  AND p.mirror AND NOT p.swept"
-	"  WHERE c.contype = 'f' AND c.confrelid = b.relid AND c.conrelid <> b.relid),"
+	" mirror AND NOT swept AND relid IN ("
+	"  SELECT confrelid FROM pg_constraint"
+	"  WHERE contype = 'f' AND confrelid <> conrelid"
+	"  AND (conrelid IN (SELECT relid FROM payment_sync.batch"
+	"   WHERE sync = $1 AND state = 'pending' AND mirror AND NOT swept)) IS TRUE),"
 	" (state = 'running') DESC, requested,"
-	" EXISTS (SELECT FROM pg_constraint c JOIN payment_sync.batch p"
-	"  ON p.sync = b.sync AND p.relid = c.confrelid AND p.state = 'pending'"
-	"  WHERE c.contype = 'f' AND c.conrelid = b.relid AND c.confrelid <> b.relid),"
+	" relid IN (SELECT conrelid FROM pg_constraint"
+	"  WHERE contype = 'f' AND confrelid <> conrelid"
+	"  AND (confrelid IN (SELECT relid FROM payment_sync.batch"
+	"   WHERE sync = $1 AND state = 'pending')) IS TRUE),"
 	" relid"
 	" LIMIT 1";
 

@@ -223,4 +223,33 @@ goes_on($source, 'live');
 same_rows($source, $target, $_, "after a crash: $_") for 'SELECT * FROM live', 'SELECT * FROM moving';
 is($source->safe_psql('postgres', q(SELECT count(*) FROM pg_ls_tmpdir())), 0, 'no temporary file is left');
 
+# --- many tables: which one is next costs the same for each
+
+my $tables = 80;
+both($source, $target, <<"SQL");
+DO \$\$BEGIN FOR i IN 1 .. $tables LOOP EXECUTE format('CREATE TABLE many_%s (id int PRIMARY KEY)', i); END LOOP; END\$\$;
+SQL
+$target->safe_psql('postgres', <<'SQL');
+DO $$DECLARE r regclass; BEGIN
+	FOR r IN SELECT oid FROM pg_class WHERE relname ~ '^many_\d+$' LOOP
+		EXECUTE format('INSERT INTO %s VALUES (1); GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON %s TO feeder', r, r);
+	END LOOP;
+END$$;
+SQL
+$source->safe_psql('postgres', <<'SQL');
+SELECT payment_sync.capture_table(oid) FROM pg_class WHERE relname ~ '^many_\d+$';
+SELECT payment_sync.create_sync('many', (SELECT array_agg(oid::regclass) FROM pg_class WHERE relname ~ '^many_\d+$'),
+	server => 'target', batch => false);
+SQL
+my $looks = q(SELECT seq_scan + idx_scan FROM pg_stat_sys_tables WHERE relid = 'pg_constraint'::regclass);
+my $before = $source->safe_psql('postgres', $looks);
+$source->safe_psql('postgres', "CALL payment_sync.batch_sync('many', mirror => true)");
+# each table is asked for twice, to remove its rows and to copy
+$source->poll_query_until('postgres', "SELECT ($looks) >= $before + 2 * $tables")
+  or die 'the session has not reported what it has read';
+cmp_ok($source->safe_psql('postgres', $looks) - $before, '<', 20 * $tables,
+	"$tables tables: foreign keys are looked for a few times for each");
+is($target->safe_psql('postgres', join ' UNION ALL ', map { "SELECT id FROM many_$_" } 1 .. $tables),
+	'', 'and all are mirrored');
+
 done_testing();
