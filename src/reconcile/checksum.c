@@ -55,7 +55,7 @@
 /* More bits of a hash tell nothing apart. */
 #define PSYNC_HASH_BITS_MAX		56
 /* Hashed cells are read in passes over the table: as few as memory allows. */
-#define PSYNC_HASH_READ_ROWS	65536
+#define PSYNC_HASH_READ_FACTOR	8
 
 /* What one side says of a cell; digests are NULL if it has no rows. */
 typedef struct PsyncSum
@@ -390,8 +390,10 @@ examine_singled_out(PsyncReconcile *rec, List *cells)
 		psync_examine_cells(rec, cells);
 	else
 	{
-		for (int i = 0; i < n; i += PSYNC_READ_KEYS)
-			psync_examine_keys(rec, keys + i, Min(n - i, PSYNC_READ_KEYS));
+		int			at_once = Min(PSYNC_READ_KEYS, rec->read_rows);
+
+		for (int i = 0; i < n; i += at_once)
+			psync_examine_keys(rec, keys + i, Min(n - i, at_once));
 	}
 }
 
@@ -421,7 +423,7 @@ add_leaf(PsyncReconcile *rec, PsyncLeaves *leaves, PsyncCell *cell)
 
 	leaves->cells = lappend(leaves->cells, cell);
 	leaves->rows += cell->rows;
-	if (leaves->rows >= (rec->hashed ? PSYNC_HASH_READ_ROWS : PSYNC_READ_ROWS))
+	if (leaves->rows >= rec->read_rows * (rec->hashed ? PSYNC_HASH_READ_FACTOR : 1))
 		read_leaves(rec, leaves);
 }
 

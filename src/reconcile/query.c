@@ -11,7 +11,7 @@
  * hashes for random: a changed row, or any set of changed rows, is overlooked
  * with a probability of 2^-128; the seeds are chosen anew for each run.  Such
  * hashes do not resist somebody who knows the seeds and crafts rows: for that
- * there is sha256 over all rows of the cell, in order.
+ * there is sha256 over those of all rows of the cell, in order.
  *
  * Why the text of the whole row.  Hashes of the columns' own types would cost
  * half, but hash_record_extended() adds them up, so that two rows that have
@@ -39,6 +39,7 @@
 
 /* Columns that one call of concat_ws() takes: two of its 100 arguments each. */
 #define PSYNC_CONCAT_COLUMNS	40
+#define PSYNC_ROW_SHA256	"pg_catalog.sha256(pg_catalog.convert_to(x, 'UTF8'))"
 /* "OFFSET 0": see the header comment.  Cells without rows are not sent. */
 #define PSYNC_END_OF_DIGESTS	" OFFSET 0) s(x, y) HAVING pg_catalog.count(*) > 0"
 
@@ -558,23 +559,23 @@ append_row_digest(StringInfo buf, const PsyncReconcile *rec, int i)
 		appendStringInfo(buf, "pg_catalog.hashtextextended(x COLLATE \"C\", '" INT64_FORMAT "'::bigint # y)",
 						 rec->run->seeds[i]);
 	else if (i == 0)
-		appendStringInfoString(buf, "pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(x, 'UTF8')), 'hex')");
+		appendStringInfoString(buf, "pg_catalog.encode(" PSYNC_ROW_SHA256 ", 'hex')");
 	else
 		appendStringInfoString(buf, "''");
 }
 
 /*
- * The number of rows and two 64-bit sums, or sha256 over all rows in order; see
- * the header comment.
+ * The number of rows and two 64-bit sums, or sha256 over the rows' own, in
+ * order; see the header comment.  Rows are not put together: they may be large.
  */
 static void
 append_digests(StringInfo buf, const PsyncReconcile *rec)
 {
 	appendStringInfoString(buf, "pg_catalog.count(*), ");
 	if (rec->run->crypto)
-		appendStringInfo(buf, "pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to("
-						 "pg_catalog.string_agg(x, E'\\n' ORDER BY %s), 'UTF8')), 'hex'), ''",
-						 rec->hashed ? "x COLLATE \"C\"" : "y");
+		appendStringInfo(buf, "pg_catalog.encode(pg_catalog.sha256("
+						 "pg_catalog.string_agg(%s, ''::bytea ORDER BY %s)), 'hex'), ''",
+						 PSYNC_ROW_SHA256, rec->hashed ? PSYNC_ROW_SHA256 : "y");
 	else
 	{
 		appendStringInfoString(buf, "pg_catalog.sum(");

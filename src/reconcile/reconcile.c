@@ -24,6 +24,7 @@
  *	store.c		our tables				request.c	the SQL functions that run
  *	repair.c	mending, accepting		totals.c	control totals
  *	report.c	HTML					background.c	processes, schedule
+ *	record.c	rows as jsonb
  */
 #include "postgres.h"
 

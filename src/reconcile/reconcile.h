@@ -53,9 +53,14 @@
 #define PSYNC_FIRST_CELLS		2
 /* A cell of so few rows is read rather than split. */
 #define PSYNC_LEAF_ROWS			24
-/* Rows, or keys, that are read in one go. */
+/* Rows, or keys, that are read in one go; fewer of wide rows. */
 #define PSYNC_READ_ROWS			8192
 #define PSYNC_READ_KEYS			1000
+#define PSYNC_READ_BYTES		(64 * 1024 * 1024)
+/* Larger values than that are told apart by a hash. */
+#define PSYNC_VALUE_BYTES		(16 * 1024 * 1024)
+/* How such a value is read: this mark, "length:hash:beginning". */
+#define PSYNC_SHORT_MARK		"\\x01payment_sync:"
 /* Cells that splitting makes at a time, at least and at most. */
 #define PSYNC_SPLIT_MIN			32
 #define PSYNC_SPLIT_MAX			2048
@@ -124,6 +129,7 @@ typedef struct PsyncSide
 	int			version;		/* of the server, as server_version_num */
 	double		rows;			/* by the catalog's estimate */
 	double		pages;
+	double		bytes;			/* with what is stored out of line */
 	bool		ordered;		/* has an index in the key's order */
 	const char *sql;			/* if local: sent, not yet collected */
 	int			ncolumns;		/* of what was sent */
@@ -208,6 +214,7 @@ typedef struct PsyncReconcile
 	int		   *keys;			/* indexes into pairs, in key order */
 	AttrNumber *key_attnums;	/* at the source */
 	bool		integer_key;	/* a single integer, on both sides */
+	int			read_rows;		/* at a time at most, by how wide they are */
 	bool		deciding;		/* reconcile_with: the wait is over */
 	bool		hashed;			/* cells are hashes, not ranges */
 	int			hash_bits;		/* if hashed: of the cells at hand */
@@ -310,6 +317,10 @@ extern void psync_examine_cells(PsyncReconcile *rec, List *cells);
 extern void psync_examine_keys(PsyncReconcile *rec, char ***keys, int nkeys);
 extern void psync_settle(PsyncReconcile *rec);
 extern void psync_suspect_recent(PsyncReconcile *rec);
+
+/* record.c */
+extern Datum psync_row_json(const PsyncReconcile *rec, int side, char **values);
+extern Datum psync_key_json(const PsyncReconcile *rec, char **key);
 
 /* store.c */
 extern PsyncRun *psync_run_load(int64 number, Oid relid, PsyncCounts *counts);

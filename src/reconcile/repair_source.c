@@ -47,13 +47,20 @@
 	" THEN NULLIF((" row " -> c.name::text)::text, 'null') ELSE " row " ->> c.name::text END" \
 	" FROM unnest($4, $5) WITH ORDINALITY c (name, json, n) ORDER BY c.n) END"
 
+/* What stands for a value that was too large to be recorded; see record.c. */
+#define IS_SHORT(value) \
+	"(jsonb_typeof(" value ") = 'object' AND (NOT c.json" \
+	" OR " value " ?& '{bytes,hash,begins}'))"
+
 static const char load_command[] =
 	"SELECT d.id, d.kind, d.key, d.target, " VALUES_OF("d.source") ", " VALUES_OF("d.target") ","
 	" ARRAY(SELECT c.name = ANY (d.columns) FROM unnest($4) WITH ORDINALITY c (name, n)"
 	"  ORDER BY c.n),"
 	" (SELECT count(*) FROM jsonb_object_keys(COALESCE(d.source, d.target)) k"
 	"  WHERE k <> ALL ($4::text[])) + cardinality($4) -"
-	" (SELECT count(*) FROM unnest($4) c WHERE COALESCE(d.source, d.target) ? c::text)"
+	" (SELECT count(*) FROM unnest($4) c WHERE COALESCE(d.source, d.target) ? c::text),"
+	" (SELECT c.name FROM unnest($4, $5) c (name, json)"
+	"  WHERE " IS_SHORT("d.source -> c.name::text") " OR " IS_SHORT("d.target -> c.name::text") " LIMIT 1)"
 	" FROM payment_sync.discrepancy d"
 	" WHERE d.sync = $1 AND d.relid = $2 AND d.last_run = $3 AND d.state = 'open'"
 	" AND d.id > $6 ORDER BY d.id LIMIT $7";
@@ -81,6 +88,7 @@ typedef struct PsyncSourceBreak
 	char	  **target;
 	bool	   *differs;
 	bool		outdated;		/* the table had other columns then */
+	char	   *too_large;		/* a column whose value is not recorded, or NULL */
 } PsyncSourceBreak;
 
 typedef struct PsyncSourceRepair
@@ -176,6 +184,7 @@ read_break(const PsyncSourceRepair *repair, HeapTuple row, PsyncSourceBreak *b)
 	for (int i = 0; i < n; i++)
 		b->differs[i] = DatumGetBool(elems[i]);
 	b->outdated = DatumGetInt64(SPI_getbinval(row, desc, 8, &isnull)) != 0;
+	b->too_large = SPI_getvalue(row, desc, 9);
 	Assert(b->source != NULL || b->target != NULL);
 }
 
@@ -363,6 +372,11 @@ make_statement(const PsyncSourceRepair *repair, const PsyncSourceBreak *b,
 	if (b->outdated)
 	{
 		*reason = "the table's columns have changed since";
+		return NULL;
+	}
+	if (b->too_large != NULL)
+	{
+		*reason = psprintf("a value of column \"%s\" is too large to be recorded", b->too_large);
 		return NULL;
 	}
 	if (unclear == NULL)

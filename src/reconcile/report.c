@@ -12,6 +12,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 
 #include "compat.h"
@@ -44,7 +45,9 @@ static const char tables_command[] =
 	" r.missing, r.unexpected, r.different, r.in_flight,"
 	" to_char(r.started AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'),"
 	" to_char(r.finished AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'),"
-	" r.position, r.error, r.sync_name, NULLIF(r.other, 0)::regclass::text, r.condition"
+	" r.position, r.error, r.sync_name, NULLIF(r.other, 0)::regclass::text, r.condition,"
+	" r.key_after::text, r.key_upto::text, CASE WHEN r.recent THEN 'keys of recent changes only' END,"
+	" r.tolerance::text, r.server"
 	" FROM payment_sync.reconciliation r WHERE r.run = $1 ORDER BY r.relid";
 
 /* Discrepancies that the run has seen, whatever became of them. */
@@ -67,23 +70,50 @@ static const char ages_command[] =
 	"  ELSE GREATEST(r.requested - d.first_seen, interval '1 us') END AS age" FOUND_BY_RUN ") d"
 	" ON d.age > a.low AND d.age <= a.high GROUP BY a.n, a.name ORDER BY a.n";
 
+/* A page is for people: of a long text, so much. */
+#define SHOWN(text) \
+	"CASE WHEN length(" text ") > 4000 THEN left(" text ", 4000) || '...' ELSE " text " END"
+
 static const char breaks_command[] =
-	"SELECT d.relid::regclass::text, d.key::text, d.kind, d.state, d.reason,"
+	"SELECT d.relid::regclass::text, " SHOWN("d.key::text") ", d.kind, d.state, d.reason,"
 	" to_char(d.first_seen AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS'),"
 	" CASE WHEN d.kind = 'different' THEN (SELECT string_agg(format('%s: %s', c,"
-	"  COALESCE(d.source ->> c, 'null')), E'\\n' ORDER BY n) FROM unnest(d.columns) WITH ORDINALITY u(c, n))"
-	"  ELSE d.source::text END,"
+	"  COALESCE(" SHOWN("d.source ->> c") ", 'null')), E'\\n' ORDER BY n) FROM unnest(d.columns) WITH ORDINALITY u(c, n))"
+	"  ELSE " SHOWN("d.source::text") " END,"
 	" CASE WHEN d.kind = 'different' THEN (SELECT string_agg(format('%s: %s', c,"
-	"  COALESCE(d.target ->> c, 'null')), E'\\n' ORDER BY n) FROM unnest(d.columns) WITH ORDINALITY u(c, n))"
-	"  ELSE d.target::text END" FOUND_BY_RUN " ORDER BY d.relid, d.id LIMIT $2";
+	"  COALESCE(" SHOWN("d.target ->> c") ", 'null')), E'\\n' ORDER BY n) FROM unnest(d.columns) WITH ORDINALITY u(c, n))"
+	"  ELSE " SHOWN("d.target::text") " END" FOUND_BY_RUN " ORDER BY d.relid, d.id LIMIT $2";
 
 /* ----------------------------------------------------------------- pieces */
+
+/*
+ * A character beyond ASCII, as its number: whoever saves the page may have any
+ * encoding.  "at" is in UTF-8; returns its length.
+ */
+static int
+append_character(StringInfo buf, const unsigned char *at)
+{
+	appendStringInfo(buf, "&#x%X;", (unsigned int) utf8_to_unicode(at));
+	return pg_utf_mblen(at);
+}
 
 static void
 append_escaped(StringInfo buf, const char *text)
 {
-	for (const char *at = text; *at != '\0'; at++)
+	/* of SQL_ASCII nobody knows what its bytes mean */
+	bool		known = GetDatabaseEncoding() != PG_SQL_ASCII;
+	const char *at = known ? pg_server_to_any(text, strlen(text), PG_UTF8) : text;
+
+	for (; *at != '\0'; at++)
 	{
+		if (IS_HIGHBIT_SET(*at))
+		{
+			if (known)
+				at += append_character(buf, (const unsigned char *) at) - 1;
+			else
+				appendStringInfoString(buf, "&#xFFFD;");
+			continue;
+		}
 		switch (*at)
 		{
 			case '&':
@@ -144,11 +174,49 @@ query(const char *command, int64 run, int64 limit)
 
 /* ---------------------------------------------------------------- sections */
 
+/*
+ * What the run has found, by the n rows of the current result.  Green is what
+ * has been proven, and no more than that.
+ */
 static void
-append_summary(StringInfo buf, int64 run, int64 breaks)
+append_verdict(StringInfo buf, uint64 n)
 {
-	uint64		n = query(tables_command, run, 0);
+	int64		differ = 0;
+	int64		in_flight = 0;
 	bool		done = true;
+	bool		part = false;
+	bool		broken = false;
+
+	for (uint64 i = 0; i < n; i++)
+	{
+		done &= strcmp(field(i, 2), "done") == 0;
+		broken |= strcmp(field(i, 2), "failed") == 0 || strcmp(field(i, 2), "cancelled") == 0;
+		for (int c = 6; c <= 8; c++)
+			differ += atoll(field(i, c));
+		in_flight += atoll(field(i, 9));
+		for (int c = 16; c <= 19; c++)
+			part |= field(i, c)[0] != '\0';
+	}
+	if (differ > 0)
+		appendStringInfo(buf, "<b class=\"bad\" id=\"verdict\">%lld %s%s</b>", (long long) differ,
+						 differ == 1 ? "discrepancy" : "discrepancies", done ? "" : " so far");
+	else if (!done)
+		appendStringInfo(buf, "<b class=\"%s\" id=\"verdict\">no discrepancy so far%s</b>",
+						 broken ? "bad" : "note", broken ? ", but not all was compared" : "");
+	else if (in_flight > 0)
+		appendStringInfo(buf, "<b class=\"note\" id=\"verdict\">no discrepancy, but of %lld keys in flight nothing can be said</b>",
+						 (long long) in_flight);
+	else
+		appendStringInfo(buf, "<b class=\"good\" id=\"verdict\">both sides agree%s</b>",
+						 part ? " in the part that was compared" : "");
+}
+
+static void
+append_summary(StringInfo buf, int64 run)
+{
+	static const char *const notes[] = {"position", "error", NULL, "compared with", "only rows where",
+	"only keys after", "only keys up to", "only", "with tolerances", "read through server"};
+	uint64		n = query(tables_command, run, 0);
 
 	appendStringInfo(buf, "<h1>Reconciliation %lld</h1>\n<p>", (long long) run);
 	if (n > 0 && field(0, 14)[0] != '\0')
@@ -157,14 +225,7 @@ append_summary(StringInfo buf, int64 run, int64 breaks)
 		append_escaped(buf, field(0, 14));
 		appendStringInfoString(buf, "</b>: ");
 	}
-	for (uint64 i = 0; i < n; i++)
-		done &= strcmp(field(i, 2), "done") == 0;
-	if (breaks > 0)
-		appendStringInfo(buf, "<b class=\"bad\" id=\"verdict\">%lld discrepancies</b>",
-						 (long long) breaks);
-	else
-		appendStringInfo(buf, "<b class=\"good\" id=\"verdict\">%s</b>",
-						 done ? "both sides agree" : "no discrepancy so far");
+	append_verdict(buf, n);
 	appendStringInfoString(buf, "</p>\n<table id=\"tables\"><thead><tr><th>table</th><th>state</th>"
 						   "<th class=\"n\">source rows</th><th class=\"n\">target rows</th>"
 						   "<th class=\"n\">matched</th><th class=\"n\">missing</th>"
@@ -181,9 +242,7 @@ append_summary(StringInfo buf, int64 run, int64 breaks)
 	appendStringInfoString(buf, "</tbody></table>\n");
 	for (uint64 i = 0; i < n; i++)
 	{
-		static const char *const notes[] = {"position", "error", NULL, "compared with", "only rows where"};
-
-		for (int c = 12; c <= 16; c++)
+		for (int c = 12; c < 12 + lengthof(notes); c++)
 		{
 			if (notes[c - 12] == NULL || field(i, c)[0] == '\0')
 				continue;
@@ -280,7 +339,7 @@ payment_sync_reconciliation_report(PG_FUNCTION_ARGS)
 	breaks = count_breaks(run);
 	initStringInfo(&buf);
 	appendStringInfo(&buf, head, (long long) run);
-	append_summary(&buf, run, breaks);
+	append_summary(&buf, run);
 	if (breaks > 0)
 	{
 		append_chart(&buf, "Discrepancies by kind", kinds_command, run);

@@ -10,19 +10,14 @@
  */
 #include "postgres.h"
 
-#include <ctype.h>
-
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/fmgrprotos.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 
 #include "compat.h"
 #include "reconcile/reconcile.h"
@@ -387,149 +382,7 @@ psync_run_request_due(const char *due_command)
 	return run;
 }
 
-/* ------------------------------------------------------------------ as jsonb */
-
-/*
- * A number as JSON writes it: no zero in front.  "00042", a key of a file, is
- * none.
- */
-static bool
-is_json_number(const char *value)
-{
-	const char *digits = value + (value[0] == '-');
-
-	return psync_is_number(value) &&
-		(digits[0] != '0' || !isdigit((unsigned char) digits[1]));
-}
-
-/*
- * Can jsonb hold the JSON?  Not zeros within strings, lone surrogates, and more.
- * In a subtransaction, since input functions hold resources when they fail.
- */
-static bool
-is_jsonb(const char *value)
-{
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool result = true;
-
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		(void) DirectFunctionCall1(jsonb_in, CStringGetDatum(value));
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		int			category = ERRCODE_TO_CATEGORY(geterrcode());
-
-		MemoryContextSwitchTo(context);
-		if (category != ERRCODE_DATA_EXCEPTION &&
-			category != ERRCODE_PROGRAM_LIMIT_EXCEEDED &&
-			geterrcode() != ERRCODE_UNTRANSLATABLE_CHARACTER)
-			PG_RE_THROW();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		result = false;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return result;
-}
-
-/*
- * Numbers and truth values as such, jsonb as it is, all else as a string, also
- * what is no value of its type (a file's key) or no JSON that jsonb can hold.
- * Values of the same column look the same on both sides if their types do.
- */
-static void
-append_json_value(StringInfo buf, Oid base, const char *value)
-{
-	if (value == NULL)
-	{
-		appendStringInfoString(buf, "null");
-		return;
-	}
-	switch (base)
-	{
-		case INT2OID:
-		case INT4OID:
-		case INT8OID:
-		case NUMERICOID:
-		case FLOAT4OID:
-		case FLOAT8OID:
-			/* NaN and Infinity are no numbers to JSON */
-			if (is_json_number(value))
-				appendStringInfoString(buf, value);
-			else
-				escape_json(buf, value);
-			break;
-		case BOOLOID:
-			if (strcmp(value, "t") == 0 || strcmp(value, "true") == 0)
-				appendStringInfoString(buf, "true");
-			else if (strcmp(value, "f") == 0 || strcmp(value, "false") == 0)
-				appendStringInfoString(buf, "false");
-			else
-				escape_json(buf, value);
-			break;
-		case JSONOID:
-		case JSONBOID:
-			if (is_jsonb(value))
-				appendStringInfoString(buf, value);
-			else
-				escape_json(buf, value);
-			break;
-		default:
-			escape_json(buf, value);
-			break;
-	}
-}
-
-/*
- * A row as a JSON object, by the source's names of the columns on both sides.
- */
-static Datum
-row_json(const PsyncReconcile *rec, int side, char **values)
-{
-	StringInfoData buf;
-
-	initStringInfo(&buf);
-	appendStringInfoChar(&buf, '{');
-	for (int i = 0; i < rec->nshown; i++)
-	{
-		appendStringInfoString(&buf, i > 0 ? ", " : "");
-		escape_json(&buf, rec->pairs[i].name);
-		appendStringInfoString(&buf, ": ");
-		append_json_value(&buf, rec->pairs[i].side[side].as, values[i]);
-	}
-	appendStringInfoChar(&buf, '}');
-	return CStringGetTextDatum(buf.data);
-}
-
-/*
- * Its key, likewise.
- */
-static Datum
-key_json(const PsyncReconcile *rec, char **key)
-{
-	StringInfoData buf;
-
-	initStringInfo(&buf);
-	appendStringInfoChar(&buf, '{');
-	for (int k = 0; k < rec->nkeys; k++)
-	{
-		const PsyncPair *pair = &rec->pairs[rec->keys[k]];
-
-		appendStringInfoString(&buf, k > 0 ? ", " : "");
-		escape_json(&buf, pair->name);
-		appendStringInfoString(&buf, ": ");
-		append_json_value(&buf, pair->side[PSYNC_SOURCE].base, key[k]);
-	}
-	appendStringInfoChar(&buf, '}');
-	return CStringGetTextDatum(buf.data);
-}
+/* ------------------------------------------------------------ discrepancies */
 
 /*
  * Names of the columns that differ, as an array's text; empty for a row that
@@ -552,8 +405,6 @@ differing_names(const PsyncReconcile *rec, const bool *differs)
 	getTypeOutputInfo(NAMEARRAYOID, &output, &is_varlena);
 	return CStringGetTextDatum(OidOutputFunctionCall(output, PointerGetDatum(array)));
 }
-
-/* ------------------------------------------------------------ discrepancies */
 
 /* A column of the arrays that a batch of rows is handed over in. */
 typedef struct PsyncTextColumn
@@ -605,48 +456,101 @@ static const char discrepancy_command[] =
 	" kind = excluded.kind, source = excluded.source, target = excluded.target,"
 	" columns = excluded.columns";
 
-/* Record the verdicts among the differences, in one statement. */
+/* Name, key, kind, source, target, columns. */
+#define NATTS_RECORD	6
+
+/*
+ * The size of a text.
+ */
+static Size
+text_size(Datum text, bool isnull)
+{
+	return isnull ? 0 : VARSIZE_ANY(DatumGetPointer(text));
+}
+
+/*
+ * Fill in row "at" from the difference; its size.
+ */
+static Size
+record_difference(const PsyncReconcile *rec, const PsyncDifference *difference,
+				  PsyncTextColumn *columns, int at)
+{
+	const char *kind = difference->target == NULL ? "missing" :
+		difference->source == NULL ? "unexpected" : "different";
+	Size		size = 0;
+
+	columns[0].values[at] = CStringGetTextDatum(difference->name);
+	columns[1].values[at] = psync_key_json(rec, difference->key);
+	columns[2].values[at] = CStringGetTextDatum(kind);
+	columns[3].nulls[at] = difference->source == NULL;
+	if (difference->source != NULL)
+		columns[3].values[at] = psync_row_json(rec, PSYNC_SOURCE, difference->source);
+	columns[4].nulls[at] = difference->target == NULL;
+	if (difference->target != NULL)
+		columns[4].values[at] = psync_row_json(rec, PSYNC_OTHER, difference->target);
+	columns[5].values[at] = differing_names(rec, difference->differs);
+	for (int c = 0; c < NATTS_RECORD; c++)
+		size += text_size(columns[c].values[at], columns[c].nulls[at]);
+	return size;
+}
+
+/* Write the first n of the rows, if there are any. */
+static void
+write_records(PsyncReconcile *rec, const PsyncTextColumn *columns, int n)
+{
+	Oid			types[NATTS_RECORD];
+	Datum		values[NATTS_RECORD];
+
+	if (n == 0)
+		return;
+	for (int c = 0; c < NATTS_RECORD; c++)
+	{
+		types[c] = TEXTARRAYOID;
+		values[c] = column_array(&columns[c], n);
+	}
+	(void) execute_run(rec, discrepancy_command, NATTS_RECORD, types, values, NULL);
+}
+
+/*
+ * Record the verdicts among the differences, in as few statements as the rows'
+ * width allows.
+ */
 void
 psync_store_differences(PsyncReconcile *rec, PsyncDifference *differences, int n)
 {
-	PsyncTextColumn columns[6];
-	Oid			types[6] = {TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID,
-	TEXTARRAYOID, TEXTARRAYOID};
-	Datum		values[6];
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext,
+												  "payment_sync records",
+												  ALLOCSET_DEFAULT_SIZES);
+	PsyncTextColumn columns[NATTS_RECORD];
+	Size		size = 0;
 	int			count = 0;
 
 	Assert(n >= 0);
 
-	for (int c = 0; c < 6; c++)
+	for (int c = 0; c < NATTS_RECORD; c++)
 		column_init(&columns[c], n);
 	for (int i = 0; i < n; i++)
 	{
-		PsyncDifference *difference = &differences[i];
-		const char *kind = difference->target == NULL ? "missing" :
-			difference->source == NULL ? "unexpected" : "different";
+		MemoryContext old;
 
 		/* a key that is there twice, in a file, makes one discrepancy */
-		if (difference->touched ||
+		if (differences[i].touched ||
 			(i > 0 && !differences[i - 1].touched &&
-			 strcmp(difference->name, differences[i - 1].name) == 0))
+			 strcmp(differences[i].name, differences[i - 1].name) == 0))
 			continue;
-		columns[0].values[count] = CStringGetTextDatum(difference->name);
-		columns[1].values[count] = key_json(rec, difference->key);
-		columns[2].values[count] = CStringGetTextDatum(kind);
-		columns[3].nulls[count] = difference->source == NULL;
-		if (difference->source != NULL)
-			columns[3].values[count] = row_json(rec, PSYNC_SOURCE, difference->source);
-		columns[4].nulls[count] = difference->target == NULL;
-		if (difference->target != NULL)
-			columns[4].values[count] = row_json(rec, PSYNC_OTHER, difference->target);
-		columns[5].values[count] = differing_names(rec, difference->differs);
-		count++;
+		old = MemoryContextSwitchTo(context);
+		size += record_difference(rec, &differences[i], columns, count++);
+		if (size > PSYNC_READ_BYTES)
+		{
+			write_records(rec, columns, count);
+			MemoryContextReset(context);
+			count = 0;
+			size = 0;
+		}
+		MemoryContextSwitchTo(old);
 	}
-	if (count == 0)
-		return;
-	for (int c = 0; c < 6; c++)
-		values[c] = column_array(&columns[c], count);
-	(void) execute_run(rec, discrepancy_command, 6, types, values, NULL);
+	write_records(rec, columns, count);
+	MemoryContextDelete(context);
 }
 
 /* ----------------------------------------------------------------- suspects */
@@ -759,7 +663,7 @@ psync_store_take_suspects(PsyncReconcile *rec, int64 upto, int *n)
 	values[0] = Int64GetDatum(rec->run->run);
 	values[1] = ObjectIdGetDatum(rec->run->relid);
 	values[2] = Int64GetDatum(upto);
-	values[3] = Int64GetDatum(PSYNC_READ_KEYS);
+	values[3] = Int64GetDatum(Min(PSYNC_READ_KEYS, rec->read_rows));
 	*n = (int) psync_owner_execute("DELETE FROM payment_sync.suspect WHERE id IN"
 								   " (SELECT id FROM payment_sync.suspect WHERE run = $1"
 								   " AND relid = $2 AND id <= $3 ORDER BY id LIMIT $4)"

@@ -61,11 +61,12 @@ static const char relation_query[] =
 	" FROM pg_catalog.generate_series(0, pg_catalog.cardinality(%s::name[]) - 1) n"
 	" JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[n]"
 	" JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[n] AND o.opcdefault"
-	" WHERE i.indcollation[n] = a.attcollation AND i.indoption[n] = 0) = %s::name[])"
+	" WHERE i.indcollation[n] = a.attcollation AND i.indoption[n] = 0) = %s::name[]), s.bytes"
 	" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
 	" CROSS JOIN LATERAL (SELECT COALESCE(pg_catalog.sum(l.reltuples), 0) AS rows,"
 	" COALESCE(pg_catalog.sum(pg_catalog.pg_relation_size(l.oid)"
-	" / pg_catalog.current_setting('block_size')::bigint), 0) AS pages"
+	" / pg_catalog.current_setting('block_size')::bigint), 0) AS pages,"
+	" COALESCE(pg_catalog.sum(pg_catalog.pg_table_size(l.oid)), 0) AS bytes"
 	" FROM pg_catalog.pg_class l WHERE l.oid = c.oid OR l.oid IN"
 	" (SELECT t.relid FROM pg_catalog.pg_partition_tree(c.oid) t WHERE t.isleaf)) s"
 	" WHERE n.nspname = %s AND c.relname = %s";
@@ -217,6 +218,13 @@ set_forms(PsyncSideColumn *column, const PsyncSideColumn *peer)
 		case PSYNC_CLASS_TIMESTAMP:
 			if (plain)
 				name = psprintf("pg_catalog.timestamp_send(%s)", name);
+			break;
+		case PSYNC_CLASS_TEXT:
+			/* the text of bytes is twice as long, which may be too long */
+			if (plain && column->as == BYTEAOID)
+				name = psprintf("CASE WHEN pg_catalog.octet_length(%1$s) > %2$d"
+								" THEN pg_catalog.encode(pg_catalog.sha256(%1$s), 'hex')"
+								" ELSE %1$s::text END", name, PSYNC_VALUE_BYTES);
 			break;
 		case PSYNC_CLASS_CHAR:
 			if (!same || column->as_typmod != peer->as_typmod)
@@ -434,7 +442,7 @@ describe_relation(PsyncSide *side, List *key)
 										psprintf(relation_query, keys, keys,
 												 quote_literal_cstr(side->schema),
 												 quote_literal_cstr(side->relname)),
-										6, 6);
+										7, 7);
 
 	if (rows->nrows == 0)
 		ereport(ERROR,
@@ -449,6 +457,7 @@ describe_relation(PsyncSide *side, List *key)
 	side->encoding = psync_rows_get(rows, 0, 3);
 	side->version = atoi(psync_rows_get(rows, 0, 4));
 	side->ordered = psync_rows_get(rows, 0, 5)[0] == 't';
+	side->bytes = atof(psync_rows_get(rows, 0, 6));
 	side->from = psprintf("%s%s", side->relkind == RELKIND_RELATION ? "ONLY " : "",
 						  quote_qualified_identifier(side->schema, side->relname));
 	if (side->version < PSYNC_VERSION_MIN)
@@ -538,7 +547,8 @@ static void
 set_shown_form(PsyncSideColumn *column)
 {
 	column->as = column->base;
-	column->text = psprintf("t.%s::text", column->name);
+	column->value = psprintf("t.%s", column->name);
+	column->text = psprintf("%s::text", column->value);
 }
 
 /*
@@ -668,6 +678,65 @@ choose_division(PsyncReconcile *rec)
 	}
 }
 
+/* ------------------------------------------------------------ large values */
+
+/* So many rows of the side's average width fit into what is read at a time. */
+static int
+rows_at_a_time(const PsyncSide *side)
+{
+	double		width = side->bytes / Max(side->rows, 1);
+
+	if (!(width > 0) || width * PSYNC_READ_ROWS <= PSYNC_READ_BYTES)
+		return PSYNC_READ_ROWS;
+	return Max(PSYNC_LEAF_ROWS, (int) (PSYNC_READ_BYTES / width));
+}
+
+/*
+ * Of a large value, what is read is a hash, and a beginning to show; record.c
+ * records it as such.
+ */
+static void
+shorten_text(PsyncSideColumn *column)
+{
+	const char *text = column->text;
+
+	if (column->as == BYTEAOID)
+		column->text = psprintf("CASE WHEN pg_catalog.octet_length(%1$s) > %2$d THEN"
+								" pg_catalog.concat(E'" PSYNC_SHORT_MARK "', pg_catalog.octet_length(%1$s), ':',"
+								" pg_catalog.encode(pg_catalog.sha256(%1$s), 'hex'), ':', '\\x',"
+								" pg_catalog.encode(pg_catalog.substr(%1$s, 1, 100), 'hex')) ELSE %3$s END",
+								column->value, PSYNC_VALUE_BYTES, text);
+	else
+		column->text = psprintf("CASE WHEN pg_catalog.octet_length(%1$s) > %2$d THEN"
+								" pg_catalog.concat(E'" PSYNC_SHORT_MARK "', pg_catalog.octet_length(%1$s), ':',"
+								" pg_catalog.hashtextextended(%1$s COLLATE \"C\", 1), '.',"
+								" pg_catalog.hashtextextended(%1$s COLLATE \"C\", 2), ':',"
+								" pg_catalog.\"left\"(%1$s, 200)) ELSE %1$s END",
+								text, PSYNC_VALUE_BYTES);
+}
+
+/*
+ * One value must not make a row too large to be read.  Not where the type's "="
+ * decides, which needs the whole value: jsonb has a limit of its own.
+ */
+static void
+limit_sizes(PsyncReconcile *rec)
+{
+	rec->read_rows = Min(rows_at_a_time(&rec->side[0]), rows_at_a_time(&rec->side[1]));
+	for (int i = 0; i < rec->nshown && !rec->escape; i++)
+	{
+		PsyncPair  *pair = &rec->pairs[i];
+
+		if (pair->key || OidIsValid(pair->decide_type) ||
+			(pair->side[0].as == BYTEAOID) != (pair->side[1].as == BYTEAOID) ||
+			shape_of_text(pair->side[0].as) == PSYNC_TEXT_BARE ||
+			shape_of_text(pair->side[1].as) == PSYNC_TEXT_BARE)
+			continue;
+		shorten_text(&pair->side[0]);
+		shorten_text(&pair->side[1]);
+	}
+}
+
 /* ------------------------------------------------------------- tolerances */
 
 /*
@@ -774,6 +843,7 @@ psync_table_describe(PsyncReconcile *rec)
 	describe_relation(&rec->side[PSYNC_SOURCE], key);
 	describe_relation(&rec->side[PSYNC_OTHER], other_key);
 	choose_division(rec);
+	limit_sizes(rec);
 	read_tolerance(rec);
 
 	rec->key_attnums = palloc(rec->nkeys * sizeof(AttrNumber));

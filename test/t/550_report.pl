@@ -30,9 +30,10 @@ SQL
 
 sub report
 {
-	my $run = $source->safe_psql('postgres', q{SELECT run FROM payment_sync.reconcile('<i>sync</i>')});
+	my ($breaks, $run) = @_;
+	$breaks //= 100;
+	$run //= $source->safe_psql('postgres', q{SELECT run FROM payment_sync.reconcile('<i>sync</i>')});
 	my $file = "$PostgreSQL::Test::Utils::tmp_check/report_$run.html";
-	my $breaks = shift // 100;
 	# as the documentation says
 	command_ok(
 		[ 'psql', '-X', '-A', '-t', '-d', $source->connstr('postgres'), '-o', $file,
@@ -78,6 +79,33 @@ like($body, qr{<td class="v">a&amp;b: v 7</td><td class="v">a&amp;b: other</td>}
 $body = browse(report(2), '--dump-dom');
 like($body, qr{The first 2 of 4 discrepancies}, 'the first N');
 like($body, qr{new in this run</text><rect[^>]*></rect><text[^>]*>0</text>}, 'the same ones are not new again');
+
+# what is green is proven: not what is in flight, in part, or has failed
+sub verdict
+{
+	my ($run) = @_;
+	return browse(report(undef, $run), '--dump-dom') =~ m{(<b class="[a-z]+" id="verdict">.*?</b>)} ? $1 : '';
+}
+sub run { return $source->safe_psql('postgres', "SELECT run FROM payment_sync.reconcile('<i>sync</i>'$_[0])") }
+$body = browse(report(undef, run(q{, condition => 'id > 10 AND id < 20'})), '--dump-dom');
+like($body, qr{<b class="good" id="verdict">both sides agree in the part that was compared</b>}, 'agreement in part');
+like($body, qr{only rows where: id &gt; 10 AND id &lt; 20}, 'which part, is said');
+like(browse(report(undef, run(q{, key_after => '{10}', key_upto => '{20}'})), '--dump-dom'),
+	qr{only keys after: \{10\}.*only keys up to: \{20\}}s, 'likewise of a range');
+$source->safe_psql('postgres', q{UPDATE "<b>pay</b>" SET "a&b" = 'on its way' WHERE id = 20});
+is(verdict(run(q{, condition => 'id = 20', max_wait => '0'})),
+	'<b class="note" id="verdict">no discrepancy, but of 1 keys in flight nothing can be said</b>', 'keys in flight');
+my $cancelled = $source->safe_psql('postgres', q{SELECT payment_sync.start_reconciliation('<i>sync</i>')});
+is(verdict($cancelled), '<b class="note" id="verdict">no discrepancy so far</b>', 'a run that has not begun');
+$source->safe_psql('postgres', "SELECT payment_sync.cancel_reconciliation($cancelled)");
+is(verdict($cancelled), '<b class="bad" id="verdict">no discrepancy so far, but not all was compared</b>', 'one that was cancelled');
+
+# whatever encoding the page is saved in
+$target->safe_psql('postgres', qq{UPDATE "<b>pay</b>" SET "a&b" = E'\\u20ac \\U0001f4b6 \\u202e' WHERE id = 30});
+$source->safe_psql('postgres', q{ALTER DATABASE postgres SET client_encoding = 'SQL_ASCII'});
+$file = report();
+$source->safe_psql('postgres', 'ALTER DATABASE postgres RESET client_encoding');
+like(slurp_file($file), qr{a&amp;b: &#x20AC; &#x1F4B6; &#x202E;}, 'characters beyond ASCII, by their numbers');
 
 # on paper
 my $pdf = "$PostgreSQL::Test::Utils::tmp_check/report.pdf";
