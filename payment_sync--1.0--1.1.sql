@@ -158,6 +158,84 @@ COMMENT ON FUNCTION payment_sync.pending_changes(name) IS
 COMMENT ON COLUMN payment_sync.stat_sync.lag_changes IS 'committed changes not yet delivered; exact up to 64 pages of the log, then an estimate; 0 means that there are none';
 COMMENT ON COLUMN payment_sync.stat_sync.lag_bytes IS 'size of these changes in the change log; likewise';
 
+-- What targets have confirmed is shown at once.
+CREATE FUNCTION payment_sync.sync_live(
+	sync uuid,
+	generation integer,
+	OUT windows bigint,
+	OUT changes bigint,
+	OUT rows_read bigint,
+	OUT bytes bigint,
+	OUT last_success timestamptz,
+	OUT standby boolean)
+	AS 'MODULE_PATHNAME', 'payment_sync_sync_live'
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.sync_live(uuid, integer) IS
+	'counters of a sync as its target has confirmed by now, and whether a synchronous standby is waited for; null: as in sync_state';
+
+CREATE OR REPLACE VIEW payment_sync.stat_sync WITH (security_barrier = true) AS
+	SELECT s.name, s.server,
+		CASE
+			WHEN NOT s.enabled THEN 'disabled'
+			WHEN st.sync IS NULL OR st.released OR NOT o.here THEN 'stopped'
+			WHEN s.server IS NULL THEN 'pull'
+			WHEN lv.standby AND l.changes > 0 THEN 'standby'
+			WHEN w.pid IS NOT NULL THEN 'running'
+			WHEN st.retry_at > clock_timestamp() THEN 'waiting'
+			WHEN l.changes > 0 OR b.pending THEN 'pending'
+			ELSE 'idle'
+		END AS state,
+		l.changes AS lag_changes,
+		l.bytes AS lag_bytes,
+		CASE WHEN l.changes > 0 THEN GREATEST(clock_timestamp() - l.oldest, interval '0')
+			WHEN l.changes = 0 THEN interval '0'
+		END AS lag,
+		GREATEST(st.windows, lv.windows) AS windows,
+		GREATEST(st.changes, lv.changes) AS changes,
+		GREATEST(st.rows_read, lv.rows_read) AS rows_read,
+		GREATEST(st.bytes, lv.bytes) AS bytes,
+		CASE WHEN st.saved > clock_timestamp() - interval '10 seconds'
+			THEN st.changes_per_second
+			ELSE 0
+		END AS changes_per_second,
+		st.started AS stats_since,
+		GREATEST(st.last_success, lv.last_success) AS last_success,
+		st.errors, st.failures,
+		st.last_error, st.last_error_detail, st.last_error_state, st.last_error_at,
+		st.retry_at AS next_retry,
+		w.pid AS worker_pid,
+		h.held AS log_held,
+		h.held > h.size_limit AS log_full,
+		st.disabled_reason,
+		v.finished AS reconciled, v.agrees, clock_timestamp() - v.finished AS agrees_age
+	FROM payment_sync.sync s
+	LEFT JOIN payment_sync.sync_state st ON st.sync = s.id
+	LEFT JOIN LATERAL (SELECT max(r.finished) AS finished,
+							  sum(r.missing + r.unexpected + r.different) = 0 AS agrees
+					   FROM payment_sync.reconciliation r
+					   WHERE r.sync = s.id
+					   GROUP BY r.run
+					   HAVING bool_and(r.state = 'done' AND r.condition IS NULL AND NOT r.recent
+									   AND r.key_after IS NULL AND r.key_upto IS NULL)
+						   AND count(*) >= (SELECT count(*) FROM payment_sync.sync_table t
+											WHERE t.sync = s.id)
+					   ORDER BY r.run DESC LIMIT 1) v ON true
+	CROSS JOIN (SELECT d.datname = current_database() AS here
+				FROM payment_sync.log_rotation r
+				JOIN pg_database d ON d.oid = r.database
+				UNION ALL
+				SELECT false LIMIT 1) o
+	CROSS JOIN LATERAL (SELECT payment_sync.worker_pid(s.id) AS pid) w
+	CROSS JOIN LATERAL (SELECT EXISTS (SELECT FROM payment_sync.batch
+									   WHERE sync = s.id AND batch.state IN ('pending', 'running')) AS pending) b
+	CROSS JOIN LATERAL (SELECT CASE WHEN NOT st.released AND o.here
+									THEN payment_sync.sync_held(st.hint_filenode, st.hint_block) END AS held,
+							   payment_sync.log_size_limit(s.max_log_size) AS size_limit) h
+	LEFT JOIN LATERAL payment_sync.sync_lag(s.id) l ON true
+	LEFT JOIN LATERAL payment_sync.sync_live(s.id, st.generation) lv ON true
+	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.owner, 'USAGE');
+COMMENT ON COLUMN payment_sync.stat_sync.state IS 'running, idle, pending (its turn will come), waiting (for the next retry), standby (a synchronous standby lacks what would be sent), pull, disabled, or stopped (has no position)';
+
 -- Rows are made as they are asked for.
 CREATE OR REPLACE VIEW payment_sync.changes AS
 	SELECT (c.change).xid, (c.change)."position", (c.change).at, (c.change).operation,

@@ -573,6 +573,20 @@ CREATE FUNCTION payment_sync.sync_lag(
 COMMENT ON FUNCTION payment_sync.sync_lag(uuid) IS
 	'committed changes that a sync has not delivered, their size, and the time of the first; an estimate if there are many';
 
+CREATE FUNCTION payment_sync.sync_live(
+	sync uuid,
+	generation integer,
+	OUT windows bigint,
+	OUT changes bigint,
+	OUT rows_read bigint,
+	OUT bytes bigint,
+	OUT last_success timestamptz,
+	OUT standby boolean)
+	AS 'MODULE_PATHNAME', 'payment_sync_sync_live'
+	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
+COMMENT ON FUNCTION payment_sync.sync_live(uuid, integer) IS
+	'counters of a sync as its target has confirmed by now, and whether a synchronous standby is waited for; null: as in sync_state';
+
 CREATE FUNCTION payment_sync.pending_changes(name name) RETURNS bigint
 	AS 'MODULE_PATHNAME', 'payment_sync_pending_changes'
 	LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE;
@@ -637,6 +651,7 @@ CREATE VIEW payment_sync.stat_sync WITH (security_barrier = true) AS
 			WHEN NOT s.enabled THEN 'disabled'
 			WHEN st.sync IS NULL OR st.released OR NOT o.here THEN 'stopped'
 			WHEN s.server IS NULL THEN 'pull'
+			WHEN lv.standby AND l.changes > 0 THEN 'standby'
 			WHEN w.pid IS NOT NULL THEN 'running'
 			WHEN st.retry_at > clock_timestamp() THEN 'waiting'
 			WHEN l.changes > 0 OR b.pending THEN 'pending'
@@ -647,13 +662,17 @@ CREATE VIEW payment_sync.stat_sync WITH (security_barrier = true) AS
 		CASE WHEN l.changes > 0 THEN GREATEST(clock_timestamp() - l.oldest, interval '0')
 			WHEN l.changes = 0 THEN interval '0'
 		END AS lag,
-		st.windows, st.changes, st.rows_read, st.bytes,
+		GREATEST(st.windows, lv.windows) AS windows,
+		GREATEST(st.changes, lv.changes) AS changes,
+		GREATEST(st.rows_read, lv.rows_read) AS rows_read,
+		GREATEST(st.bytes, lv.bytes) AS bytes,
 		CASE WHEN st.saved > clock_timestamp() - interval '10 seconds'
 			THEN st.changes_per_second
 			ELSE 0
 		END AS changes_per_second,
 		st.started AS stats_since,
-		st.last_success, st.errors, st.failures,
+		GREATEST(st.last_success, lv.last_success) AS last_success,
+		st.errors, st.failures,
 		st.last_error, st.last_error_detail, st.last_error_state, st.last_error_at,
 		st.retry_at AS next_retry,
 		w.pid AS worker_pid,
@@ -685,11 +704,12 @@ CREATE VIEW payment_sync.stat_sync WITH (security_barrier = true) AS
 									THEN payment_sync.sync_held(st.hint_filenode, st.hint_block) END AS held,
 							   payment_sync.log_size_limit(s.max_log_size) AS size_limit) h
 	LEFT JOIN LATERAL payment_sync.sync_lag(s.id) l ON true
+	LEFT JOIN LATERAL payment_sync.sync_live(s.id, st.generation) lv ON true
 	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.owner, 'USAGE');
 COMMENT ON VIEW payment_sync.stat_sync IS 'syncs: what each is doing, what is pending, what went wrong';
 COMMENT ON COLUMN payment_sync.stat_sync.name IS 'the sync''s name';
 COMMENT ON COLUMN payment_sync.stat_sync.server IS 'foreign server of its target; null: changes are fetched';
-COMMENT ON COLUMN payment_sync.stat_sync.state IS 'running, idle, pending (its turn will come), waiting (for the next retry), pull, disabled, or stopped (has no position)';
+COMMENT ON COLUMN payment_sync.stat_sync.state IS 'running, idle, pending (its turn will come), waiting (for the next retry), standby (a synchronous standby lacks what would be sent), pull, disabled, or stopped (has no position)';
 COMMENT ON COLUMN payment_sync.stat_sync.lag_changes IS 'committed changes not yet delivered; exact up to 64 pages of the log, then an estimate; 0 means that there are none';
 COMMENT ON COLUMN payment_sync.stat_sync.lag_bytes IS 'size of these changes in the change log; likewise';
 COMMENT ON COLUMN payment_sync.stat_sync.lag IS 'age of the oldest of them';

@@ -29,6 +29,21 @@
 #define psync_wait_event_new(name)	((void) (name), (uint32) PG_WAIT_EXTENSION)
 #endif
 
+/*
+ * Are there to be synchronous standbys?  The caller holds SyncRepLock.  Newer
+ * minor releases know that they do not know yet, just after the start.
+ */
+#include "replication/syncrep.h"
+#include "replication/walsender_private.h"
+#ifdef SYNC_STANDBY_DEFINED
+#define psync_sync_standbys_defined() \
+	((WalSndCtl->sync_standbys_status & SYNC_STANDBY_INIT) != 0 ? \
+	 (WalSndCtl->sync_standbys_status & SYNC_STANDBY_DEFINED) != 0 : \
+	 SyncRepStandbyNames != NULL && SyncRepStandbyNames[0] != '\0')
+#else
+#define psync_sync_standbys_defined()	(WalSndCtl->sync_standbys_defined)
+#endif
+
 /* Sets of events are kept with a resource owner since 17, in a context before. */
 #include "storage/latch.h"
 #if PG_VERSION_NUM >= 180000

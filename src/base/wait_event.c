@@ -18,6 +18,7 @@ static const char *const psync_wait_event_names[] = {
 	[PSYNC_WAIT_PACE] = "PaymentSyncPace",
 	[PSYNC_WAIT_WORKER_EXIT] = "PaymentSyncWorkerExit",
 	[PSYNC_WAIT_TARGET] = "PaymentSyncTarget",
+	[PSYNC_WAIT_STANDBY] = "PaymentSyncStandby",
 };
 
 StaticAssertDecl(lengthof(psync_wait_event_names) == PSYNC_WAIT_EVENTS,

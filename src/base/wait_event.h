@@ -20,10 +20,12 @@ typedef enum PsyncWaitEvent
 	PSYNC_WAIT_PACE,			/* a worker, before the next window of a busy
 								 * sync */
 	PSYNC_WAIT_WORKER_EXIT,		/* a session, for workers to leave a database */
-	PSYNC_WAIT_TARGET			/* a delivering process, for its target */
+	PSYNC_WAIT_TARGET,			/* a delivering process, for its target */
+	PSYNC_WAIT_STANDBY			/* a session that fetches or delivers, for a
+								 * synchronous standby */
 } PsyncWaitEvent;
 
-#define PSYNC_WAIT_EVENTS	(PSYNC_WAIT_TARGET + 1)
+#define PSYNC_WAIT_EVENTS	(PSYNC_WAIT_STANDBY + 1)
 
 /* The value that WaitLatch() and its like take. */
 extern uint32 psync_wait_event(PsyncWaitEvent event);

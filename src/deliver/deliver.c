@@ -6,7 +6,8 @@
  *
  *	1	find the next window, A to B (log/window.c); under B's snapshot, read
  *		the next chunk of a batch if one is under way
- *	2	open the target if it is not open, and compare its position with ours
+ *	2	unless synchronous standbys lack it still: open the target if it is not
+ *		open, and compare its position with ours
  *	3	hand over the window's changes that concern this sync, then the chunk
  *	4	commit at the target, together with B as position (P5)
  *	5	A := B; progress is saved here at leisure (PSYNC_SAVE_INTERVAL_MS)
@@ -251,6 +252,7 @@ psync_delivery_create(const pg_uuid_t *id, PsyncNextTransaction next)
 		psync_last_change_parse(&delivery->mark, delivery->target_position);
 	}
 	delivery->failing = delivery->sync->failures > 0;
+	psync_figures_begin(delivery);
 	delivery->transaction_start = GetCurrentTimestamp();
 	MemoryContextSwitchTo(old);
 
@@ -447,17 +449,6 @@ send_changes(PsyncDelivery *delivery, const PsyncWindowSize *size)
 
 /* ------------------------------------------------------------ progress */
 
-/*
- * The time by which progress is to be saved runs from the first window that is
- * not.
- */
-static void
-note_progress(PsyncDelivery *delivery)
-{
-	if (delivery->unsaved_since == 0)
-		delivery->unsaved_since = GetCurrentTimestamp();
-}
-
 static List *
 positions_as_owner(void)
 {
@@ -512,7 +503,7 @@ save_progress(PsyncDelivery *delivery)
 		psync_snapshot_text(psync_reader_after(delivery->reader));
 	delivery->unsaved.target_position = delivery->target_position;
 	delivery->unsaved.generation = &delivery->sync->generation;
-	if (!psync_sync_save_progress(&delivery->sync->id, &delivery->unsaved))
+	if (!psync_figures_save(delivery, &delivery->unsaved))
 		psync_delivery_recheck(delivery);	/* started anew meanwhile */
 	delivery->sync->hint = hint;
 	memset(&delivery->unsaved, 0, sizeof(delivery->unsaved));
@@ -618,6 +609,14 @@ psync_delivery_leave(PsyncDelivery *delivery, long await_ms)
 	stepping = outer;
 }
 
+/* deliver.h has the contract. */
+void
+psync_delivery_await_standby(PsyncDelivery *delivery)
+{
+	psync_delivery_next_transaction(delivery);
+	psync_reader_await_durable(delivery->reader);
+}
+
 /*
  * Is the target open, and one that applies whole windows?  Those are worth
  * being sent larger windows less often.
@@ -677,7 +676,7 @@ windows_unsaved_since(const PsyncDelivery *delivery)
 static void
 window_delivered(PsyncDelivery *delivery, const PsyncWindowSize *size)
 {
-	note_progress(delivery);
+	psync_figures_note(delivery);
 	if (delivery->window_begun)
 	{
 		char	   *position = psync_position_text(delivery);
@@ -745,6 +744,7 @@ deliver_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 		psync_batch_delivered(delivery, delivery->batch);
 		commit = true;
 	}
+	psync_figures_publish(delivery);
 	commit |= note_success(delivery);
 	if (commit)
 		psync_delivery_next_transaction(delivery);
@@ -763,6 +763,26 @@ messages_pending(const PsyncDelivery *delivery)
 }
 
 /*
+ * Find the next window, with a chunk of a batch if one is under way.  The
+ * window that a synchronous standby has kept from being sent is open still.
+ * False: there is nothing to deliver.
+ */
+static bool
+find_window(PsyncDelivery *delivery)
+{
+	bool		found;
+
+	if (psync_reader_upto(delivery->reader) != NULL)
+		return true;
+	if (delivery->batch == NULL && delivery->sync->batch_pending)
+		delivery->batch = psync_batch_load(delivery);
+	found = psync_reader_open(delivery->reader, &delivery->size,
+							  delivery->batch ? psync_batch_read : NULL,
+							  delivery->batch);
+	return found || delivery->batch != NULL;
+}
+
+/*
  * One window, or none; see the header comment.  Allocations on the way go to
  * the window's context, which is reset at its end, or with the delivery after
  * an error.
@@ -770,9 +790,6 @@ messages_pending(const PsyncDelivery *delivery)
 static PsyncDeliverResult
 step_window(PsyncDelivery *delivery)
 {
-	PsyncWindowSize size;
-	bool		found;
-
 	Assert(!delivery->window_begun);
 	Assert(!ActiveSnapshotSet());
 
@@ -784,15 +801,7 @@ step_window(PsyncDelivery *delivery)
 		if (delivery->engine != &window_engine)
 			return delivery->engine->step(delivery);
 	}
-	if (delivery->batch == NULL && delivery->sync->batch_pending)
-		delivery->batch = psync_batch_load(delivery);
-	found = psync_reader_open(delivery->reader, &size,
-							  delivery->batch ? psync_batch_read : NULL,
-							  delivery->batch);
-
-	if ((found || delivery->batch != NULL) && psync_delivery_outdated(delivery))
-		return PSYNC_DELIVER_GONE;
-	if (!found && delivery->batch == NULL)
+	if (!find_window(delivery))
 	{
 		/*
 		 * All may have been at the target already, and only its answer was
@@ -803,12 +812,19 @@ step_window(PsyncDelivery *delivery)
 		MemoryContextReset(delivery->window_context);
 		return PSYNC_DELIVER_IDLE;
 	}
+	if (psync_delivery_outdated(delivery))
+		return PSYNC_DELIVER_GONE;
+	if (!psync_reader_durable(delivery->reader))
+	{
+		psync_figures_await_standby(delivery);
+		return PSYNC_DELIVER_STANDBY;
+	}
 	if (delivery->target == NULL && open_target(delivery))
 		return PSYNC_DELIVER_DONE;
 	/* another engine finds the window that is open, and its chunk */
 	if (delivery->engine != &window_engine)
 		return PSYNC_DELIVER_DONE;
-	deliver_window(delivery, &size);
+	deliver_window(delivery, &delivery->size);
 
 	if (delivery->unsaved_since != 0 &&
 		TimestampDifferenceExceeds(delivery->unsaved_since, GetCurrentTimestamp(),
@@ -853,6 +869,8 @@ psync_delivery_close(PsyncDelivery *delivery)
 
 	/* ours to close, perhaps from within another one's wait */
 	stepping = NULL;
+	if (delivery->live.messages)
+		psync_live_forget(&delivery->sync->id);
 	if (delivery->target != NULL)
 	{
 		if (delivery->window_begun)

@@ -22,6 +22,8 @@ typedef enum PsyncDeliverResult
 	PSYNC_DELIVER_WATCH,		/* answers are to come, and the process has other
 								 * things to do: psync_delivery_watch() says
 								 * what for to wait */
+	PSYNC_DELIVER_STANDBY,		/* a synchronous standby lacks what is to be
+								 * sent: ask again in a moment */
 	PSYNC_DELIVER_YIELD,		/* a session wants the sync's lock */
 	PSYNC_DELIVER_GONE			/* the sync is dropped, disabled or changed:
 								 * close the delivery */
@@ -58,6 +60,12 @@ extern void psync_delivery_close(PsyncDelivery *delivery);
  */
 extern bool psync_delivery_pause(void);
 extern void psync_delivery_resume(void);
+
+/*
+ * After PSYNC_DELIVER_STANDBY, for a session that has nothing else to do: wait
+ * until the standby has what is to be sent, without a transaction's locks.
+ */
+extern void psync_delivery_await_standby(PsyncDelivery *delivery);
 
 /* Does the target, if it is open, take windows (rather than messages)? */
 extern bool psync_delivery_takes_windows(PsyncDelivery *delivery);

@@ -10,6 +10,7 @@
 
 #include "capture/capture.h"
 #include "deliver/deliver.h"
+#include "sync/live.h"
 
 /* A chunk is closed when its rows exceed this many bytes … */
 #define PSYNC_CHUNK_ROWS_BYTES	(4 * 1024 * 1024)
@@ -101,6 +102,7 @@ struct PsyncDelivery
 	HTAB	   *tables;			/* Oid -> PsyncTable */
 	HTAB	   *shapes;			/* id -> PsyncShape */
 	PsyncReader *reader;
+	PsyncWindowSize size;		/* of its window */
 	const struct PsyncTransport *transport;
 	PsyncTarget *target;		/* NULL: not open */
 	bool		window_begun;	/* at the target */
@@ -117,6 +119,8 @@ struct PsyncDelivery
 	TimestampTz unsaved_since;	/* 0: nothing */
 	char	   *target_position;	/* what the target holds */
 	PsyncLastChange	mark;			/* of the last change that the target has */
+	PsyncSyncCounters saved;	/* the state's counters */
+	PsyncLive	live;			/* what was published, if anything was */
 	bool		failing;		/* the state says so: a success clears it */
 };
 
@@ -126,6 +130,15 @@ typedef struct PsyncShapeEntry
 	uint32		id;
 	PsyncShape *shape;
 } PsyncShapeEntry;
+
+/* figures.c */
+extern void psync_figures_begin(PsyncDelivery *delivery);
+extern void psync_figures_note(PsyncDelivery *delivery);
+extern bool psync_figures_save(PsyncDelivery *delivery, PsyncSyncProgress *progress);
+extern void psync_figures_publish(PsyncDelivery *delivery);
+extern void psync_figures_publish_messages(PsyncDelivery *delivery,
+											const PsyncSyncProgress *progress);
+extern void psync_figures_await_standby(PsyncDelivery *delivery);
 
 /* definition.c */
 extern uint64 psync_definition_invalidations(void);

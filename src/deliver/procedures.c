@@ -94,7 +94,10 @@ deliver_all(const pg_uuid_t *id, PsyncDelivery **delivery)
 		{
 			CHECK_FOR_INTERRUPTS();
 			result = psync_delivery_step(*delivery);
-		} while (result == PSYNC_DELIVER_DONE || result == PSYNC_DELIVER_YIELD);
+			if (result == PSYNC_DELIVER_STANDBY)
+				psync_delivery_await_standby(*delivery);
+		} while (result == PSYNC_DELIVER_DONE || result == PSYNC_DELIVER_YIELD ||
+				 result == PSYNC_DELIVER_STANDBY);
 		if (result == PSYNC_DELIVER_WAIT)
 			raise_failure(*delivery);
 		if (result == PSYNC_DELIVER_IDLE)

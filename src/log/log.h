@@ -43,6 +43,8 @@
 #ifndef PSYNC_LOG_H
 #define PSYNC_LOG_H
 
+#include "access/xlogdefs.h"
+#include "access/xlogdefs.h"
 #include "lib/stringinfo.h"
 #include "storage/block.h"
 #include "storage/itemptr.h"
@@ -147,7 +149,7 @@ extern void psync_reader_free(PsyncReader *reader);
 
 /*
  * Look for the next window: takes a snapshot B, finds its chunks, releases
- * the snapshot, and flushes WAL up to here (P3).  False if the window is empty (the
+ * the snapshot, and flushes WAL up to here.  False if the window is empty (the
  * reader then has moved on all the same).  The snapshot under which B was
  * taken is handed to "under_snapshot" (may be NULL) while it is still active,
  * so that a batch can read its chunk under it.
@@ -176,7 +178,21 @@ extern const PsyncSnapshot *psync_reader_after(PsyncReader *reader);	/* A */
 extern const PsyncSnapshot *psync_reader_upto(PsyncReader *reader); /* B */
 extern void psync_reader_hint(PsyncReader *reader, PsyncReadHint *hint);
 
-extern void psync_log_flush_wal(void);
+/* ----------------------------------------------------------- durable.c */
+
+extern XLogRecPtr psync_log_flush_wal(void);
+
+/*
+ * What a window holds must not be handed out to anyone outside before this is
+ * true (P3): synchronous standbys may lack it still.  Then the window stays
+ * open, to be asked about again after psync_standby_next_look() milliseconds;
+ * await does so, for sessions.
+ */
+extern bool psync_reader_durable(PsyncReader *reader);
+extern void psync_reader_await_durable(PsyncReader *reader);
+extern long psync_standby_next_look(long waited_ms);
+
+/* ------------------------------------------------------------ change.c */
 
 /* Decode the change at *offset of a chunk's data, advancing it. */
 extern void psync_change_decode(const char *data, uint32 size, uint32 *offset,

@@ -125,6 +125,8 @@ struct PsyncReader
 
 	/* what was found */
 	PsyncWindowSize size;
+	XLogRecPtr	flushed_upto;	/* all of the window is in WAL before this */
+	bool		durable;		/* and synchronous standbys have that, too */
 	PsyncChunkRef *refs;
 	int			nrefs;
 	int			next_ref;

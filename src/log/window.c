@@ -34,8 +34,6 @@
 #include "access/relation.h"
 #include "access/table.h"
 #include "access/xact.h"
-#include "access/xlog.h"
-#include "access/xlog_internal.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
@@ -638,7 +636,8 @@ open_window(PsyncReader *reader, const PsyncSnapshot *upto, PsyncWindowSize *siz
 		psync_reader_done(reader);
 		return false;
 	}
-	psync_log_flush_wal();
+	reader->flushed_upto = psync_log_flush_wal();
+	reader->durable = false;
 	return reader->nrefs > 0;
 }
 
@@ -774,25 +773,4 @@ psync_reader_hint(PsyncReader *reader, PsyncReadHint *hint)
 										   holdout->first);
 	}
 	*hint = result;
-}
-
-/*
- * Flush WAL up to here: whatever the snapshot just taken sees has its commit
- * record before this point, also under synchronous_commit = off (P3).
- */
-void
-psync_log_flush_wal(void)
-{
-	XLogRecPtr	upto = GetXLogInsertRecPtr();
-	uint32		in_page = upto % XLOG_BLCKSZ;
-
-	/*
-	 * At a page boundary the insert position lies behind the next page's
-	 * header, which no record has written yet.  Only the first page of a
-	 * segment has a long header: as far into any other page, a record ends.
-	 */
-	if (XLogSegmentOffset(upto, wal_segment_size) == SizeOfXLogLongPHD ||
-		in_page == SizeOfXLogShortPHD)
-		upto -= in_page;
-	XLogFlush(upto);
 }

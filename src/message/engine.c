@@ -282,6 +282,9 @@ feed(PsyncMessages *messages)
 			if (!messages->window_open)
 				return true;
 		}
+		/* nor may any be sent that a synchronous standby lacks */
+		if (!psync_reader_durable(delivery->reader))
+			return true;
 		if (!psync_reader_next(delivery->reader, &change, &shape_id))
 		{
 			end_window(messages);
@@ -489,6 +492,9 @@ next_time(PsyncMessages *messages, TimestampTz now)
 
 	if (messages->more)
 		return now;
+	if (messages->window_open && !psync_reader_durable(messages->delivery->reader))
+		next = earlier(next, TimestampTzPlusMilliseconds(now,
+														 psync_standby_next_look(PSYNC_STEP_MS)));
 	if (messages->unsaved_since != 0)
 		next = earlier(next, TimestampTzPlusMilliseconds(messages->unsaved_since,
 														 PSYNC_GROUP_MS));
@@ -537,6 +543,15 @@ save_is_due(const PsyncMessages *messages, TimestampTz now)
 		return true;
 	return messages->unsaved_since != 0 &&
 		now >= TimestampTzPlusMilliseconds(messages->unsaved_since, PSYNC_GROUP_MS);
+}
+
+/* Is there nothing but what a synchronous standby lacks? */
+static bool
+awaits_standby(const PsyncMessages *messages)
+{
+	return messages->window_open && messages->in_flight == 0 &&
+		messages->pending == NULL && psync_line_is_empty(&messages->line) &&
+		!psync_reader_durable(messages->delivery->reader);
 }
 
 /* Is nothing left to do, but for parked messages whose time has not come? */
@@ -709,6 +724,11 @@ work(PsyncDelivery *delivery)
 			return finish(messages, worked);
 		if (is_down(messages, now))
 			return give_up(messages, now);
+		if (awaits_standby(messages) && !save_is_due(messages, now))
+		{
+			psync_figures_await_standby(delivery);
+			return PSYNC_DELIVER_STANDBY;
+		}
 		wait = wait_time(messages, now);
 
 		/*
@@ -725,6 +745,7 @@ work(PsyncDelivery *delivery)
 		}
 		now = GetCurrentTimestamp();
 		worked |= messages->nanswered > 0 || messages->line.settled != settled;
+		psync_messages_publish(messages);
 
 		psync_park_overdue(messages, now);
 		if (messages->gone)

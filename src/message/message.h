@@ -369,6 +369,7 @@ typedef struct PsyncLine
 	uint64		settled_position;	/* in the window at hand */
 	uint64		settled_xid;
 	TimestampTz settled_at;
+	uint64		moves;			/* events settled and windows done, ever */
 } PsyncLine;
 
 /* A message that has failed this often, or is this old, is parked. */
@@ -537,6 +538,7 @@ typedef struct PsyncMessages
 	uint64		safe_position;	/* a position for rows of a batch; 0: none */
 	uint64		mark_position;	/* candidates for the next window */
 	uint64		mark_xmax;
+	uint64		published;		/* line.moves when figures were published */
 
 	/* sending */
 	PsyncSlot  *slots;			/* in_flight_max of them */
@@ -650,6 +652,7 @@ extern void psync_ledger_replayed(const PsyncSync *sync, uint64 first);
 
 /* save.c */
 extern bool psync_messages_save(PsyncMessages *messages);
+extern void psync_messages_publish(PsyncMessages *messages);
 extern void psync_stats_note(PsyncMessages *messages, const PsyncOutgoing *message,
 							 const PsyncAnswer *answer);
 

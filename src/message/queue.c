@@ -213,6 +213,7 @@ pass_marks(PsyncLine *line)
 	}
 	if (passed == 0)
 		return;
+	line->moves++;
 	line->nmarks -= passed;
 	memmove(line->marks, line->marks + passed, line->nmarks * sizeof(PsyncMark));
 }
@@ -262,6 +263,7 @@ psync_line_add_recorded(PsyncLine *line, const PsyncChange *change)
 	place->xid = change->xid;
 	place->gaps = psync_ledger_boundary(&line->ledger);
 	line->ledger.nrecorded++;
+	line->moves++;
 	advance(line);
 }
 
@@ -287,6 +289,7 @@ psync_line_settle(PsyncMessages *messages, uint64 n, PsyncFate fate)
 		pfree(place->event);
 	place->event = NULL;
 	line->settled++;
+	line->moves++;
 
 	for (int i = 0; i < place->nkeys; i++)
 	{

@@ -192,31 +192,61 @@ set_window(PsyncMessages *messages, PsyncSyncProgress *progress)
 
 /*
  * How far all is settled: the last window that is done as a whole, and the
- * place in the one at hand.  False if the position was set by hand meanwhile,
+ * place in the one at hand.
+ */
+static void
+set_progress(PsyncMessages *messages, PsyncSyncProgress *progress)
+{
+	PsyncDelivery *delivery = messages->delivery;
+	PsyncLine  *line = &messages->line;
+
+	progress->position = line->done;
+	progress->hint = line->done != NULL ? &line->done_hint : NULL;
+	progress->windows = line->done_windows;
+	progress->bytes = line->done_bytes;
+	progress->changes = line->settled - delivery->unsaved.rows_read;
+	progress->changes = Max(progress->changes, 0);
+	progress->rows_read = delivery->unsaved.rows_read;
+	progress->delivered_at = messages->last_success;
+	progress->lag_at = line->settled_at;
+	set_window(messages, progress);
+}
+
+/*
+ * Make that durable.  False if the position was set by hand meanwhile,
  * which the generation tells.
  */
 static bool
 save_position(PsyncMessages *messages)
 {
 	PsyncDelivery *delivery = messages->delivery;
-	PsyncLine  *line = &messages->line;
 	PsyncSyncProgress progress = {0};
 	uint64	   *ahead = NULL;
 
 	progress.nahead = psync_ledger_ahead(messages, &ahead);
 	progress.ahead = ahead;
-	progress.position = line->done;
-	progress.hint = line->done != NULL ? &line->done_hint : NULL;
-	progress.windows = line->done_windows;
-	progress.bytes = line->done_bytes;
-	progress.changes = line->settled - delivery->unsaved.rows_read;
-	progress.changes = Max(progress.changes, 0);
-	progress.rows_read = delivery->unsaved.rows_read;
-	progress.delivered_at = messages->last_success;
-	progress.lag_at = line->settled_at;
 	progress.generation = &delivery->sync->generation;
-	set_window(messages, &progress);
-	return psync_sync_save_progress(&delivery->sync->id, &progress);
+	set_progress(messages, &progress);
+	return psync_figures_save(delivery, &progress);
+}
+
+/*
+ * What is unsaved, made known to who asks now; most often nothing has been
+ * settled since the last time.
+ */
+void
+psync_messages_publish(PsyncMessages *messages)
+{
+	PsyncSyncProgress progress = {0};
+	MemoryContext old;
+
+	if (messages->published == messages->line.moves)
+		return;
+	messages->published = messages->line.moves;
+	old = MemoryContextSwitchTo(messages->delivery->window_context);
+	set_progress(messages, &progress);
+	psync_figures_publish_messages(messages->delivery, &progress);
+	MemoryContextSwitchTo(old);
 }
 
 /*
@@ -276,6 +306,7 @@ psync_messages_save(PsyncMessages *messages)
 	MemoryContext old = MemoryContextSwitchTo(delivery->window_context);
 	bool		chunk = chunk_is_settled(messages);
 
+	psync_messages_publish(messages);
 	(void) set_config_option("synchronous_commit", "off", PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 	if (chunk)

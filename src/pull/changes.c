@@ -1,7 +1,7 @@
 /*
  * changes.c
  *		The change log as rows: read_changes(), which the view changes shows;
- *		sync_lag() and pending_changes(), which count.
+ *		sync_lag() and pending_changes(), which count; sync_live().
  *
  * Who may see what: rows of a table are shown to who may SELECT all of it; a
  * row security policy that applies to the caller hides the table's changes
@@ -27,10 +27,12 @@
 #include "compat.h"
 #include "decode/change_rows.h"
 #include "pull/pull.h"
+#include "sync/live.h"
 
 PG_FUNCTION_INFO_V1(payment_sync_read_changes);
 PG_FUNCTION_INFO_V1(payment_sync_pending_changes);
 PG_FUNCTION_INFO_V1(payment_sync_sync_lag);
+PG_FUNCTION_INFO_V1(payment_sync_sync_live);
 
 /* What read_changes() keeps from one row to the next. */
 typedef struct PsyncReadChanges
@@ -186,6 +188,29 @@ count_change(void *arg, PsyncChange *change, uint32 shape_id)
 }
 
 /*
+ * Up to where all is settled: as its target has confirmed a moment ago, or else
+ * as was saved.
+ */
+static PsyncSnapshot *
+find_position(PsyncPending *pending)
+{
+	PsyncSync  *sync = pending->sync;
+	PsyncLive	live;
+
+	if (psync_live_read(&sync->id, sync->generation, &live))
+	{
+		if (live.has_window)
+			pending->window = psync_live_get_snapshot(&live.window);
+		sync->window_position = live.window_position;
+		sync->window_xid = live.window_xid;
+		return psync_live_get_snapshot(&live.position);
+	}
+	if (sync->window_upto != NULL)
+		pending->window = psync_snapshot_parse(sync->window_upto);
+	return psync_snapshot_parse(sync->position);
+}
+
+/*
  * Count what is committed and not behind the sync's position, by a sample of
  * max_pages pages if there are more.  An estimate of zero would be a guess, so
  * all pages are read if the sample holds nothing for the sync.
@@ -201,10 +226,8 @@ count_pending(PsyncSync *sync, int max_pages, PsyncWindowSize *size)
 
 	pending.sync = sync;
 	pending.pull = sync->server == NULL ? psync_pull_load(sync, false) : NULL;
-	pending.window = sync->window_upto == NULL ? NULL :
-		psync_snapshot_parse(sync->window_upto);
 	psync_change_rows_lookups(&pending.rows);
-	position = psync_snapshot_parse(sync->position);
+	position = find_position(&pending);
 	factor = psync_log_sample(position, &sync->hint, max_pages, count_change, &pending);
 	if (factor > 1 && pending.size.changes == 0)
 		factor = psync_log_sample(position, &sync->hint, PG_INT32_MAX,
@@ -272,4 +295,34 @@ payment_sync_pending_changes(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 	count_pending(sync, PG_INT32_MAX, &size);
 	PG_RETURN_INT64((int64) size.changes);
+}
+
+/*
+ * sync_live(sync uuid, generation int): what its target has confirmed by now,
+ * from shared memory; NULLs if the table counts.
+ */
+Datum
+payment_sync_sync_live(PG_FUNCTION_ARGS)
+{
+	PsyncLive	live;
+	TupleDesc	desc;
+	Datum		values[6];
+	bool		nulls[6] = {false};
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	if (!psync_live_read(PG_GETARG_UUID_P(0), PG_GETARG_INT32(1), &live))
+	{
+		memset(&live, 0, sizeof(live));
+		memset(nulls, true, sizeof(nulls));
+	}
+	values[0] = Int64GetDatum(live.total.windows);
+	values[1] = Int64GetDatum(live.total.changes);
+	values[2] = Int64GetDatum(live.total.rows_read);
+	values[3] = Int64GetDatum(live.total.bytes);
+	values[4] = TimestampTzGetDatum(live.delivered_at);
+	nulls[4] |= live.delivered_at == 0;
+	values[5] = BoolGetDatum(live.standby);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc),
+													  values, nulls)));
 }

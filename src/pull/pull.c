@@ -342,6 +342,7 @@ fetch_round(PsyncChangeRows *rows, PsyncPull *pull, int max_changes)
 		forget_reader();
 		return fresh;
 	}
+	psync_reader_await_durable(reader);
 	fetch_window(rows, pull, reader, max_changes);
 	if (rows->count == 0)
 	{

@@ -44,7 +44,8 @@
 	" s.transform, st.window_upto::text, st.window_position, st.window_xid::text::int8," \
 	" st.generation, st.failing_since," \
 	" EXISTS (SELECT FROM payment_sync.unsettled u WHERE u.sync = s.id" \
-	"  AND u.state = 'parked'), st.window_ahead" \
+	"  AND u.state = 'parked'), st.window_ahead," \
+	" st.windows, st.changes, st.rows_read, st.bytes" \
 	" FROM payment_sync.sync s" \
 	" LEFT JOIN payment_sync.sync_state st ON st.sync = s.id AND " \
 	IN_FORCE
@@ -164,6 +165,16 @@ get_window(HeapTuple row, TupleDesc desc, PsyncSync *sync)
 		sync->ahead = psync_numbers_read(value, &sync->nahead);
 }
 
+/* 0 for a null. */
+static int64
+get_count(HeapTuple row, TupleDesc desc, int column)
+{
+	bool		isnull;
+	Datum		value = get_datum(row, desc, column, &isnull);
+
+	return isnull ? 0 : DatumGetInt64(value);
+}
+
 /*
  * A row of SYNC_COLUMNS, all of it copied to the current memory context.  The
  * columns' numbers are those of that list.
@@ -201,6 +212,10 @@ sync_from_row(HeapTuple row, TupleDesc desc)
 	sync->log_full = DatumGetBool(get_datum(row, desc, 17, &isnull));
 	sync->transform = get_string(row, desc, 18);
 	get_window(row, desc, sync);
+	sync->saved.windows = get_count(row, desc, 26);
+	sync->saved.changes = get_count(row, desc, 27);
+	sync->saved.rows_read = get_count(row, desc, 28);
+	sync->saved.bytes = get_count(row, desc, 29);
 	return sync;
 }
 

@@ -18,6 +18,15 @@
 #include "compat.h"
 #include "log/log.h"
 
+/* What was delivered, as long as there are statistics. */
+typedef struct PsyncSyncCounters
+{
+	int64		windows;
+	int64		changes;
+	int64		rows_read;		/* batch rows */
+	int64		bytes;
+} PsyncSyncCounters;
+
 /* The definition and state of one sync, as read at one time. */
 typedef struct PsyncSync
 {
@@ -55,6 +64,7 @@ typedef struct PsyncSync
 	int32		generation;		/* changed when the position was set by hand */
 	TimestampTz failing_since;	/* 0: not failing */
 	bool		parked;			/* there are parked events */
+	PsyncSyncCounters saved;
 	bool		log_full;		/* was seen to hold back too much of the log */
 } PsyncSync;
 

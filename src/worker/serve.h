@@ -76,6 +76,7 @@ typedef struct PsyncServed
 	bool		unrecorded;		/* the table lacks the last failure */
 	int			crashes;		/* workers that died in its turn, in a row */
 	bool		crashed;		/* the last of them is to be recorded */
+	long		standby_waited; /* ms, for what is to be sent next; 0: not */
 	int			credits;		/* windows that need not wait, see pace.c */
 	TimestampTz paced_at;		/* up to when credits are counted; 0: never */
 } PsyncServed;

@@ -16,6 +16,7 @@
 #include "storage/shmem.h"
 
 #include "compat.h"
+#include "sync/live.h"
 #include "worker/shmem.h"
 
 #define PSYNC_LOCK_TRANCHE	"payment_sync workers"
@@ -31,7 +32,7 @@ static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
 static shmem_request_hook_type prev_shmem_request_hook = NULL;
 #endif
 
-/* The three parts follow each other, each aligned for any type. */
+/* The parts follow each other, each aligned for any type. */
 static Size
 psync_shmem_size(void)
 {
@@ -41,10 +42,12 @@ psync_shmem_size(void)
 											sizeof(PsyncSharedWorker))));
 	size = add_size(size, MAXALIGN(mul_size(psync_max_databases,
 											sizeof(PsyncSharedDatabase))));
+	size = add_size(size, psync_live_size());
 	return size;
 }
 
-/* One lock suffices: it is taken a few times per wake-up of a worker. */
+/* One lock suffices: it is taken a few times per wake-up of a worker.  The
+ * other is for the figures that are written once per window. */
 static void
 psync_shmem_request(void)
 {
@@ -53,7 +56,7 @@ psync_shmem_request(void)
 		prev_shmem_request_hook();
 #endif
 	RequestAddinShmemSpace(psync_shmem_size());
-	RequestNamedLWLockTranche(PSYNC_LOCK_TRANCHE, 1);
+	RequestNamedLWLockTranche(PSYNC_LOCK_TRANCHE, 2);
 }
 
 /* Everything starts empty: the launcher finds the databases. */
@@ -87,6 +90,7 @@ psync_shmem_fill(void)
 static void
 psync_shmem_startup(void)
 {
+	LWLockPadded *locks;
 	char	   *base;
 	bool		found;
 
@@ -100,7 +104,10 @@ psync_shmem_startup(void)
 	psync_slots = (PsyncSharedWorker *) base;
 	base += MAXALIGN(psync_max_workers * sizeof(PsyncSharedWorker));
 	psync_databases = (PsyncSharedDatabase *) base;
-	psync_control_lock = &GetNamedLWLockTranche(PSYNC_LOCK_TRANCHE)->lock;
+	base += MAXALIGN(psync_max_databases * sizeof(PsyncSharedDatabase));
+	locks = GetNamedLWLockTranche(PSYNC_LOCK_TRANCHE);
+	psync_control_lock = &locks[0].lock;
+	psync_live_attach(base, &locks[1].lock, found);
 	if (!found)
 		psync_shmem_fill();
 	LWLockRelease(AddinShmemInitLock);

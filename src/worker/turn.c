@@ -190,6 +190,22 @@ psync_turn_note_saved(PsyncServed *served, bool saved)
 }
 
 /*
+ * A synchronous standby lacks what is to be sent (P3).  That is no failure, and
+ * the other syncs have their turns, though they will wait as well.
+ */
+static void
+psync_turn_await_standby(PsyncServed *served)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	long		ms = psync_standby_next_look(served->standby_waited);
+
+	served->standby_waited += ms;
+	served->not_before = psync_after(now, ms);
+	served->pending = true;
+	served->pending_since = now;
+}
+
+/*
  * Deliver windows until there is none, or the turn is over.  "Pending" is
  * cleared only here, after a look that began when all messages taken so far
  * had been heard: changes committed since then have set a new one.
@@ -204,6 +220,8 @@ psync_turn_deliver(PsyncServed *served)
 		uint64		saves = psync_progress_saves;
 		PsyncDeliverResult result = psync_delivery_step(served->delivery);
 
+		if (result != PSYNC_DELIVER_STANDBY)
+			served->standby_waited = 0;
 		if (result != PSYNC_DELIVER_GONE && result != PSYNC_DELIVER_WAIT)
 			psync_turn_note_saved(served, psync_progress_saves != saves);
 		if (result == PSYNC_DELIVER_GONE)
@@ -226,6 +244,11 @@ psync_turn_deliver(PsyncServed *served)
 		if (result == PSYNC_DELIVER_WAIT)
 		{
 			psync_turn_wait(served);
+			return;
+		}
+		if (result == PSYNC_DELIVER_STANDBY)
+		{
+			psync_turn_await_standby(served);
 			return;
 		}
 		if (result == PSYNC_DELIVER_YIELD)

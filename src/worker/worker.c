@@ -119,7 +119,9 @@ psync_worker_attach(int n, const PsyncWorkerStart *start)
 /*
  * Settings that someone may have made for the database or for everybody must
  * not change what a worker does.  An empty origin: what we write ourselves is
- * our own.
+ * our own.  Commits of a worker follow what targets know, who have nothing that
+ * a synchronous standby lacks; they need not wait for it, and a worker that
+ * hung there could neither be told anything nor serve anybody.
  */
 void
 psync_worker_settings(void)
@@ -134,6 +136,7 @@ psync_worker_settings(void)
 		{"statement_timeout", "0"},
 		{"transaction_timeout", "0"},	/* 17 and newer */
 		{"idle_in_transaction_session_timeout", "0"},
+		{"synchronous_commit", "local"},
 		{"payment_sync.origin", ""},
 	};
 

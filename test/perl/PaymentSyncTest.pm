@@ -77,17 +77,22 @@ SQL
 	return;
 }
 
-# Everything that was committed before this call is at the target, and no
-# batch is under way.
+# Everything that was committed before this call is at the target, no batch is
+# under way, and the tables have followed: a crash forgets nothing of it.
 sub wait_delivered
 {
 	my ($source, $sync, %option) = @_;
 	my $db = $option{db} // 'postgres';
 	$source->poll_query_until($db, <<SQL)
-SELECT lag_changes = 0 AND NOT EXISTS (
+SELECT v.lag_changes = 0 AND NOT EXISTS (
 	SELECT FROM payment_sync.progress_batch
 	WHERE sync = '$sync' AND state IN ('pending', 'running'))
-FROM payment_sync.stat_sync WHERE name = '$sync'
+	AND (v.windows, v.changes, v.rows_read, v.bytes, v.last_success) IS NOT DISTINCT FROM
+	(st.windows, st.changes, st.rows_read, st.bytes, st.last_success)
+FROM payment_sync.stat_sync v
+JOIN payment_sync.sync s USING (name)
+JOIN payment_sync.sync_state st ON st.sync = s.id
+WHERE v.name = '$sync'
 SQL
 	  or die "sync $sync did not deliver: "
 	  . $source->safe_psql($db,

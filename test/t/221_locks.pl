@@ -46,9 +46,9 @@ sub arrives
 sub saved
 {
 	my ($sync) = @_;
-	$source->poll_query_until('postgres', <<SQL) or die "progress of $sync is not saved";
-SELECT lag_changes = 0 AND state = 'idle' FROM payment_sync.stat_sync WHERE name = '$sync'
-SQL
+	wait_delivered($source, $sync);
+	$source->poll_query_until('postgres', "SELECT state = 'idle' FROM payment_sync.stat_sync WHERE name = '$sync'")
+	  or die "$sync is busy";
 	return;
 }
 
@@ -69,8 +69,8 @@ my $lock_rows = join ' ', "SELECT count(*) FROM (SELECT FROM payment_sync.sync W
 $open->query("BEGIN; $lock_rows");
 arrives('b', 'a sync whose rows are locked is delivered');
 arrives('a', "so is another one, round $_") for 1 .. 5;
-ok($source->poll_query_until('postgres',
-		"SELECT lag_changes = 0 AND state = 'idle' FROM payment_sync.stat_sync WHERE name = 'sa'"), 'whose progress is saved');
+saved('sa');
+pass('whose progress is saved');
 is(stat($source, 'sa', 'errors'), 0, 'without a failure');
 $open->query('ROLLBACK');
 saved('sb');
