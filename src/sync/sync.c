@@ -253,8 +253,10 @@ load_tables(PsyncSync *sync, MemoryContext context)
 }
 
 /*
- * Syncs that the condition names, by name, in the current memory context.  The
- * condition is a constant of ours with at most one parameter.
+ * Syncs that the condition names, in the current memory context: first the one
+ * that has been without success or failure for longest.  A worker begins with
+ * that, so that none goes short where workers come and go before each has had a
+ * turn.  The condition is a constant of ours with at most one parameter.
  */
 static List *
 load_syncs(const char *condition, Oid type, Datum value)
@@ -267,7 +269,9 @@ load_syncs(const char *condition, Oid type, Datum value)
 	Assert(condition != NULL);
 
 	initStringInfo(&command);
-	appendStringInfo(&command, "%s WHERE %s ORDER BY s.name", SYNC_COLUMNS, condition);
+	appendStringInfo(&command, "%s WHERE %s"
+					 " ORDER BY GREATEST(st.saved, st.last_error_at), s.name",
+					 SYNC_COLUMNS, condition);
 	(void) psync_owner_execute(command.data, OidIsValid(type) ? 1 : 0,
 							   &type, &value, NULL);
 	for (uint64 i = 0; i < SPI_processed; i++)
