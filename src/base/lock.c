@@ -23,6 +23,7 @@
 
 #include "access/xact.h"
 #include "miscadmin.h"
+#include "postmaster/bgworker.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
@@ -55,13 +56,25 @@ sentinel_is_held(void)
 	return psync_lock_held_by_me(&tag, ShareLock);
 }
 
+/*
+ * Is the process one of ours?  It has no session whose user could know of a
+ * lock, so all advisory locks of its session are what user code has left.  Other
+ * libraries' background workers are sessions like any other.
+ */
+static bool
+in_own_worker(void)
+{
+	return IsBackgroundWorker &&
+		strcmp(MyBgworkerEntry->bgw_library_name, "payment_sync") == 0;
+}
+
 /* The session has its part of each lock again, if it was given back. */
 static void
 restore(void)
 {
 	Assert(pinned);
 
-	if (IsBackgroundWorker)
+	if (in_own_worker())
 		LockReleaseSession(USER_LOCKMETHOD);
 	else if (sentinel_is_held())
 		return;
@@ -156,7 +169,7 @@ psync_session_locks_pin(void)
 
 	if (pinned || nheld == 0)
 		return;
-	if (!IsBackgroundWorker && !sentinel_is_held())
+	if (!in_own_worker() && !sentinel_is_held())
 	{
 		sentinel_tag(&sentinel);
 		(void) LockAcquire(&sentinel, ShareLock, true, true);

@@ -205,6 +205,17 @@ receive_nothing(DestReceiver *self)
 {
 }
 
+/* A saved cursor is a row of ours; still, nothing beyond its end is read. */
+pg_noreturn static void
+refuse_cursor(const PsyncBatch *batch)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("invalid cursor of the batch of table \"%s\"",
+					batch->table->source_name),
+			 errhint("Start the batch again with payment_sync.batch_sync().")));
+}
+
 /*
  * The cursor's key values as the query's parameters, in the current memory
  * context.  The bytes were stored here, but a table of ours can be damaged as
@@ -216,6 +227,7 @@ cursor_params(const PsyncBatch *batch)
 	const PsyncShape *shape = batch->shape;
 	ParamListInfo params = makeParamList(shape->nkeys);
 	const char *at = batch->after.data + sizeof(int16);
+	const char *end = batch->after.data + batch->after.len;
 
 	for (int entry = 0; entry < shape->nkeys; entry++)
 	{
@@ -223,6 +235,8 @@ cursor_params(const PsyncBatch *batch)
 		uint32		size;
 		ParamExternData *param = NULL;
 
+		if (at + sizeof(index) + sizeof(size) > end)
+			refuse_cursor(batch);
 		memcpy(&index, at, sizeof(index));
 		memcpy(&size, at + sizeof(index), sizeof(size));
 		index = pg_ntoh16(index);
@@ -231,12 +245,8 @@ cursor_params(const PsyncBatch *batch)
 		for (int k = 0; k < shape->nkeys; k++)
 			if (shape->keys[k] == index)
 				param = &params->params[k];
-		if (param == NULL || at + size > batch->after.data + batch->after.len)
-			ereport(ERROR,
-					(errcode(ERRCODE_DATA_CORRUPTED),
-					 errmsg("invalid cursor of the batch of table \"%s\"",
-							batch->table->source_name),
-					 errhint("Start the batch again with payment_sync.batch_sync().")));
+		if (param == NULL || size > (Size) (end - at))
+			refuse_cursor(batch);
 		param->value = psync_value_to_datum(&shape->columns[index], at, size);
 		param->isnull = false;
 		param->pflags = PARAM_FLAG_CONST;

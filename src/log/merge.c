@@ -170,6 +170,16 @@ append_data(PsyncOpenChunk *chunk, const char *data, uint32 size)
 	Assert(chunk->size <= chunk->capacity);
 }
 
+/* It was there when its window was looked for. */
+pg_noreturn static void
+refuse_chunk(Relation rel, const PsyncChunkRef *ref)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_DATA_CORRUPTED),
+			 errmsg("chunk (%u,%u) of change log table \"%s\" has vanished",
+					ref->block, ref->offset, RelationGetRelationName(rel))));
+}
+
 /*
  * Append a tuple's data to the chunk; the first one also says whose it is.
  * No snapshot is needed: the tuple was found visible, and the table is still
@@ -195,17 +205,17 @@ read_tuple(Relation rel, const PsyncChunkRef *ref, PsyncOpenChunk *chunk)
 	/* a damaged page may have lost what was there a moment ago */
 	if (PageIsNew(page) || ref->offset > PageGetMaxOffsetNumber(page) ||
 		!ItemIdIsNormal(item))
-		ereport(ERROR,
-				(errcode(ERRCODE_DATA_CORRUPTED),
-				 errmsg("chunk (%u,%u) of change log table \"%s\" has vanished",
-						ref->block, ref->offset, RelationGetRelationName(rel))));
+		refuse_chunk(rel, ref);
 
 	tuple.t_tableOid = RelationGetRelid(rel);
 	tuple.t_data = (HeapTupleHeader) PageGetItem(page, item);
 	tuple.t_len = ItemIdGetLength(item);
 	ItemPointerSet(&tuple.t_self, ref->block, ref->offset);
 	head = PSYNC_LOG_TUPLE(&tuple);
-	Assert(head->xid == ref->xid);
+	data = (bytea *) DatumGetPointer(heap_getattr(&tuple, 6,
+												  RelationGetDescr(rel), &isnull));
+	if (isnull || head->xid != ref->xid)
+		refuse_chunk(rel, ref);
 
 	if (ref->head)
 	{
@@ -220,8 +230,6 @@ read_tuple(Relation rel, const PsyncChunkRef *ref, PsyncOpenChunk *chunk)
 			strlcpy(chunk->origin, NameStr(*DatumGetName(origin)), NAMEDATALEN);
 		chunk->change.origin = isnull ? NULL : chunk->origin;
 	}
-	data = (bytea *) DatumGetPointer(heap_getattr(&tuple, 6,
-												  RelationGetDescr(rel), &isnull));
 	append_data(chunk, VARDATA_ANY(data), VARSIZE_ANY_EXHDR(data));
 	UnlockReleaseBuffer(buffer);
 }
