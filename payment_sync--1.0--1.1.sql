@@ -15,6 +15,30 @@ UPDATE payment_sync.batch SET state = 'pending', shape = NULL, cursor = NULL, ch
 	WHERE mirror AND state = 'running';
 COMMENT ON TABLE payment_sync.batch IS 'batches asked for, under way and done; cursor is the last key copied; initial: the target is not in step before it; request: tells it from those asked for before and after; swept: a mirror has removed what the source lacks';
 
+-- Changes of which no event can be made are dead letters, too.
+ALTER TABLE payment_sync.unsettled ADD COLUMN change bytea;
+CREATE OR REPLACE VIEW payment_sync.dead_letters WITH (security_barrier = true) AS
+	SELECT s.name AS sync, u.id, u.state, u.event_id, u.events, u.type,
+		u.schema, u."table", u.operation,
+		CASE WHEN o.is_owner THEN u.key END AS key,
+		u.status,
+		CASE WHEN o.is_owner OR u.change IS NULL THEN u.reason
+			ELSE split_part(u.reason, ':', 1)
+		END AS reason,
+		CASE WHEN o.is_owner THEN u.excerpt END AS excerpt,
+		u.error_state, u.failures, u.next_at, u.created, u.updated,
+		NULLIF(u.content_type, '') AS content_type,
+		CASE WHEN o.is_owner AND u.change IS NULL THEN u.body END AS body
+	FROM payment_sync.unsettled u
+	JOIN payment_sync.sync s ON s.id = u.sync
+	CROSS JOIN LATERAL (SELECT pg_has_role(s.owner, 'USAGE') AS is_owner) o
+	WHERE pg_has_role('pg_monitor', 'USAGE') OR o.is_owner;
+COMMENT ON VIEW payment_sync.dead_letters IS 'events that targets have refused or that could not be made, and those that are parked: not delivered, but passed';
+COMMENT ON COLUMN payment_sync.dead_letters.state IS 'dead: refused, or could not be made; held: likewise, and holds later events of its keys; parked: is retried';
+COMMENT ON COLUMN payment_sync.dead_letters.reason IS 'why it was not delivered; null: it waits behind another one of its key; what is said of an event that could not be made is for the sync''s owner only';
+COMMENT ON COLUMN payment_sync.dead_letters.content_type IS 'media type of the body; null: the event could not be made';
+COMMENT ON COLUMN payment_sync.dead_letters.body IS 'what is sent, as it is; only the sync''s owner sees it; null: the event could not be made, and is made anew when it is retried';
+COMMENT ON COLUMN payment_sync.stat_target.refused IS 'events that the target has refused for good, or that could not be made';
 
 CREATE VIEW payment_sync.log_holders WITH (security_barrier = true) AS
 	SELECT 'sync' AS kind, s.name AS sync, NULL::integer AS pid, NULL::text AS gid,
@@ -201,7 +225,9 @@ CREATE OR REPLACE VIEW payment_sync.stat_sync WITH (security_barrier = true) AS
 		st.started AS stats_since,
 		GREATEST(st.last_success, lv.last_success) AS last_success,
 		st.errors, st.failures,
-		st.last_error, st.last_error_detail, st.last_error_state, st.last_error_at,
+		st.last_error,
+		CASE WHEN pg_has_role(s.owner, 'USAGE') THEN st.last_error_detail END AS last_error_detail,
+		st.last_error_state, st.last_error_at,
 		st.retry_at AS next_retry,
 		w.pid AS worker_pid,
 		h.held AS log_held,
@@ -234,6 +260,7 @@ CREATE OR REPLACE VIEW payment_sync.stat_sync WITH (security_barrier = true) AS
 	LEFT JOIN LATERAL payment_sync.sync_lag(s.id) l ON true
 	LEFT JOIN LATERAL payment_sync.sync_live(s.id, st.generation) lv ON true
 	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.owner, 'USAGE');
+COMMENT ON COLUMN payment_sync.stat_sync.last_error_detail IS 'detail of the last failure, perhaps with the key of a change; only the sync''s owner sees it';
 COMMENT ON COLUMN payment_sync.stat_sync.state IS 'running, idle, pending (its turn will come), waiting (for the next retry), standby (a synchronous standby lacks what would be sent), pull, disabled, or stopped (has no position)';
 
 -- Rows are made as they are asked for.

@@ -206,7 +206,8 @@ CREATE TABLE payment_sync.unsettled (
 	origin bigint,
 	part integer NOT NULL DEFAULT 0,
 	part_numbers bigint[],
-	part_texts text[]
+	part_texts text[],
+	change bytea
 );
 CREATE INDEX unsettled_sync_idx ON payment_sync.unsettled (sync, state, id);
 COMMENT ON TABLE payment_sync.unsettled IS 'parked events, which are retried while others go on, and dead letters';
@@ -673,7 +674,9 @@ CREATE VIEW payment_sync.stat_sync WITH (security_barrier = true) AS
 		st.started AS stats_since,
 		GREATEST(st.last_success, lv.last_success) AS last_success,
 		st.errors, st.failures,
-		st.last_error, st.last_error_detail, st.last_error_state, st.last_error_at,
+		st.last_error,
+		CASE WHEN pg_has_role(s.owner, 'USAGE') THEN st.last_error_detail END AS last_error_detail,
+		st.last_error_state, st.last_error_at,
 		st.retry_at AS next_retry,
 		w.pid AS worker_pid,
 		h.held AS log_held,
@@ -723,7 +726,7 @@ COMMENT ON COLUMN payment_sync.stat_sync.last_success IS 'when the target last c
 COMMENT ON COLUMN payment_sync.stat_sync.errors IS 'failures since stats_since';
 COMMENT ON COLUMN payment_sync.stat_sync.failures IS 'failures in a row, zero after a success';
 COMMENT ON COLUMN payment_sync.stat_sync.last_error IS 'message of the last failure';
-COMMENT ON COLUMN payment_sync.stat_sync.last_error_detail IS 'detail of the last failure';
+COMMENT ON COLUMN payment_sync.stat_sync.last_error_detail IS 'detail of the last failure, perhaps with the key of a change; only the sync''s owner sees it';
 COMMENT ON COLUMN payment_sync.stat_sync.last_error_state IS 'SQLSTATE of the last failure';
 COMMENT ON COLUMN payment_sync.stat_sync.last_error_at IS 'when the last failure happened';
 COMMENT ON COLUMN payment_sync.stat_sync.next_retry IS 'when delivery is tried again after a failure';
@@ -863,7 +866,7 @@ COMMENT ON COLUMN payment_sync.stat_target.dead IS 'dead letters';
 COMMENT ON COLUMN payment_sync.stat_target.requests IS 'attempts that have ended';
 COMMENT ON COLUMN payment_sync.stat_target.events IS 'events that the target has taken';
 COMMENT ON COLUMN payment_sync.stat_target.retries IS 'attempts that failed and are repeated';
-COMMENT ON COLUMN payment_sync.stat_target.refused IS 'events that the target has refused for good';
+COMMENT ON COLUMN payment_sync.stat_target.refused IS 'events that the target has refused for good, or that could not be made';
 COMMENT ON COLUMN payment_sync.stat_target.bytes IS 'size of the bodies sent, repetitions included';
 COMMENT ON COLUMN payment_sync.stat_target.status_2xx IS 'answers with a status of this class; of protocols without one, deliveries';
 COMMENT ON COLUMN payment_sync.stat_target.status_3xx IS 'answers with a status of this class';
@@ -883,18 +886,22 @@ CREATE VIEW payment_sync.dead_letters WITH (security_barrier = true) AS
 	SELECT s.name AS sync, u.id, u.state, u.event_id, u.events, u.type,
 		u.schema, u."table", u.operation,
 		CASE WHEN o.is_owner THEN u.key END AS key,
-		u.status, u.reason,
+		u.status,
+		CASE WHEN o.is_owner OR u.change IS NULL THEN u.reason
+			ELSE split_part(u.reason, ':', 1)
+		END AS reason,
 		CASE WHEN o.is_owner THEN u.excerpt END AS excerpt,
-		u.error_state, u.failures, u.next_at, u.created, u.updated, u.content_type,
-		CASE WHEN o.is_owner THEN u.body END AS body
+		u.error_state, u.failures, u.next_at, u.created, u.updated,
+		NULLIF(u.content_type, '') AS content_type,
+		CASE WHEN o.is_owner AND u.change IS NULL THEN u.body END AS body
 	FROM payment_sync.unsettled u
 	JOIN payment_sync.sync s ON s.id = u.sync
 	CROSS JOIN LATERAL (SELECT pg_has_role(s.owner, 'USAGE') AS is_owner) o
 	WHERE pg_has_role('pg_monitor', 'USAGE') OR o.is_owner;
-COMMENT ON VIEW payment_sync.dead_letters IS 'events that targets have refused, and those that are parked: not delivered, but passed';
+COMMENT ON VIEW payment_sync.dead_letters IS 'events that targets have refused or that could not be made, and those that are parked: not delivered, but passed';
 COMMENT ON COLUMN payment_sync.dead_letters.sync IS 'name of the sync';
 COMMENT ON COLUMN payment_sync.dead_letters.id IS 'for retry_dead_letters and discard_dead_letters; in order of time';
-COMMENT ON COLUMN payment_sync.dead_letters.state IS 'dead: refused; held: refused, and holds later events of its keys; parked: is retried';
+COMMENT ON COLUMN payment_sync.dead_letters.state IS 'dead: refused, or could not be made; held: likewise, and holds later events of its keys; parked: is retried';
 COMMENT ON COLUMN payment_sync.dead_letters.event_id IS 'id that the target sees';
 COMMENT ON COLUMN payment_sync.dead_letters.events IS 'number of events in the body';
 COMMENT ON COLUMN payment_sync.dead_letters.type IS 'type of the first event';
@@ -903,15 +910,15 @@ COMMENT ON COLUMN payment_sync.dead_letters."table" IS 'its table';
 COMMENT ON COLUMN payment_sync.dead_letters.operation IS 'what happened to its row';
 COMMENT ON COLUMN payment_sync.dead_letters.key IS 'its key; only the sync''s owner sees it';
 COMMENT ON COLUMN payment_sync.dead_letters.status IS 'status of the target''s last answer';
-COMMENT ON COLUMN payment_sync.dead_letters.reason IS 'why it was not delivered; null: it waits behind another one of its key';
+COMMENT ON COLUMN payment_sync.dead_letters.reason IS 'why it was not delivered; null: it waits behind another one of its key; what is said of an event that could not be made is for the sync''s owner only';
 COMMENT ON COLUMN payment_sync.dead_letters.excerpt IS 'beginning of the target''s last answer; only the sync''s owner sees it';
 COMMENT ON COLUMN payment_sync.dead_letters.error_state IS 'SQLSTATE of the reason';
 COMMENT ON COLUMN payment_sync.dead_letters.failures IS 'attempts that failed';
 COMMENT ON COLUMN payment_sync.dead_letters.next_at IS 'when a parked one is tried again';
 COMMENT ON COLUMN payment_sync.dead_letters.created IS 'when it left the line';
 COMMENT ON COLUMN payment_sync.dead_letters.updated IS 'when it was last tried';
-COMMENT ON COLUMN payment_sync.dead_letters.content_type IS 'media type of the body';
-COMMENT ON COLUMN payment_sync.dead_letters.body IS 'what is sent, as it is; only the sync''s owner sees it';
+COMMENT ON COLUMN payment_sync.dead_letters.content_type IS 'media type of the body; null: the event could not be made';
+COMMENT ON COLUMN payment_sync.dead_letters.body IS 'what is sent, as it is; only the sync''s owner sees it; null: the event could not be made, and is made anew when it is retried';
 
 CREATE FUNCTION payment_sync.read_ledger(
 	OUT sync name, OUT "table" regclass, OUT day date, OUT operation text,

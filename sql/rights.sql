@@ -109,6 +109,14 @@ SELECT name, owner, enabled FROM payment_sync.syncs ORDER BY name;
 SELECT name, state, lag_changes FROM payment_sync.stat_sync ORDER BY name;
 SET ROLE regress_deputy;
 SELECT name, state, lag_changes FROM payment_sync.stat_sync ORDER BY name;
+
+-- what may name a key is for the owner
+RESET ROLE;
+UPDATE payment_sync.sync_state SET last_error = 'no', last_error_detail = 'The change''s key is (id)=(42).';
+SET ROLE regress_watcher;
+SELECT name, last_error, last_error_detail FROM payment_sync.stat_sync ORDER BY name;
+SET ROLE regress_deputy;
+SELECT name, last_error, last_error_detail FROM payment_sync.stat_sync ORDER BY name;
 SELECT payment_sync.disable_sync('pull', 'by deputy');
 SELECT payment_sync.enable_sync('pull');
 

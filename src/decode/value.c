@@ -150,8 +150,8 @@ find_owner(const PsyncColumn *column)
  * shutdown or a cancel would have come with any other.  What user code raises
  * by itself in the name of a cancel is none.
  */
-static bool
-is_about_server(const ErrorData *error)
+bool
+psync_error_is_about_server(const ErrorData *error)
 {
 	switch (ERRCODE_TO_CATEGORY(error->sqlerrcode))
 	{
@@ -236,7 +236,7 @@ psync_value_try(const PsyncColumn *column, PsyncDecode decoder,
 		*result = decoded;
 		return true;
 	}
-	if (psync_limit_exceeded() || (!late && is_about_server(error)))
+	if (psync_limit_exceeded() || (!late && psync_error_is_about_server(error)))
 		ReThrowError(error);
 	*failure = error;
 	return false;

@@ -27,5 +27,6 @@ extern bool psync_value_try(const PsyncColumn *column, PsyncDecode decoder,
 							const char *value, int32 size, Datum *result,
 							ErrorData **failure);
 extern bool psync_value_runs_user_code(const PsyncColumn *column);
+extern bool psync_error_is_about_server(const ErrorData *error);
 
 #endif							/* PSYNC_VALUE_H */

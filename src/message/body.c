@@ -268,6 +268,24 @@ psync_outgoing_make(PsyncMessages *messages, const uint64 *places, int n)
 	return message;
 }
 
+/* A message of an event that has no place in the line; it owns the event. */
+PsyncOutgoing *
+psync_outgoing_of_event(PsyncMessages *messages, PsyncEvent *event)
+{
+	MemoryContext old = CurrentMemoryContext;
+	PsyncOutgoing *message = begin(messages, 1);
+	const char *text = PSYNC_EVENT_TEXT(event);
+
+	message->places = NULL;
+	message->events[0] = event;
+	message->keeps_events = true;
+	message->sizes[0] = event->text_size;
+	set_head(&message->m, &messages->settings, message->events, 1);
+	finish(messages, message, &text, 1);
+	MemoryContextSwitchTo(old);
+	return message;
+}
+
 /*
  * Some of a message's events as a message of their own.  The events stay
  * those of their places; the message may be freed then.

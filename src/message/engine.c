@@ -64,14 +64,17 @@ is_settled(const PsyncMessages *messages, const PsyncChange *change)
 
 /*
  * Make the change's event and put it in the line; or, of a truncation, before
- * the fence.  A transform may leave a change out: then there is none.
+ * the fence.  A transform may leave a change out: then there is none.  If
+ * feeding cannot go on with this change, messages->stuck says why.
  */
 static void
 add_event(PsyncMessages *messages, const PsyncChange *change)
 {
 	PsyncEventKeys keys;
-	PsyncEvent *event = psync_event_make(messages->writer, change, &keys);
+	PsyncEvent *event;
 
+	if (!psync_change_to_event(messages, change, &keys, &event))
+		return;
 	if (event == NULL)
 	{
 		if (change->op != PSYNC_READ)
@@ -146,6 +149,8 @@ feed_row(PsyncMessages *messages)
 	change.new_image = messages->chunk_at + sizeof(size);
 	change.new_size = size;
 	add_event(messages, &change);
+	if (messages->stuck != NULL)
+		return;
 	messages->chunk_at += sizeof(size) + size;
 	if (messages->chunk_at >= batch->rows.data + batch->rows.len)
 		messages->chunk_at = NULL;
@@ -241,12 +246,9 @@ open_window(PsyncMessages *messages)
 	return true;
 }
 
-/*
- * Fill the line, from the window at hand and then from the next ones.  False
- * if the definition has changed.
- */
+/* The loop of feed(). */
 static bool
-feed(PsyncMessages *messages)
+fill_line(PsyncMessages *messages)
 {
 	PsyncDelivery *delivery = messages->delivery;
 	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), PSYNC_STEP_MS);
@@ -258,7 +260,8 @@ feed(PsyncMessages *messages)
 		PsyncChange change;
 		uint32		shape_id;
 
-		if (!psync_line_has_room(&messages->line) || !pass_fence(messages))
+		if (messages->stuck != NULL || !psync_line_has_room(&messages->line) ||
+			!pass_fence(messages))
 			return true;
 		/* what a transform does may take its time */
 		if (messages->writer->transform != NULL && GetCurrentTimestamp() > until)
@@ -277,6 +280,7 @@ feed(PsyncMessages *messages)
 					return true;
 			}
 			looked = true;
+			psync_trial_end(messages);
 			if (!open_window(messages))
 				return false;
 			if (!messages->window_open)
@@ -296,6 +300,28 @@ feed(PsyncMessages *messages)
 	}
 	messages->more = true;
 	return true;
+}
+
+/*
+ * Fill the line, from the window at hand and then from the next ones.  False
+ * if the definition has changed.
+ */
+static bool
+feed(PsyncMessages *messages)
+{
+	volatile bool result = false;
+
+	PG_TRY();
+	{
+		result = fill_line(messages);
+		psync_trial_end(messages);
+	}
+	PG_CATCH();
+	{
+		psync_trial_rethrow(messages);
+	}
+	PG_END_TRY();
+	return result;
 }
 
 /* ------------------------------------------------------------------- open */
@@ -696,6 +722,21 @@ retire(PsyncMessages *messages)
 }
 
 /*
+ * All before the change that feeding is stuck at is settled: raise what was
+ * the matter.  Who tries again begins with that change.
+ */
+static PsyncDeliverResult
+raise_stuck(PsyncMessages *messages)
+{
+	Assert(psync_line_is_empty(&messages->line));
+
+	await(messages, PSYNC_RETIRE_MS);
+	if (!psync_messages_save(messages))
+		return PSYNC_DELIVER_GONE;
+	ReThrowError(messages->stuck);
+}
+
+/*
  * Deliver for a while; the header comment says how it ends.  Never holds a
  * snapshot while it waits, and never waits for more than one thing at a time.
  */
@@ -719,6 +760,8 @@ work(PsyncDelivery *delivery)
 
 		if (!look_around(messages) || !feed(messages))
 			return retire(messages);
+		if (messages->stuck != NULL && psync_line_is_empty(&messages->line))
+			return raise_stuck(messages);
 		psync_messages_dispatch(messages, now);
 		if (is_finished(messages))
 			return finish(messages, worked);

@@ -673,6 +673,7 @@ pack(PsyncEventWriter *writer, const PsyncEventTable *table,
 	PsyncEvent *event = MemoryContextAllocHuge(writer->context, size);
 	char	   *at = event->data;
 
+	memset(event, 0, offsetof(PsyncEvent, data));
 	event->table = table;
 	event->op = change->op;
 	event->position = change->position;
@@ -709,16 +710,31 @@ begin_limit(PsyncTimeLimit *limit, const PsyncEventWriter *writer,
 						  "payment_sync.user_code_timeout");
 }
 
+/* Nothing of the event at hand is needed any more. */
+static void
+tidy_up(PsyncEventWriter *writer)
+{
+	MemoryContext old = MemoryContextSwitchTo(writer->context);
+
+	shrink(&writer->text);
+	shrink(&writer->data);
+	shrink(&writer->envelope);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(writer->value_context);
+}
+
 /*
  * The event of a change, in the writer's context, and its keys.  NULL if the
- * transform leaves it out.
+ * transform leaves it out.  "again": the change comes out of its turn, and
+ * says nothing about which event was the previous one.
  */
 PsyncEvent *
 psync_event_make(PsyncEventWriter *writer, const PsyncChange *change,
-				 PsyncEventKeys *keys)
+				 PsyncEventKeys *keys, bool again)
 {
 	MemoryContext old = MemoryContextSwitchTo(writer->value_context);
 	const PsyncEventTable *table = get_table(writer, change);
+	bool		chained = writer->settings->previous && change->op != PSYNC_READ && !again;
 	PsyncTimeLimit limit;
 	const char *content_type;
 	uint64		previous = 0;
@@ -726,13 +742,15 @@ psync_event_make(PsyncEventWriter *writer, const PsyncChange *change,
 
 	begin_limit(&limit, writer, table);
 	resetStringInfo(&writer->key);
+	writer->key_made = false;
 	if (!table->truncate)
 	{
 		psync_json_split(table->json, change);
 		psync_json_key_text(&writer->key, table->json);
 	}
+	writer->key_made = true;
 	find_keys(table, change, keys);
-	if (writer->settings->previous && change->op != PSYNC_READ)
+	if (chained)
 		previous = find_previous(writer, keys);
 	make_id(writer, table, change, keys);
 	if (make_text(writer, table, change, previous, &content_type))
@@ -740,15 +758,40 @@ psync_event_make(PsyncEventWriter *writer, const PsyncChange *change,
 		event = pack(writer, table, change);
 		event->previous = previous;
 		event->content_type = content_type;
-		if (writer->settings->previous && change->op != PSYNC_READ)
+		if (chained)
 			remember_position(writer, keys, change->position);
 	}
 	psync_limit_end(&limit);
-	MemoryContextSwitchTo(writer->context);
-	shrink(&writer->text);
-	shrink(&writer->data);
-	shrink(&writer->envelope);
 	MemoryContextSwitchTo(old);
-	MemoryContextReset(writer->value_context);
+	tidy_up(writer);
+	return event;
+}
+
+/*
+ * In place of the event that psync_event_make() has just failed to make: with
+ * its id, keys and, if that much was made, the text of its key.  Runs nothing
+ * that users wrote.
+ */
+PsyncEvent *
+psync_event_unmade(PsyncEventWriter *writer, const PsyncChange *change,
+				   PsyncEventKeys *keys, const PsyncFault *fault)
+{
+	MemoryContext old = MemoryContextSwitchTo(writer->value_context);
+	const PsyncEventTable *table = get_table(writer, change);
+	PsyncEvent *event;
+
+	if (!writer->key_made)
+		resetStringInfo(&writer->key);
+	if (!table->truncate)
+		psync_json_split(table->json, change);
+	find_keys(table, change, keys);
+	make_id(writer, table, change, keys);
+	resetStringInfo(&writer->text);
+	psync_json_put(&writer->text, (const char *) fault, sizeof(*fault));
+	psync_change_pack(&writer->text, change);
+	event = pack(writer, table, change);
+	event->unmade = true;
+	MemoryContextSwitchTo(old);
+	tidy_up(writer);
 	return event;
 }

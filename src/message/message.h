@@ -8,6 +8,7 @@
  *	message_settings.c	the options that all such targets share
  *	message_event.c		events of changes (what formats look like)
  *	message_body.c		bodies of events: messages
+ *	unmade.c			changes of which no event can be made
  *	message_transform.c	the subscriber's SQL expression
  *	message_keys.c		a hash table of keys
  *	message_line.c		the line: order, and how far all is settled
@@ -30,6 +31,7 @@
 #define PSYNC_MESSAGE_H
 
 #include "lib/ilist.h"
+#include "utils/resowner.h"
 
 #include "decode/json.h"
 #include "deliver/delivery.h"
@@ -108,6 +110,7 @@ typedef struct PsyncEvent
 	uint64		previous;		/* of the same key's previous event; 0: unknown */
 	uint64		xid;
 	TimestampTz at;
+	bool		unmade;			/* its text is a fault and the change */
 	int			id_size;		/* without the terminator */
 	int			key_size;
 	int			text_size;
@@ -143,17 +146,29 @@ typedef struct PsyncEventWriter
 	uint64	   *previous_positions;
 	StringInfoData id;
 	StringInfoData key;
+	bool		key_made;		/* of the change at hand, as a whole */
 	StringInfoData text;
 	StringInfoData envelope;	/* what a transform is given */
 	StringInfoData data;		/* CloudEvents' data */
 } PsyncEventWriter;
+
+/* Why no event could be made. */
+typedef struct PsyncFault
+{
+	int			sqlerrcode;
+	char		reason[256];
+} PsyncFault;
 
 extern PsyncEventWriter *psync_event_writer(const PsyncTarget *target,
 											const PsyncMessageSettings *settings,
 											const char *transform, Oid owner);
 extern PsyncEvent *psync_event_make(PsyncEventWriter *writer,
 									const PsyncChange *change,
-									PsyncEventKeys *keys);
+									PsyncEventKeys *keys, bool again);
+extern PsyncEvent *psync_event_unmade(PsyncEventWriter *writer,
+									  const PsyncChange *change,
+									  PsyncEventKeys *keys,
+									  const PsyncFault *fault);
 
 /* Of the event with which check_target() tries a target: it has no table. */
 static inline bool
@@ -223,6 +238,8 @@ typedef struct PsyncOutgoing
 
 extern PsyncOutgoing *psync_outgoing_make(struct PsyncMessages *messages,
 										  const uint64 *places, int n);
+extern PsyncOutgoing *psync_outgoing_of_event(struct PsyncMessages *messages,
+											  PsyncEvent *event);
 extern PsyncOutgoing *psync_outgoing_split(struct PsyncMessages *messages,
 										   PsyncOutgoing *message, int first,
 										   int n);
@@ -471,6 +488,7 @@ typedef enum PsyncRowOp
 	PSYNC_ROW_HOLD,				/* a parked one was refused */
 	PSYNC_ROW_KILL,				/* likewise, now dead */
 	PSYNC_ROW_SPLIT,			/* a parked one of several was refused */
+	PSYNC_ROW_LEAVE_OUT,		/* made anew, the transform leaves it out */
 	PSYNC_ROW_DELETE			/* delivered */
 } PsyncRowOp;
 
@@ -511,6 +529,14 @@ typedef struct PsyncMessageStats
 
 /* ---------------------------------------------------------------- engine */
 
+/* The subtransaction in which events are made. */
+typedef struct PsyncTrial
+{
+	bool		open;
+	ResourceOwner outer;		/* the caller's */
+	ResourceOwner inner;		/* the subtransaction's */
+} PsyncTrial;
+
 typedef struct PsyncMessages
 {
 	MemoryContext context;
@@ -539,6 +565,9 @@ typedef struct PsyncMessages
 	uint64		mark_position;	/* candidates for the next window */
 	uint64		mark_xmax;
 	uint64		published;		/* line.moves when figures were published */
+	PsyncTrial	trial;
+	ErrorData  *stuck;			/* feeding cannot go on; raised when the line is
+								 * empty */
 
 	/* sending */
 	PsyncSlot  *slots;			/* in_flight_max of them */
@@ -613,15 +642,28 @@ extern void psync_bury(PsyncMessages *messages, PsyncOutgoing *message,
 extern void psync_parked_delivered(PsyncMessages *messages, PsyncOutgoing *message);
 extern void psync_parked_again(PsyncMessages *messages, PsyncOutgoing *message,
 							   TimestampTz now);
-extern void psync_parked_failed(PsyncMessages *messages, PsyncOutgoing *message,
+extern void psync_parked_left_out(PsyncMessages *messages, PsyncParked *parked);
+extern void psync_parked_failed(PsyncMessages *messages, PsyncParked *parked,
 								const PsyncAnswer *answer);
-extern void psync_parked_refused(PsyncMessages *messages, PsyncOutgoing *message,
+extern void psync_parked_refused(PsyncMessages *messages, PsyncParked *parked,
 								 const PsyncAnswer *answer);
 extern PsyncOutgoing *psync_parked_due(PsyncMessages *messages, TimestampTz now);
 extern void psync_parked_gather(PsyncMessages *messages, PsyncOutgoing *message,
 								PsyncParked *parked);
 extern void psync_row_changes_done(PsyncMessages *messages);
 extern void psync_park_overdue(PsyncMessages *messages, TimestampTz now);
+
+/* unmade.c */
+extern bool psync_change_to_event(PsyncMessages *messages, const PsyncChange *change,
+								  PsyncEventKeys *keys, PsyncEvent **event);
+extern void psync_trial_end(PsyncMessages *messages);
+extern void psync_trial_rethrow(PsyncMessages *messages);
+extern void psync_change_pack(StringInfo out, const PsyncChange *change);
+extern void psync_unmade_turn(PsyncMessages *messages, uint64 place);
+extern PsyncOutgoing *psync_unmade_remake(PsyncMessages *messages,
+										  PsyncParked *parked,
+										  bytea *packed);
+extern Datum psync_unmade_change(const PsyncEvent *event);
 
 /* rows.c */
 extern void psync_row_changes_record(PsyncMessages *messages);

@@ -33,6 +33,9 @@
 #define PSYNC_KEY_ROW			1
 #define PSYNC_KEY_TRUNCATE		2
 
+/* No more events are made anew at a stretch after this time. */
+#define PSYNC_REMAKE_MS			20
+
 static inline uint64
 table_key(uint64 relid, int kind)
 {
@@ -337,11 +340,21 @@ psync_parked_delivered(PsyncMessages *messages, PsyncOutgoing *message)
 	psync_line_recheck(messages);
 }
 
+/* Made anew, it is no event any more. */
+void
+psync_parked_left_out(PsyncMessages *messages, PsyncParked *parked)
+{
+	Assert(parked->id != 0 && parked->message == NULL);
+	add_change(messages, PSYNC_ROW_LEAVE_OUT, parked)->parked = NULL;
+	parked_remove(messages, parked);
+	psync_line_recheck(messages);
+}
+
 /* The body is not kept; unless there is no row to read it from. */
 static void
 forget_body(PsyncParked *parked)
 {
-	if (parked->id == 0)
+	if (parked->id == 0 || parked->message == NULL)
 		return;
 	psync_outgoing_free(parked->message);
 	parked->message = NULL;
@@ -366,10 +379,9 @@ psync_parked_again(PsyncMessages *messages, PsyncOutgoing *message, TimestampTz 
 
 /* It waits longer each time; its body is read again when it is due. */
 void
-psync_parked_failed(PsyncMessages *messages, PsyncOutgoing *message,
+psync_parked_failed(PsyncMessages *messages, PsyncParked *parked,
 					const PsyncAnswer *answer)
 {
-	PsyncParked *parked = message->parked;
 	int64		delay;
 
 	parked->failures++;
@@ -388,10 +400,9 @@ psync_parked_failed(PsyncMessages *messages, PsyncOutgoing *message,
 
 /* Refused for good: it holds its keys, or is a dead letter. */
 void
-psync_parked_refused(PsyncMessages *messages, PsyncOutgoing *message,
+psync_parked_refused(PsyncMessages *messages, PsyncParked *parked,
 					 const PsyncAnswer *answer)
 {
-	PsyncParked *parked = message->parked;
 	bool		hold = messages->settings.hold_refused;
 	PsyncRowChange *change;
 
@@ -418,12 +429,13 @@ psync_parked_refused(PsyncMessages *messages, PsyncOutgoing *message,
 		change->op = PSYNC_ROW_BURY;
 		change->parked = NULL;
 		change->failures = parked->failures;
-		message->parked = NULL;
+		parked->message->parked = NULL;
 	}
 	else
 	{
 		change = add_change(messages, hold ? PSYNC_ROW_HOLD : PSYNC_ROW_KILL, parked);
 		change->answer = *answer;
+		change->failures = parked->failures;
 		parked->held = hold;
 		forget_body(parked);
 		if (hold)
@@ -444,7 +456,7 @@ static const char list_command[] =
 
 static const char read_command[] =
 	"SELECT event_id, events, type, schema, \"table\", operation, key,"
-	" content_type, attributes, body FROM payment_sync.unsettled"
+	" content_type, attributes, body, change FROM payment_sync.unsettled"
 	" WHERE id = $1 AND state = 'parked'";
 
 /* That transaction has committed: their places are settled. */
@@ -652,27 +664,42 @@ outgoing_from_row(HeapTuple row, TupleDesc desc)
 	return message;
 }
 
-/* Its body, in a context of its own, or NULL if the row is gone. */
+/*
+ * The message of a row, in a context of its own.  NULL if the row is gone; or,
+ * with *packed set, if it holds a change of which an event is to be made.
+ */
 static PsyncOutgoing *
-read_message(PsyncMessages *messages, PsyncParked *parked)
+read_message(PsyncMessages *messages, PsyncParked *parked, bytea **packed)
 {
+	MemoryContext caller = CurrentMemoryContext;
 	Oid			types[1] = {INT8OID};
 	Datum		values[1] = {Int64GetDatum(parked->id)};
 	PsyncOutgoing *message = NULL;
 
+	*packed = NULL;
 	if (psync_owner_execute(read_command, 1, types, values, NULL) > 0)
 	{
-		MemoryContext context = AllocSetContextCreate(messages->context,
-													  "payment_sync message",
-													  ALLOCSET_SMALL_SIZES);
-		MemoryContext old = MemoryContextSwitchTo(context);
+		HeapTuple	row = SPI_tuptable->vals[0];
+		bool		isnull;
+		Datum		change = SPI_getbinval(row, SPI_tuptable->tupdesc, 11, &isnull);
 
-		message = outgoing_from_row(SPI_tuptable->vals[0], SPI_tuptable->tupdesc);
-		message->m.attempt = parked->failures;
-		message->again = parked->again;
-		MemoryContextSwitchTo(old);
+		if (isnull)
+		{
+			MemoryContext context = AllocSetContextCreate(messages->context,
+														  "payment_sync message",
+														  ALLOCSET_SMALL_SIZES);
+
+			MemoryContextSwitchTo(context);
+			message = outgoing_from_row(row, SPI_tuptable->tupdesc);
+		}
+		else
+		{
+			MemoryContextSwitchTo(caller);
+			*packed = DatumGetByteaPCopy(change);
+		}
 	}
 	SPI_finish();
+	MemoryContextSwitchTo(caller);
 	return message;
 }
 
@@ -732,6 +759,7 @@ psync_parked_due(PsyncMessages *messages, TimestampTz now)
 	while ((parked = find_due(messages, now)) != NULL)
 	{
 		PsyncOutgoing *message;
+		bytea	   *packed;
 
 		if (parked->split)
 		{
@@ -739,16 +767,29 @@ psync_parked_due(PsyncMessages *messages, TimestampTz now)
 			parked->splitting = true;
 			continue;
 		}
-		message = read_message(messages, parked);
+		message = read_message(messages, parked, &packed);
+		if (packed != NULL)
+		{
+			message = psync_unmade_remake(messages, parked, packed);
+			pfree(packed);
+		}
+		else if (message == NULL)
+		{
+			/* discarded meanwhile */
+			parked_remove(messages, parked);
+			psync_line_recheck(messages);
+		}
 		if (message != NULL)
 		{
+			message->m.attempt = parked->failures;
+			message->again = parked->again;
 			message->parked = parked;
 			parked->message = message;
 			return message;
 		}
-		/* discarded meanwhile */
-		parked_remove(messages, parked);
-		psync_line_recheck(messages);
+		/* trying what cannot be made may take its time */
+		if (TimestampDifferenceExceeds(now, GetCurrentTimestamp(), PSYNC_REMAKE_MS))
+			return NULL;
 	}
 	return NULL;
 }

@@ -150,7 +150,7 @@ make_message(PsyncMessages *messages, const PsyncTable *table,
 	change.table = table;
 	change.new_image = image->data;
 	change.new_size = image->len;
-	event = psync_event_make(messages->writer, &change, &keys);
+	event = psync_event_make(messages->writer, &change, &keys, false);
 	if (event == NULL)
 		return NULL;
 	place = psync_line_add(messages, event, &keys);
@@ -328,7 +328,7 @@ make_ping(PsyncMessage *ping, PsyncTarget *target)
 	{
 		messages = make_engine(target, NULL, GetUserId());
 		make_ping_change(&change, now);
-		place = psync_line_add(messages, psync_event_make(messages->writer, &change, &keys),
+		place = psync_line_add(messages, psync_event_make(messages->writer, &change, &keys, false),
 							   &keys);
 		*ping = psync_outgoing_make(messages, &place, 1)->m;
 	}

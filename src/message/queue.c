@@ -122,7 +122,10 @@ unblocked(PsyncMessages *messages, uint64 n)
 			line->behind[line->nbehind++] = n;
 		return;
 	}
-	push_ready(line, n);
+	if (event->unmade)
+		psync_unmade_turn(messages, n);
+	else
+		push_ready(line, n);
 }
 
 /*
@@ -362,7 +365,7 @@ join_successors(PsyncMessages *messages, uint64 *places, int i, int n)
 			next->in_batch = 0;
 		}
 		if (++next->in_batch == next->blockers &&
-			next->state == PSYNC_PLACE_WAITING &&
+			next->state == PSYNC_PLACE_WAITING && !next->event->unmade &&
 			!(messages->nparked > 0 &&
 			  psync_parked_blocks(messages, next->nkeys, next->keys,
 								  next->event->table->table->relid, false)))

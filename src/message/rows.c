@@ -26,9 +26,9 @@ static const char insert_command[] =
 	" keys, truncate, type, schema, \"table\", operation, key, content_type,"
 	" attributes, body, failures, next_at, status, reason, excerpt, error_state,"
 	" tally_relids, tally_days, tally_operations, tally_counts, part_numbers,"
-	" part_texts)"
+	" part_texts, change)"
 	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15,"
-	" $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27) RETURNING id";
+	" $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28) RETURNING id";
 
 /*
  * A row of the n events from the one numbered $2 on, of a row of several.  The
@@ -90,13 +90,14 @@ static const char update_command[] =
 	" status = $5, reason = $6, excerpt = $7, error_state = $8,"
 	" updated = clock_timestamp() WHERE id = $1";
 
-static const char delete_command[] =
-	"WITH gone AS (DELETE FROM payment_sync.unsettled WHERE id = $1 RETURNING *)"
-	" INSERT INTO payment_sync.ledger_count AS l (sync, relid, day, operation, delivered)"
-	" SELECT g.sync, t.* FROM gone g,"
-	" unnest(g.tally_relids, g.tally_days, g.tally_operations, g.tally_counts) t"
-	" ON CONFLICT (sync, relid, day, operation) DO UPDATE SET"
-	" delivered = l.delivered + excluded.delivered";
+/* Its events are counted in that column of the ledger. */
+#define DELETE_COMMAND(column) \
+	"WITH gone AS (DELETE FROM payment_sync.unsettled WHERE id = $1 RETURNING *)" \
+	" INSERT INTO payment_sync.ledger_count AS l (sync, relid, day, operation, " column ")" \
+	" SELECT g.sync, t.* FROM gone g," \
+	" unnest(g.tally_relids, g.tally_days, g.tally_operations, g.tally_counts) t" \
+	" ON CONFLICT (sync, relid, day, operation) DO UPDATE SET " \
+	column " = l." column " + excluded." column
 
 static Datum
 text_utf8(const char *utf8)
@@ -164,21 +165,22 @@ attribute_array(const PsyncMessage *m)
 
 /*
  * Eight parameters: all of a message but its id, so that it can be sent again
- * as it was (P6).
+ * as it was (P6).  Of an event that could not be made there is no body.
  */
 static void
-set_message(Datum *values, const PsyncMessage *m)
+set_message(Datum *values, const PsyncMessage *m, bool unmade)
 {
-	bytea	   *body = MemoryContextAllocHuge(CurrentMemoryContext, VARHDRSZ + m->size);
+	Size		size = unmade ? 0 : m->size;
+	bytea	   *body = MemoryContextAllocHuge(CurrentMemoryContext, VARHDRSZ + size);
 
-	SET_VARSIZE(body, VARHDRSZ + m->size);
-	memcpy(VARDATA(body), m->body, m->size);
+	SET_VARSIZE(body, VARHDRSZ + size);
+	memcpy(VARDATA(body), m->body, size);
 	values[0] = text_utf8(m->type);
 	values[1] = text_utf8(m->schema);
 	values[2] = text_utf8(m->table);
 	values[3] = CStringGetTextDatum(m->operation);
 	values[4] = text_utf8(m->key);
-	values[5] = CStringGetTextDatum(m->content_type);
+	values[5] = CStringGetTextDatum(unmade ? "" : m->content_type);
 	values[6] = attribute_array(m);
 	values[7] = PointerGetDatum(body);
 }
@@ -228,16 +230,17 @@ set_parts(PsyncMessages *messages, const PsyncOutgoing *message, Datum *values)
 static int64
 insert_row(PsyncMessages *messages, PsyncRowChange *change)
 {
-	Oid			types[27] = {UUIDOID, TEXTOID, TEXTOID, INT4OID, OIDARRAYOID,
+	Oid			types[28] = {UUIDOID, TEXTOID, TEXTOID, INT4OID, OIDARRAYOID,
 		INT8ARRAYOID, BOOLOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID,
 	TEXTOID, TEXTARRAYOID, BYTEAOID, INT4OID, TIMESTAMPTZOID, INT4OID, TEXTOID, TEXTOID, TEXTOID,
-	OIDARRAYOID, DATEARRAYOID, TEXTARRAYOID, INT4ARRAYOID, INT8ARRAYOID, TEXTARRAYOID};
-	Datum		values[27] = {0};
-	char		nulls[28] = "                           ";
+	OIDARRAYOID, DATEARRAYOID, TEXTARRAYOID, INT4ARRAYOID, INT8ARRAYOID, TEXTARRAYOID, BYTEAOID};
+	Datum		values[28] = {0};
+	char		nulls[29] = "                            ";
 	PsyncOutgoing *message = change->message;
 	PsyncParked *parked = change->parked;
 	PsyncParked own = {0};
 	const char *state = parked == NULL ? "dead" : parked->held ? "held" : "parked";
+	bool		unmade = message->events[0]->unmade;
 	bool		isnull;
 	int64		id;
 
@@ -252,7 +255,7 @@ insert_row(PsyncMessages *messages, PsyncRowChange *change)
 	values[5] = parked ? int8_array(parked->keys, parked->nkeys) :
 		int8_array(own.keys, own.nkeys);
 	values[6] = BoolGetDatum(parked ? parked->truncate : own.truncate);
-	set_message(&values[7], &message->m);
+	set_message(&values[7], &message->m, unmade);
 	values[15] = Int32GetDatum(parked ? parked->failures : change->failures);
 	values[16] = TimestampTzGetDatum(parked ? parked->next_at : 0);
 	nulls[16] = parked != NULL && parked->next_at != 0 ? ' ' : 'n';
@@ -262,7 +265,9 @@ insert_row(PsyncMessages *messages, PsyncRowChange *change)
 		set_parts(messages, message, &values[25]);
 	else
 		nulls[25] = nulls[26] = 'n';
-	(void) psync_owner_execute(insert_command, 27, types, values, nulls);
+	nulls[27] = unmade ? ' ' : 'n';
+	values[27] = unmade ? psync_unmade_change(message->events[0]) : (Datum) 0;
+	(void) psync_owner_execute(insert_command, 28, types, values, nulls);
 	id = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc,
 									 1, &isnull));
 	SPI_finish();
@@ -319,16 +324,16 @@ split_row(int64 id)
 }
 
 /*
- * Delivered after all.  If the row is gone by now, its events were discarded
- * while they were on their way, and that is how they were counted.
+ * Delivered after all, or left out.  If the row is gone by now, its events were
+ * discarded while they were on their way, and that is how they were counted.
  */
 static void
-delete_row(int64 id)
+delete_row(int64 id, const char *command)
 {
 	Oid			types[1] = {INT8OID};
 	Datum		values[1] = {Int64GetDatum(id)};
 
-	(void) psync_owner_execute(delete_command, 1, types, values, NULL);
+	(void) psync_owner_execute(command, 1, types, values, NULL);
 	SPI_finish();
 }
 
@@ -380,8 +385,11 @@ psync_row_changes_write(PsyncMessages *messages)
 			case PSYNC_ROW_SPLIT:
 				split_row(change->id);
 				break;
+			case PSYNC_ROW_LEAVE_OUT:
+				delete_row(change->id, DELETE_COMMAND("left_out"));
+				break;
 			case PSYNC_ROW_DELETE:
-				delete_row(change->id);
+				delete_row(change->id, DELETE_COMMAND("delivered"));
 				break;
 		}
 	}

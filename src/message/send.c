@@ -346,7 +346,7 @@ refused_event(PsyncMessages *messages, PsyncOutgoing *message,
 		psync_breaker_failure(messages, answer, now);
 	}
 	else
-		psync_parked_refused(messages, message, answer);
+		psync_parked_refused(messages, message->parked, answer);
 }
 
 /*
@@ -362,7 +362,7 @@ refused(PsyncMessages *messages, PsyncOutgoing *message,
 
 	psync_breaker_success(messages, now);
 	if (message->parked != NULL)
-		psync_parked_refused(messages, message, answer);
+		psync_parked_refused(messages, message->parked, answer);
 	else if (n == 1)
 		refused_event(messages, message, answer, now);
 	else
@@ -386,7 +386,7 @@ failed(PsyncMessages *messages, PsyncOutgoing *message,
 	message->again = 0;
 	if (message->parked != NULL)
 	{
-		psync_parked_failed(messages, message, answer);
+		psync_parked_failed(messages, message->parked, answer);
 		/* as a probe it has told that the target is not back */
 		if (messages->breaker == PSYNC_BREAKER_PROBING)
 			psync_breaker_failure(messages, answer, now);
@@ -523,9 +523,9 @@ delivered(PsyncMessages *messages, PsyncOutgoing *message, PsyncSlot *slot,
 	if (slot->answer.partly && message->parked != NULL)
 	{
 		if (count_items(slot->items, n, PSYNC_ITEM_RETRY) > 0)
-			psync_parked_failed(messages, message, &slot->answer);
+			psync_parked_failed(messages, message->parked, &slot->answer);
 		else
-			psync_parked_refused(messages, message, &slot->answer);
+			psync_parked_refused(messages, message->parked, &slot->answer);
 	}
 	else if (slot->answer.partly)
 		partly_delivered(messages, message, slot, now);

@@ -177,8 +177,8 @@ evaluate(PsyncTransform *transform, Datum event, bool *isnull)
 
 /*
  * Append to "body" what the expression makes of the event; false if it leaves
- * it out.  Raises whatever the expression raises: the sync stops at the event
- * then.
+ * it out.  Raises whatever the expression raises; unmade.c says what
+ * becomes of the change then.
  */
 bool
 psync_transform_run(PsyncTransform *transform, const char *event, int size,
