@@ -112,6 +112,13 @@ CREATE FUNCTION payment_sync.skip_replicated() RETURNS trigger
 COMMENT ON FUNCTION payment_sync.skip_replicated() IS
 	'makes nothing of rows of another server''s payment_sync, which a subscription brings';
 
+-- What runs by itself, and nobody calls, is nobody's to call.
+REVOKE EXECUTE ON FUNCTION payment_sync.wake_workers(),
+	payment_sync.skip_replicated(),
+	payment_sync.on_ddl_command_start(), payment_sync.on_ddl_command_end(), payment_sync.on_sql_drop(),
+	payment_sync.payment_sync_http_validator(text[], oid), payment_sync.payment_sync_postgres_validator(text[], oid)
+	FROM PUBLIC;
+
 ALTER TABLE payment_sync.log_0 REPLICA IDENTITY FULL;
 ALTER TABLE payment_sync.log_1 REPLICA IDENTITY FULL;
 ALTER TABLE payment_sync.log_2 REPLICA IDENTITY FULL;

@@ -1391,7 +1391,7 @@ COMMENT ON EVENT TRIGGER payment_sync_sql_drop IS 'forgets dropped tables, and k
 -- Privileges
 -- ======================================================================
 
--- Everybody may call the functions, which check what they are about: a table's
+-- Everybody may call the other functions, which check what they are about: a table's
 -- owner may capture it; who also has USAGE on a server may create a sync with
 -- it; a sync belongs to who created it.  The tables are the extension's own.
 -- To keep capture to some roles: REVOKE EXECUTE ON FUNCTION
@@ -1404,6 +1404,22 @@ GRANT SELECT ON payment_sync.captured_tables, payment_sync.syncs,
 	payment_sync.reconciliations, payment_sync.progress_reconcile, payment_sync.discrepancies,
 	payment_sync.transport_options
 	TO PUBLIC;
+
+-- Internal: what runs by itself, and nobody calls, is nobody's to call.  The
+-- server asks no right of it: event triggers and validators are called without
+-- one, the trigger belongs to our own tables, workers are superusers.
+REVOKE EXECUTE ON FUNCTION payment_sync.wake_workers(),
+	payment_sync.skip_replicated(),
+	payment_sync.on_ddl_command_start(), payment_sync.on_ddl_command_end(), payment_sync.on_sql_drop(),
+	payment_sync.payment_sync_http_validator(text[], oid), payment_sync.payment_sync_postgres_validator(text[], oid)
+	FROM PUBLIC;
+
+-- Internal, but for everybody: PostgreSQL runs the functions of a view with the
+-- rights of who queries it, and asks who adds a partition to a captured table
+-- for the right to its triggers' functions.  Each looks by itself at what the
+-- caller may see: capture_change, capture_truncate, latency_quantile, log_size,
+-- log_size_limit, read_changes, read_ledger, read_progress,
+-- read_transport_options, sync_held, sync_lag, worker_pid.
 
 -- The launcher need not wait for its next look at the databases.
 SELECT payment_sync.wake_workers();

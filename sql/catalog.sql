@@ -45,6 +45,18 @@ SELECT p.oid::regprocedure AS unsafe
 FROM members m JOIN pg_proc p ON m.classid = 'pg_proc'::regclass AND p.oid = m.objid
 WHERE p.prosecdef AND COALESCE(array_to_string(p.proconfig, ' '), '') !~ 'search_path';
 
+-- what everybody may execute, and what nobody else than a superuser
+SELECT p.oid::regprocedure AS function, EXISTS (
+		SELECT FROM aclexplode(COALESCE(p.proacl, acldefault('f', p.proowner)))
+		WHERE grantee = 0 AND privilege_type = 'EXECUTE') AS by_everybody
+FROM members m JOIN pg_proc p ON m.classid = 'pg_proc'::regclass AND p.oid = m.objid
+ORDER BY by_everybody, p.oid::regprocedure::text COLLATE "C";
+CREATE ROLE regress_nobody;
+SET ROLE regress_nobody;
+SELECT payment_sync.wake_workers();
+RESET ROLE;
+DROP ROLE regress_nobody;
+
 -- calling anything with nulls is answered, never a crash or an internal error
 CREATE FUNCTION pg_temp.answer(command text) RETURNS text LANGUAGE plpgsql AS $$
 BEGIN

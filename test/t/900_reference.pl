@@ -89,7 +89,6 @@ is_deeply(
 	[ sort @public, @internal ],
 	[ map { $_->[0] } query(<<'SQL') ],
 SELECT proname FROM pg_proc WHERE pronamespace = 'payment_sync'::regnamespace
-AND (proacl IS NULL OR has_function_privilege('pg_monitor', oid, 'EXECUTE'))
 ORDER BY proname COLLATE "C"
 SQL
 	'each function is in the reference, public or internal');
