@@ -18,7 +18,9 @@ COMMENT ON TABLE payment_sync.batch IS 'batches asked for, under way and done; c
 -- Changes of which no event can be made are dead letters, too.
 ALTER TABLE payment_sync.unsettled ADD COLUMN change bytea;
 CREATE OR REPLACE VIEW payment_sync.dead_letters WITH (security_barrier = true) AS
-	SELECT s.name AS sync, u.id, u.state, u.event_id, u.events, u.type,
+	SELECT s.name AS sync, u.id,
+		CASE u.state WHEN 'asked' THEN 'parked' ELSE u.state END AS state,
+		u.event_id, u.events, u.type,
 		u.schema, u."table", u.operation,
 		CASE WHEN o.is_owner THEN u.key END AS key,
 		u.status,
@@ -39,6 +41,34 @@ COMMENT ON COLUMN payment_sync.dead_letters.reason IS 'why it was not delivered;
 COMMENT ON COLUMN payment_sync.dead_letters.content_type IS 'media type of the body; null: the event could not be made';
 COMMENT ON COLUMN payment_sync.dead_letters.body IS 'what is sent, as it is; only the sync''s owner sees it; null: the event could not be made, and is made anew when it is retried';
 COMMENT ON COLUMN payment_sync.stat_target.refused IS 'events that the target has refused for good, or that could not be made';
+
+-- Dead letters that are to be retried are parked in portions.
+ALTER TABLE payment_sync.unsettled DROP CONSTRAINT unsettled_state_check,
+	ADD CONSTRAINT unsettled_state_check CHECK (state IN ('parked', 'held', 'dead', 'asked'));
+CREATE OR REPLACE VIEW payment_sync.stat_target WITH (security_barrier = true) AS
+	SELECT s.name AS sync, s.server,
+		COALESCE(t.breaker, 'closed') AS breaker, t.breaker_until,
+		COALESCE(t.in_flight, 0) AS in_flight,
+		u.parked, u.held, u.dead,
+		t.requests, t.events, t.retries, t.refused, t.bytes,
+		t.statuses[3] AS status_2xx, t.statuses[4] AS status_3xx,
+		t.statuses[5] AS status_4xx, t.statuses[6] AS status_5xx,
+		t.statuses[1] AS no_status,
+		payment_sync.latency_quantile(t.latency, 0.5) AS latency_p50,
+		payment_sync.latency_quantile(t.latency, 0.99) AS latency_p99,
+		t.last_status, t.last_reason,
+		CASE WHEN pg_has_role(s.owner, 'USAGE') THEN t.last_excerpt END AS last_excerpt,
+		t.last_at, st.failing_since, t.started AS stats_since
+	FROM payment_sync.sync s
+	LEFT JOIN payment_sync.sync_state st ON st.sync = s.id
+	JOIN payment_sync.target_stats t ON t.sync = s.id
+	CROSS JOIN LATERAL (
+		SELECT COALESCE(sum(events) FILTER (WHERE state IN ('parked', 'asked')), 0) AS parked,
+			COALESCE(sum(events) FILTER (WHERE state = 'held'), 0) AS held,
+			COALESCE(sum(events) FILTER (WHERE state = 'dead'), 0) AS dead
+		FROM payment_sync.unsettled
+		WHERE sync = s.id) u
+	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.owner, 'USAGE');
 
 CREATE VIEW payment_sync.log_holders WITH (security_barrier = true) AS
 	SELECT 'sync' AS kind, s.name AS sync, NULL::integer AS pid, NULL::text AS gid,

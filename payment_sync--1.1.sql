@@ -174,10 +174,11 @@ COMMENT ON TABLE payment_sync.sync_state IS 'where each sync stands; a sync with
 -- Events of message targets that the position has passed although the target
 -- has not taken them: src/message/park.c.  Texts are those of the
 -- message; keys are hashes, by which later events of the same keys wait.
+-- Asked: dead letters that are to be retried, and are parked in portions.
 CREATE TABLE payment_sync.unsettled (
 	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 	sync uuid NOT NULL REFERENCES payment_sync.sync ON DELETE CASCADE,
-	state text NOT NULL CHECK (state IN ('parked', 'held', 'dead')),
+	state text NOT NULL CHECK (state IN ('parked', 'held', 'dead', 'asked')),
 	event_id text NOT NULL,
 	events integer NOT NULL,
 	relids oid[] NOT NULL,
@@ -848,7 +849,7 @@ CREATE VIEW payment_sync.stat_target WITH (security_barrier = true) AS
 	LEFT JOIN payment_sync.sync_state st ON st.sync = s.id
 	JOIN payment_sync.target_stats t ON t.sync = s.id
 	CROSS JOIN LATERAL (
-		SELECT COALESCE(sum(events) FILTER (WHERE state = 'parked'), 0) AS parked,
+		SELECT COALESCE(sum(events) FILTER (WHERE state IN ('parked', 'asked')), 0) AS parked,
 			COALESCE(sum(events) FILTER (WHERE state = 'held'), 0) AS held,
 			COALESCE(sum(events) FILTER (WHERE state = 'dead'), 0) AS dead
 		FROM payment_sync.unsettled
@@ -883,7 +884,9 @@ COMMENT ON COLUMN payment_sync.stat_target.failing_since IS 'since when nothing 
 COMMENT ON COLUMN payment_sync.stat_target.stats_since IS 'when counting began';
 
 CREATE VIEW payment_sync.dead_letters WITH (security_barrier = true) AS
-	SELECT s.name AS sync, u.id, u.state, u.event_id, u.events, u.type,
+	SELECT s.name AS sync, u.id,
+		CASE u.state WHEN 'asked' THEN 'parked' ELSE u.state END AS state,
+		u.event_id, u.events, u.type,
 		u.schema, u."table", u.operation,
 		CASE WHEN o.is_owner THEN u.key END AS key,
 		u.status,

@@ -676,6 +676,8 @@ look_around(PsyncMessages *messages)
 
 	if (psync_delivery_changed(delivery))
 		return false;
+	if (psync_parked_wanted(messages))
+		messages->looks = delivery->looks - 1;	/* read them anew */
 	if (messages->looks != delivery->looks)
 	{
 		/* something was changed, perhaps who is parked */

@@ -65,14 +65,17 @@ run_on_letters(FunctionCallInfo fcinfo, const char *command)
 
 /*
  * retry_dead_letters(name, ids): they become parked events, due at once, with
- * their old ids and bodies.  Later events of their keys wait for them.  At
- * most ten thousand at a time: parked events are kept track of in memory.
+ * their old ids and bodies.  At most ten thousand at a time, so that the
+ * statement does not take long.  However many are asked for, the process that
+ * delivers takes them in portions (message_park.c); a held one is known to it,
+ * and goes on holding its keys.
  */
 Datum
 payment_sync_retry_dead_letters(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_INT64(run_on_letters(fcinfo,
-								   "UPDATE payment_sync.unsettled SET state = 'parked',"
+								   "UPDATE payment_sync.unsettled"
+								   " SET state = CASE state WHEN 'held' THEN 'parked' ELSE 'asked' END,"
 								   " next_at = clock_timestamp(), updated = clock_timestamp()"
 								   " WHERE id IN (SELECT id FROM payment_sync.unsettled"
 								   "  WHERE sync = $1 AND state IN ('dead', 'held')"

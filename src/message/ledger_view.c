@@ -58,7 +58,7 @@ static const char ledger_command[] =
 	"   left_out, excluded, 0 AS parked, 0 AS held, 0 AS dead, 0 AS discarded,"
 	"   0 AS pending, 0 AS replayed FROM payment_sync.ledger_count"
 	"  UNION ALL SELECT u.sync, t.relid, t.day, t.operation, 0, 0, 0, 0,"
-	"   CASE WHEN u.state = 'parked' THEN t.n ELSE 0 END,"
+	"   CASE WHEN u.state IN ('parked', 'asked') THEN t.n ELSE 0 END,"
 	"   CASE WHEN u.state = 'held' THEN t.n ELSE 0 END,"
 	"   CASE WHEN u.state = 'dead' THEN t.n ELSE 0 END, 0, 0, 0"
 	"  FROM payment_sync.unsettled u, unnest(u.tally_relids, u.tally_days,"

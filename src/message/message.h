@@ -507,6 +507,9 @@ typedef struct PsyncRowChange
 
 /* ----------------------------------------------------------------- stats */
 
+/* So many due ones are found at one look. */
+#define PSYNC_DUE_MAX			64
+
 /* Latency: powers of two of microseconds, each in four parts. */
 #define PSYNC_LATENCY_BUCKETS	112
 
@@ -601,6 +604,11 @@ typedef struct PsyncMessages
 	/* parked */
 	dlist_head	parked;			/* of PsyncParked */
 	int			nparked;		/* events */
+	int			nheld;			/* of those, held ones */
+	bool		asked;			/* there may be rows that wait to be parked */
+	struct PsyncParked *due[PSYNC_DUE_MAX]; /* found due, in order */
+	int			ndue;
+	int			next_due;
 	PsyncKeyTable parked_keys;	/* key -> how many parked ones have it */
 	TimestampTz parked_next;	/* when to look for due ones; 0: now */
 	int			parked_flying;
@@ -633,6 +641,7 @@ extern TimestampTz psync_rate_next(const PsyncMessages *messages);
 
 /* park.c */
 extern void psync_parked_load(PsyncMessages *messages);
+extern bool psync_parked_wanted(const PsyncMessages *messages);
 extern bool psync_parked_blocks(const PsyncMessages *messages, int nkeys,
 								const uint64 *keys, uint64 relid, bool truncate);
 extern bool psync_park_place(PsyncMessages *messages, uint64 place);

@@ -13,6 +13,11 @@
  * its keys and the tables it is about.  Its body is read when its time has
  * come.  A message waits for all earlier ones that share a key with it; a
  * truncation for all of its table, and all of that table for it.
+ *
+ * Dead letters that somebody wants to be retried may be any number.  They stay
+ * as they are, but marked, until there are few parked ones; then the next
+ * portion of them is parked, in order.  So memory depends on max_parked and
+ * the size of a portion.
  */
 #include "postgres.h"
 
@@ -32,6 +37,10 @@
 /* Keys that stand for "a row of this table" and "a truncation of it". */
 #define PSYNC_KEY_ROW			1
 #define PSYNC_KEY_TRUNCATE		2
+
+/* Events that are retried at once, and how few are left when more are fetched. */
+#define PSYNC_RETRIED_MAX		1000
+#define PSYNC_RETRIED_MIN		500
 
 /* No more events are made anew at a stretch after this time. */
 #define PSYNC_REMAKE_MS			20
@@ -115,6 +124,7 @@ parked_enter(PsyncMessages *messages, PsyncParked *parked)
 {
 	dlist_push_tail(&messages->parked, &parked->node);
 	messages->nparked += parked->nevents;
+	messages->nheld += parked->held ? parked->nevents : 0;
 	count_keys(&messages->parked_keys, parked, 1);
 	messages->parked_next = 0;
 }
@@ -127,6 +137,7 @@ parked_remove(PsyncMessages *messages, PsyncParked *parked)
 
 	dlist_delete(&parked->node);
 	messages->nparked -= parked->nevents;
+	messages->nheld -= parked->held ? parked->nevents : 0;
 	count_keys(&messages->parked_keys, parked, -1);
 	messages->parked_next = 0;
 	Assert(messages->nparked >= 0);
@@ -398,6 +409,14 @@ psync_parked_failed(PsyncMessages *messages, PsyncParked *parked,
 	forget_body(parked);
 }
 
+static void
+hold_keys(PsyncMessages *messages, PsyncParked *parked)
+{
+	Assert(!parked->held);
+	parked->held = true;
+	messages->nheld += parked->nevents;
+}
+
 /* Refused for good: it holds its keys, or is a dead letter. */
 void
 psync_parked_refused(PsyncMessages *messages, PsyncParked *parked,
@@ -423,9 +442,11 @@ psync_parked_refused(PsyncMessages *messages, PsyncParked *parked,
 	{
 		change = unsaved_insertion(messages, parked);
 		change->answer = *answer;
-		parked->held = hold;
 		if (hold)
+		{
+			hold_keys(messages, parked);
 			return;
+		}
 		change->op = PSYNC_ROW_BURY;
 		change->parked = NULL;
 		change->failures = parked->failures;
@@ -436,10 +457,12 @@ psync_parked_refused(PsyncMessages *messages, PsyncParked *parked,
 		change = add_change(messages, hold ? PSYNC_ROW_HOLD : PSYNC_ROW_KILL, parked);
 		change->answer = *answer;
 		change->failures = parked->failures;
-		parked->held = hold;
 		forget_body(parked);
 		if (hold)
+		{
+			hold_keys(messages, parked);
 			return;
+		}
 		change->parked = NULL;
 	}
 	parked_remove(messages, parked);
@@ -453,6 +476,20 @@ static const char list_command[] =
 	" , COALESCE(origin, id), part FROM payment_sync.unsettled"
 	" WHERE sync = $1 AND state IN ('parked', 'held')"
 	" ORDER BY COALESCE(origin, id), part";
+
+/*
+ * The next portion.  One that somebody is about to discard is left alone, not
+ * waited for.
+ */
+static const char promote_command[] =
+	"UPDATE payment_sync.unsettled SET state = 'parked', next_at = clock_timestamp()"
+	" WHERE id IN (SELECT id FROM payment_sync.unsettled"
+	"  WHERE sync = $1 AND state = 'asked' ORDER BY id"
+	"  LIMIT GREATEST(0, $2 - (SELECT count(*) FROM payment_sync.unsettled"
+	"   WHERE sync = $1 AND state = 'parked')) FOR UPDATE SKIP LOCKED)";
+
+static const char asked_command[] =
+	"SELECT FROM payment_sync.unsettled WHERE sync = $1 AND state = 'asked' LIMIT 1";
 
 static const char read_command[] =
 	"SELECT event_id, events, type, schema, \"table\", operation, key,"
@@ -548,6 +585,31 @@ comes_before(const PsyncParked *a, const PsyncParked *b)
 	return a->origin < b->origin || (a->origin == b->origin && a->part < b->part);
 }
 
+/* Park the next portion of those that are to be retried. */
+static void
+promote_asked(PsyncMessages *messages)
+{
+	Oid			types[2] = {UUIDOID, INT4OID};
+	Datum		values[2];
+
+	values[0] = UUIDPGetDatum(&messages->delivery->sync->id);
+	values[1] = Int32GetDatum(PSYNC_RETRIED_MAX);
+	messages->asked = psync_owner_execute(asked_command, 1, types, values, NULL) > 0;
+	SPI_finish();
+	if (!messages->asked)
+		return;
+	(void) psync_owner_execute(promote_command, 2, types, values, NULL);
+	SPI_finish();
+}
+
+/* Is it time for the next portion? */
+bool
+psync_parked_wanted(const PsyncMessages *messages)
+{
+	return messages->asked &&
+		messages->nparked - messages->nheld < PSYNC_RETRIED_MIN;
+}
+
 /*
  * Read anew who is parked, after someone has retried or discarded some.
  * Nothing unsaved may be left.  Those under way are kept as they are.
@@ -574,6 +636,8 @@ psync_parked_load(PsyncMessages *messages)
 		else
 			parked_remove(messages, parked);
 	}
+	messages->ndue = messages->next_due = 0;
+	promote_asked(messages);
 	(void) psync_owner_execute(list_command, 1, types, values, NULL);
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
@@ -704,17 +768,19 @@ read_message(PsyncMessages *messages, PsyncParked *parked, bytea **packed)
 }
 
 /*
- * The first parked message that is due, waits for no other and has a row to
- * be read; NULL, and parked_next says when to ask again.
+ * Find parked messages that are due, wait for no other and have a row to be
+ * read, as many as there is room for.  None of them waits for another, so they
+ * stay due whatever becomes of the others.  If there is none, parked_next says
+ * when to ask again.
  */
-static PsyncParked *
-find_due(PsyncMessages *messages, TimestampTz now)
+static void
+look_for_due(PsyncMessages *messages, TimestampTz now)
 {
 	PsyncKeyTable earlier;
-	PsyncParked *result = NULL;
 	dlist_iter	iter;
 
 	psync_keys_init(&earlier, 1024);
+	messages->ndue = messages->next_due = 0;
 	messages->parked_next = DT_NOEND;
 	dlist_foreach(iter, &messages->parked)
 	{
@@ -726,18 +792,28 @@ find_due(PsyncMessages *messages, TimestampTz now)
 			parked->message == NULL)
 		{
 			if (parked->next_at <= now)
-			{
-				result = parked;
-				messages->parked_next = 0;
+				messages->due[messages->ndue++] = parked;
+			else
+				messages->parked_next = Min(messages->parked_next, parked->next_at);
+			if (messages->ndue == PSYNC_DUE_MAX)
 				break;
-			}
-			messages->parked_next = Min(messages->parked_next, parked->next_at);
 		}
 		count_keys(&earlier, parked, 1);
 	}
+	if (messages->ndue > 0)
+		messages->parked_next = 0;
 	pfree(earlier.keys);
 	pfree(earlier.values);
-	return result;
+}
+
+/* The next of them, NULL if there is none. */
+static PsyncParked *
+find_due(PsyncMessages *messages, TimestampTz now)
+{
+	if (messages->next_due == messages->ndue)
+		look_for_due(messages, now);
+	return messages->next_due < messages->ndue ?
+		messages->due[messages->next_due++] : NULL;
 }
 
 /*

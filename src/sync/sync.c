@@ -44,7 +44,7 @@
 	" s.transform, st.window_upto::text, st.window_position, st.window_xid::text::int8," \
 	" st.generation, st.failing_since," \
 	" EXISTS (SELECT FROM payment_sync.unsettled u WHERE u.sync = s.id" \
-	"  AND u.state = 'parked'), st.window_ahead," \
+	"  AND u.state IN ('parked', 'asked')), st.window_ahead," \
 	" st.windows, st.changes, st.rows_read, st.bytes" \
 	" FROM payment_sync.sync s" \
 	" LEFT JOIN payment_sync.sync_state st ON st.sync = s.id AND " \
