@@ -12,16 +12,15 @@
 
 #include "access/htup_details.h"
 #include "access/transam.h"
-#include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "fmgr.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 #include "utils/syscache.h"
 
+#include "base/attempt.h"
 #include "base/role.h"
 #include "compat.h"
 #include "decode/jsonb.h"
@@ -126,10 +125,9 @@ psync_value_runs_user_code(const PsyncColumn *column)
 
 /*
  * The owner of the table that the value is from; InvalidOid if the table is
- * gone, then nothing that users wrote is to be run.  Not inlined, so that
- * nothing of it is kept in registers across the caller's PG_TRY.
+ * gone, then nothing that users wrote is to be run.
  */
-static pg_noinline Oid
+static Oid
 find_owner(const PsyncColumn *column)
 {
 	HeapTuple	tuple;
@@ -189,51 +187,48 @@ decode_within_limit(const PsyncColumn *column, Oid owner,
 	return result;
 }
 
+typedef struct PsyncValueAttempt
+{
+	const PsyncColumn *column;
+	Oid			owner;
+	PsyncDecode decoder;
+	const char *value;
+	int32		size;
+	Datum		result;
+} PsyncValueAttempt;
+
+static void
+attempt_decode(void *arg)
+{
+	PsyncValueAttempt *attempt = arg;
+
+	attempt->result = decode_within_limit(attempt->column, attempt->owner,
+										  attempt->decoder, attempt->value,
+										  attempt->size);
+}
+
 /*
- * delivery.h has the contract.  A subtransaction, since input functions hold
- * resources when they fail, and user code may have written something.  It is
- * rolled back before anything is decided: whoever gets the error is where he
- * was before.  A limit that began within has ended with it; one that is still
- * running is the caller's.
+ * value.h has the contract.  Input functions hold resources when they fail, and
+ * user code may have written something.  A limit that began within the attempt
+ * has ended with it; one that is still running is the caller's.
  */
 bool
 psync_value_try(const PsyncColumn *column, PsyncDecode decoder,
 				const char *value, int32 size, Datum *result,
 				ErrorData **failure)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner resources = CurrentResourceOwner;
-	ErrorData  *volatile error = NULL;
-	volatile bool late = false;
-	volatile Datum decoded = (Datum) 0;
-	const Oid	owner = find_owner(column);
+	PsyncValueAttempt attempt = {column, find_owner(column), decoder, value, size};
+	ErrorData  *error;
+	bool		late;
 
 	*failure = NULL;
-	if (!OidIsValid(owner) &&
+	if (!OidIsValid(attempt.owner) &&
 		(column->textual || psync_value_runs_user_code(column)))
 		return false;
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		decoded = decode_within_limit(column, owner, decoder, value, size);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		late = psync_limit_exceeded();
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = resources;
-
+	error = psync_attempt(attempt_decode, &attempt, &late);
 	if (error == NULL)
 	{
-		*result = decoded;
+		*result = attempt.result;
 		return true;
 	}
 	if (psync_limit_exceeded() || (!late && psync_error_is_about_server(error)))

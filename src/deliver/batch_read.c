@@ -19,6 +19,7 @@
 #include "tcop/dest.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
@@ -217,6 +218,28 @@ refuse_cursor(const PsyncBatch *batch)
 }
 
 /*
+ * A value of a domain is one of its base type here: it was valid when it was
+ * written, whatever the domain demands by now.
+ */
+static void
+set_param(ParamExternData *param, const PsyncColumn *column, const char *value,
+		  uint32 size)
+{
+	PsyncColumn base = *column;
+	PsyncTimeLimit limit;
+
+	base.type = getBaseTypeAndTypmod(column->type, &base.typmod);
+	psync_limit_begin(&limit, "functions of user-defined types",
+					  psync_value_runs_user_code(&base) ? psync_user_code_timeout : 0,
+					  "payment_sync.user_code_timeout");
+	param->value = psync_value_to_datum(&base, value, size);
+	psync_limit_end(&limit);
+	param->isnull = false;
+	param->pflags = PARAM_FLAG_CONST;
+	param->ptype = base.type;
+}
+
+/*
  * The cursor's key values as the query's parameters, in the current memory
  * context.  The bytes were stored here, but a table of ours can be damaged as
  * any other.
@@ -247,10 +270,7 @@ cursor_params(const PsyncBatch *batch)
 				param = &params->params[k];
 		if (param == NULL || size > (Size) (end - at))
 			refuse_cursor(batch);
-		param->value = psync_value_to_datum(&shape->columns[index], at, size);
-		param->isnull = false;
-		param->pflags = PARAM_FLAG_CONST;
-		param->ptype = shape->columns[index].type;
+		set_param(param, &shape->columns[index], at, size);
 		at += size;
 	}
 	return params;

@@ -16,6 +16,8 @@
 #include "access/htup_details.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_collation.h"
+#include "catalog/pg_language.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -28,9 +30,11 @@
 #include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/numeric.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/typcache.h"
 
+#include "base/attempt.h"
 #include "compat.h"
 #include "decode/jsonb.h"
 #include "deliver/delivery.h"
@@ -366,6 +370,111 @@ append_field(StringInfo out, const char *value, int32 size)
 	appendBinaryStringInfo(out, value, size);
 }
 
+typedef struct PsyncConvertAttempt
+{
+	const PsyncConversion *conversion;
+	const PsyncColumn *column;
+	const char *value;
+	int32		size;
+	Datum		result;
+	bool		same;
+} PsyncConvertAttempt;
+
+static bool
+is_sql_function(Oid function)
+{
+	HeapTuple	tuple;
+	bool		result;
+
+	if (!OidIsValid(function))
+		return false;
+	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(function));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	result = ((Form_pg_proc) GETSTRUCT(tuple))->prolang == SQLlanguageId;
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+static bool
+runs_sql(const PsyncConversion *conversion)
+{
+	return is_sql_function(conversion->forth) ||
+		is_sql_function(conversion->back) || is_sql_function(conversion->length);
+}
+
+static void
+attempt_conversion(void *arg)
+{
+	PsyncConvertAttempt *attempt = arg;
+
+	attempt->same = convert_datum(attempt->conversion, attempt->column,
+								  attempt->value, attempt->size, &attempt->result);
+}
+
+/* The same with what SQL needs: a delivery has no active snapshot. */
+static void
+attempt_sql(void *arg)
+{
+	PushActiveSnapshot(GetTransactionSnapshot());
+	attempt_conversion(arg);
+	PopActiveSnapshot();
+}
+
+/* "cannot convert NaN to integer" is of the second kind. */
+static bool
+is_about_value(int sqlerrcode)
+{
+	return ERRCODE_TO_CATEGORY(sqlerrcode) == ERRCODE_DATA_EXCEPTION ||
+		sqlerrcode == ERRCODE_FEATURE_NOT_SUPPORTED;
+}
+
+/*
+ * False if an error is about the value.  A function of the server's that is
+ * written in C holds nothing but memory when it refuses a value, users' code
+ * has had a subtransaction of its own, and our caller raises an error at once:
+ * so this does without one, which would cost as much as the conversion.
+ */
+static bool
+convert_lightly(PsyncConvertAttempt *attempt)
+{
+	MemoryContext context = CurrentMemoryContext;
+	volatile bool done = false;
+
+	PG_TRY();
+	{
+		attempt_conversion(attempt);
+		done = true;
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		if (!is_about_value(geterrcode()))
+			PG_RE_THROW();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	return done;
+}
+
+/*
+ * The same for casts that are SQL functions, of which the server has some:
+ * they leave a snapshot and more behind when they fail.
+ */
+static bool
+convert_in_sql(PsyncConvertAttempt *attempt)
+{
+	bool		late;
+	ErrorData  *error = psync_attempt(attempt_sql, attempt, &late);
+
+	if (error == NULL)
+		return true;
+	if (late || !is_about_value(error->sqlerrcode))
+		ReThrowError(error);
+	FreeErrorData(error);
+	return false;
+}
+
 /*
  * An error about the value is no other answer than that it does not fit: the
  * caller raises one of its own, which names the column but not the value (P9).
@@ -374,25 +483,12 @@ static bool
 try_datum(const PsyncConversion *conversion, const PsyncColumn *column,
 		  const char *value, int32 size, Datum *result)
 {
-	MemoryContext context = CurrentMemoryContext;
-	volatile bool fits = false;
+	PsyncConvertAttempt attempt = {conversion, column, value, size};
+	bool		done = runs_sql(conversion) ? convert_in_sql(&attempt) :
+		convert_lightly(&attempt);
 
-	PG_TRY();
-	{
-		fits = convert_datum(conversion, column, value, size, result) ||
-			conversion->lossy;
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(context);
-		/* "cannot convert NaN to integer" is of the second kind */
-		if (ERRCODE_TO_CATEGORY(geterrcode()) != ERRCODE_DATA_EXCEPTION &&
-			geterrcode() != ERRCODE_FEATURE_NOT_SUPPORTED)
-			PG_RE_THROW();
-		FlushErrorState();
-	}
-	PG_END_TRY();
-	return fits;
+	*result = attempt.result;
+	return done && (attempt.same || conversion->lossy);
 }
 
 /*

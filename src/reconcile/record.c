@@ -10,7 +10,6 @@
 #include <ctype.h>
 #include <limits.h>
 
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
 #include "mb/pg_wchar.h"
@@ -18,8 +17,8 @@
 #include "utils/fmgrprotos.h"
 #include "utils/json.h"
 #include "utils/memutils.h"
-#include "utils/resowner.h"
 
+#include "base/attempt.h"
 #include "compat.h"
 #include "reconcile/reconcile.h"
 
@@ -41,41 +40,29 @@ is_json_number(const char *value)
 		(digits[0] != '0' || !isdigit((unsigned char) digits[1]));
 }
 
+static void
+attempt_jsonb(void *arg)
+{
+	(void) DirectFunctionCall1(jsonb_in, CStringGetDatum((const char *) arg));
+}
+
 /*
  * Can jsonb hold the JSON?  Not zeros within strings, lone surrogates, and more.
- * In a subtransaction, since input functions hold resources when they fail.
  */
 static bool
 is_jsonb(const char *value)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool result = true;
+	bool		late;
+	ErrorData  *error = psync_attempt(attempt_jsonb, unconstify(char *, value), &late);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		(void) DirectFunctionCall1(jsonb_in, CStringGetDatum(value));
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		int			category = ERRCODE_TO_CATEGORY(geterrcode());
-
-		MemoryContextSwitchTo(context);
-		if (category != ERRCODE_DATA_EXCEPTION &&
-			category != ERRCODE_PROGRAM_LIMIT_EXCEEDED &&
-			geterrcode() != ERRCODE_UNTRANSLATABLE_CHARACTER)
-			PG_RE_THROW();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		result = false;
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return result;
+	if (error == NULL)
+		return true;
+	if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_DATA_EXCEPTION &&
+		ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_PROGRAM_LIMIT_EXCEEDED &&
+		error->sqlerrcode != ERRCODE_UNTRANSLATABLE_CHARACTER)
+		ReThrowError(error);
+	FreeErrorData(error);
+	return false;
 }
 
 /*

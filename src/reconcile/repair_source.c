@@ -20,7 +20,6 @@
 #include "postgres.h"
 
 #include "access/table.h"
-#include "access/xact.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
@@ -30,10 +29,10 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/resowner.h"
 #include "utils/typcache.h"
 
 #include "capture/capture.h"
+#include "base/attempt.h"
 #include "compat.h"
 #include "reconcile/reconcile.h"
 #include "sync/admin.h"
@@ -438,42 +437,35 @@ is_refusal(const ErrorData *error)
 		error->sqlerrcode == ERRCODE_RAISE_EXCEPTION;
 }
 
+typedef struct PsyncStatementAttempt
+{
+	const char *sql;
+	uint64		rows;
+} PsyncStatementAttempt;
+
+static void
+attempt_statement(void *arg)
+{
+	PsyncStatementAttempt *attempt = arg;
+
+	attempt->rows = execute(attempt->sql);
+}
+
 /*
  * The statement in a subtransaction: NULL, or why nothing has come of it.
  */
 static const char *
 execute_guarded(const char *sql, const char *nothing)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	const char *volatile reason = NULL;
+	PsyncStatementAttempt attempt = {sql, 0};
+	bool		late;
+	ErrorData  *error = psync_attempt(attempt_statement, &attempt, &late);
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		if (execute(sql) == 0)
-			reason = nothing;
-		ReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-	}
-	PG_CATCH();
-	{
-		ErrorData  *error;
-
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-		if (!is_refusal(error))
-			ReThrowError(error);
-		reason = error->message;
-	}
-	PG_END_TRY();
-	return reason;
+	if (error == NULL)
+		return attempt.rows == 0 ? nothing : NULL;
+	if (!is_refusal(error))
+		ReThrowError(error);
+	return error->message;
 }
 
 /*
