@@ -70,6 +70,12 @@ CREATE OR REPLACE VIEW payment_sync.stat_target WITH (security_barrier = true) A
 		WHERE sync = s.id) u
 	WHERE pg_has_role('pg_monitor', 'USAGE') OR pg_has_role(s.owner, 'USAGE');
 
+-- A sync whose owner was dropped is not kept by pg_dump.
+SELECT pg_catalog.pg_extension_config_dump('payment_sync.sync',
+	'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid = owner)');
+SELECT pg_catalog.pg_extension_config_dump('payment_sync.sync_table',
+	'WHERE EXISTS (SELECT FROM payment_sync.sync s JOIN pg_catalog.pg_roles r ON r.oid = s.owner WHERE s.id = sync_table.sync)');
+
 CREATE VIEW payment_sync.log_holders WITH (security_barrier = true) AS
 	SELECT 'sync' AS kind, s.name AS sync, NULL::integer AS pid, NULL::text AS gid,
 		CASE

@@ -125,8 +125,12 @@ CREATE TABLE payment_sync.sync_table (
 COMMENT ON TABLE payment_sync.sync_table IS 'tables of each sync and their names at the target';
 
 SELECT pg_catalog.pg_extension_config_dump('payment_sync.captured', '');
-SELECT pg_catalog.pg_extension_config_dump('payment_sync.sync', '');
-SELECT pg_catalog.pg_extension_config_dump('payment_sync.sync_table', '');
+-- An owner that was dropped is a number, in a dump as well, and may be somebody
+-- else's elsewhere: such a sync stays behind.
+SELECT pg_catalog.pg_extension_config_dump('payment_sync.sync',
+	'WHERE EXISTS (SELECT FROM pg_catalog.pg_roles r WHERE r.oid = owner)');
+SELECT pg_catalog.pg_extension_config_dump('payment_sync.sync_table',
+	'WHERE EXISTS (SELECT FROM payment_sync.sync s JOIN pg_catalog.pg_roles r ON r.oid = s.owner WHERE s.id = sync_table.sync)');
 
 -- ======================================================================
 -- State, not kept by pg_dump: it would be stale after a restore

@@ -69,6 +69,18 @@ SQL
 	return;
 }
 
+# A sync whose owner was dropped must not become somebody else's elsewhere.
+$node->safe_psql('postgres', <<'SQL');
+CREATE ROLE regress_leaver;
+GRANT regress_owner TO regress_leaver;
+SET ROLE regress_leaver;
+SELECT payment_sync.create_sync('orphan', '{shop.pay}', enabled => false);
+RESET ROLE;
+DROP ROLE regress_leaver;
+SQL
+is($node->safe_psql('postgres', q(SELECT owner::text ~ '^\d+$' FROM payment_sync.sync WHERE name = 'orphan')), 't',
+	"a sync's owner can be dropped");
+
 # dump and restore, by script and by parallel pg_restore
 my $dump = "$PostgreSQL::Test::Utils::tmp_check/dump";
 my @at = ('-h', $node->host, '-p', $node->port);
@@ -84,6 +96,8 @@ for my $db (qw(script parallel))
 		: [ 'pg_restore', @at, '-j', 2, '-e', '-d', $db, "$dump.custom" ],
 		"$db: restored");
 	is($node->safe_psql($db, 'SELECT count(*) FROM payment_sync.changes'), 0, "$db: the log is empty");
+	is($node->safe_psql($db, 'SELECT count(*) FROM payment_sync.sync_table WHERE sync NOT IN (SELECT id FROM payment_sync.sync)'), 0,
+		"$db: the sync whose owner was dropped has left nothing");
 	is($node->safe_psql($db, 'SELECT name, state FROM payment_sync.stat_sync ORDER BY 1'),
 		"pull|stopped\npush|disabled", "$db: no sync runs");
 	my ($status, $out, $err) = $node->psql($db, "SELECT * FROM payment_sync.fetch_changes('pull')");
@@ -101,6 +115,7 @@ for my $db (qw(script parallel))
 }
 
 # pg_upgrade, to the same version
+$node->safe_psql('postgres', "SELECT payment_sync.drop_sync('orphan')");
 my $pending = $node->safe_psql('postgres', "SELECT * FROM payment_sync.fetch_changes('pull')");
 my $identity = $node->safe_psql('postgres', 'SELECT identity FROM payment_sync.log_rotation');
 $node->stop;
