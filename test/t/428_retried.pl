@@ -123,5 +123,34 @@ is("@wrong[0 .. ($#wrong > 5 ? 5 : $#wrong)]", '', 'of each key in order');
 is(q1('SELECT sum(captured), sum(delivered), sum(discarded), bool_and(balanced) FROM payment_sync.ledger'),
 	'30001|30000|1|t', 'the ledger agrees');
 
+# Plans of transforms go with what they were made for.
+my $plans = q(SELECT count(*) FROM pg_backend_memory_contexts WHERE name LIKE 'CachedPlan%');
+q1("SELECT payment_sync.alter_sync('s', transform => 'event')");
+is($node->safe_psql('postgres', join(';', 'CREATE TEMPORARY TABLE seen AS SELECT 1 AS n WHERE false',
+	map { ("SELECT length(payment_sync.preview_event('s', '{\"id\": 1}')) > 0") x $_, "INSERT INTO seen $plans" } 5, 200)
+	. ';SELECT max(n) - min(n) FROM seen') =~ s/.*\n//sr, '0', '200 previews leave no plan behind');
+sub plans
+{
+	my ($pid) = worker_pids($node);
+	my $from = -s $node->logfile;
+	q1("SELECT pg_log_backend_memory_contexts($pid)");
+	for (1 .. 600)
+	{
+		my $log = substr(slurp_file($node->logfile), $from);
+		return scalar(() = $log =~ /CachedPlan/g) + ($log =~ /(\d+) more child contexts/ ? $1 : 0) if $log =~ /Grand total/;
+		select undef, undef, undef, 0.1;
+	}
+	die 'the worker says nothing of its memory';
+}
+my @plans;
+for my $i (1 .. 40)
+{
+	q1("SELECT payment_sync.alter_sync('s', transform => 'event || ''{\"round\": $i}''')");
+	q1("INSERT INTO pay VALUES (20000 + $i, 1)");
+	wait_delivered($node, 's');
+	push @plans, plans() if $i == 10 || $i == 40;
+}
+cmp_ok($plans[1], '<', $plans[0] + 10, "30 deliveries more leave no plan behind: $plans[0], then $plans[1]");
+
 $node->stop;
 done_testing();
