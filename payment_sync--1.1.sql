@@ -1426,7 +1426,7 @@ REVOKE EXECUTE ON FUNCTION payment_sync.wake_workers(),
 -- for the right to its triggers' functions.  Each looks by itself at what the
 -- caller may see: capture_change, capture_truncate, latency_quantile, log_size,
 -- log_size_limit, read_changes, read_ledger, read_progress,
--- read_transport_options, sync_held, sync_lag, worker_pid.
+-- read_transport_options, sync_held, sync_lag, sync_live, worker_pid.
 
 -- The launcher need not wait for its next look at the databases.
 SELECT payment_sync.wake_workers();

@@ -437,45 +437,6 @@ earlier(TimestampTz a, TimestampTz b)
 	return b < a ? b : a;
 }
 
-/*
- * When this message is old enough to be parked; never, if the target has taken
- * nothing since it was made.  If it is old enough there was no room for it.
- */
-static TimestampTz
-park_time_of(const PsyncMessages *messages, const PsyncOutgoing *message, TimestampTz now)
-{
-	TimestampTz at;
-
-	Assert(message != NULL);
-	if (message->parked != NULL || messages->last_success <= message->created)
-		return DT_NOEND;
-	at = TimestampTzPlusMilliseconds(message->created, PSYNC_PARK_MS);
-	return at > now ? at : DT_NOEND;
-}
-
-/*
- * The same of all, in flight or failed: one that may be tried again only in
- * an hour must not hold up the position as long.
- */
-static TimestampTz
-park_time(const PsyncMessages *messages, TimestampTz now)
-{
-	TimestampTz next = DT_NOEND;
-	dlist_iter	iter;
-
-	if (messages->settings.ordering == PSYNC_ORDER_STRICT)
-		return next;
-	for (int i = 0; i < messages->nslots; i++)
-	{
-		if (messages->slots[i].message != NULL)
-			next = earlier(next, park_time_of(messages, messages->slots[i].message, now));
-	}
-	dlist_foreach(iter, &unconstify(PsyncMessages *, messages)->failed)
-		next = earlier(next, park_time_of(messages,
-										  dlist_container(PsyncOutgoing, node, iter.cur), now));
-	return next;
-}
-
 /* When a message may be sent that may not be now. */
 static TimestampTz
 send_time(PsyncMessages *messages)
@@ -527,7 +488,7 @@ next_time(PsyncMessages *messages, TimestampTz now)
 	if (messages->nchanges > 0)
 		next = earlier(next, TimestampTzPlusMilliseconds(messages->saved_at,
 														 PSYNC_ROWS_MS));
-	return earlier(next, park_time(messages, now));
+	return earlier(next, psync_park_time(messages, now));
 }
 
 /* How long to wait for answers, in ms; -1: until there is one. */

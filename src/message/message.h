@@ -638,6 +638,7 @@ extern void psync_breaker_failure(PsyncMessages *messages, const PsyncAnswer *an
 extern void psync_breaker_open(PsyncMessages *messages, TimestampTz now);
 extern bool psync_rate_allows(PsyncMessages *messages, TimestampTz now);
 extern TimestampTz psync_rate_next(const PsyncMessages *messages);
+extern TimestampTz psync_park_time(const PsyncMessages *messages, TimestampTz now);
 
 /* park.c */
 extern void psync_parked_load(PsyncMessages *messages);

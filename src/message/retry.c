@@ -165,3 +165,44 @@ psync_rate_next(const PsyncMessages *messages)
 	return messages->tokens_at +
 		(int64) ceil(missing * USECS_PER_SEC / messages->settings.rate_limit);
 }
+
+/* ---------------------------------------------------------------- parking */
+
+/*
+ * When this message is old enough to be parked; never, if the target has taken
+ * nothing since it was made.  If it is old enough there was no room for it.
+ */
+static TimestampTz
+park_time_of(const PsyncMessages *messages, const PsyncOutgoing *message, TimestampTz now)
+{
+	TimestampTz at;
+
+	Assert(message != NULL);
+	if (message->parked != NULL || messages->last_success <= message->created)
+		return DT_NOEND;
+	at = TimestampTzPlusMilliseconds(message->created, PSYNC_PARK_MS);
+	return at > now ? at : DT_NOEND;
+}
+
+/*
+ * The same of all, in flight or failed: one that may be tried again only in
+ * an hour must not hold up the position as long.
+ */
+TimestampTz
+psync_park_time(const PsyncMessages *messages, TimestampTz now)
+{
+	TimestampTz next = DT_NOEND;
+	dlist_iter	iter;
+
+	if (messages->settings.ordering == PSYNC_ORDER_STRICT)
+		return next;
+	for (int i = 0; i < messages->nslots; i++)
+	{
+		if (messages->slots[i].message != NULL)
+			next = Min(next, park_time_of(messages, messages->slots[i].message, now));
+	}
+	dlist_foreach(iter, &unconstify(PsyncMessages *, messages)->failed)
+		next = Min(next, park_time_of(messages,
+										  dlist_container(PsyncOutgoing, node, iter.cur), now));
+	return next;
+}
