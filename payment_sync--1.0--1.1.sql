@@ -13,7 +13,10 @@ ALTER TABLE payment_sync.batch ADD COLUMN request uuid NOT NULL DEFAULT pg_catal
 ALTER TABLE payment_sync.batch ADD COLUMN swept boolean NOT NULL DEFAULT false;
 UPDATE payment_sync.batch SET state = 'pending', shape = NULL, cursor = NULL, chunks = 0, rows = 0
 	WHERE mirror AND state = 'running';
-COMMENT ON TABLE payment_sync.batch IS 'batches asked for, under way and done; cursor is the last key copied; initial: the target is not in step before it; request: tells it from those asked for before and after; swept: a mirror has removed what the source lacks';
+
+-- Tables that refer to themselves or each other may be copied as a whole.
+ALTER TABLE payment_sync.batch ADD COLUMN whole boolean NOT NULL DEFAULT false;
+COMMENT ON TABLE payment_sync.batch IS 'batches asked for, under way and done; cursor is the last key copied; initial: the target is not in step before it; request: tells it from those asked for before and after; swept: a mirror has removed what the source lacks; whole: not in chunks, since rows refer to later ones';
 
 -- Changes of which no event can be made are dead letters, too.
 ALTER TABLE payment_sync.unsettled ADD COLUMN change bytea;

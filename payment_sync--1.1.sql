@@ -283,9 +283,10 @@ CREATE TABLE payment_sync.batch (
 	finished timestamptz,
 	request uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid(),
 	swept boolean NOT NULL DEFAULT false,
+	whole boolean NOT NULL DEFAULT false,
 	PRIMARY KEY (sync, relid)
 ) WITH (fillfactor = 50);
-COMMENT ON TABLE payment_sync.batch IS 'batches asked for, under way and done; cursor is the last key copied; initial: the target is not in step before it; request: tells it from those asked for before and after; swept: a mirror has removed what the source lacks';
+COMMENT ON TABLE payment_sync.batch IS 'batches asked for, under way and done; cursor is the last key copied; initial: the target is not in step before it; request: tells it from those asked for before and after; swept: a mirror has removed what the source lacks; whole: not in chunks, since rows refer to later ones';
 
 -- Reconciliations: what was asked for, how far it has come, what it found.
 -- One row per run and table.  History, not dumped: it speaks of this

@@ -685,7 +685,7 @@ start_anew(const PsyncSync *sync, bool batch)
 			" FROM payment_sync.sync_table t JOIN pg_class c ON c.oid = t.relid"
 			" WHERE t.sync = $1 AND $2 IS NOT NULL"
 			" ON CONFLICT (sync, relid) DO UPDATE SET mirror = excluded.mirror, initial = true, state = 'pending',"
-			" request = excluded.request, swept = false,"
+			" request = excluded.request, swept = false, whole = false,"
 			" shape = NULL, cursor = NULL, chunks = 0, rows = 0, started = NULL,"
 			" finished = NULL, requested = clock_timestamp()",
 			3, types, values, NULL);

@@ -35,6 +35,14 @@
  * need not be ours, and then a range would hold rows there that it does not
  * hold here.  Where tables refer to each other the referencing ones lose their
  * rows first.  From then on a mirror is a batch like any other.
+ *
+ * Circles.  Rows of a table that refers to itself, or of tables that refer to
+ * each other, may come before the rows that they refer to.  Mostly they do not,
+ * since keys grow and rows refer to earlier ones; so such a table is copied in
+ * chunks as long as the target takes them.  If a foreign key refuses one, or a
+ * change of the first copy's time, all tables of the circle are copied as a
+ * whole: read under one snapshot and applied at once.  Until then, changes of
+ * them are left out again, if it is the first copy.
  */
 #include "postgres.h"
 
@@ -58,14 +66,45 @@
 
 /* ------------------------------------------------------- the batch's state */
 
+#define BATCH_COLUMNS \
+	"SELECT relid, mirror, shape, cursor, chunks, request," \
+	" mirror AND NOT swept, whole FROM payment_sync.batch"
+
+/* The tables of sync $1 that refer to table $2 and that it refers to. */
+#define CIRCLE \
+	"WITH RECURSIVE edge AS (" \
+	"SELECT c.conrelid AS child, c.confrelid AS parent FROM pg_constraint c" \
+	" JOIN payment_sync.sync_table a ON a.sync = $1 AND a.relid = c.conrelid" \
+	" JOIN payment_sync.sync_table b ON b.sync = $1 AND b.relid = c.confrelid" \
+	" WHERE c.contype = 'f')," \
+	" up AS (SELECT parent AS relid FROM edge WHERE child = $2" \
+	" UNION SELECT e.parent FROM up JOIN edge e ON e.child = up.relid)," \
+	" down AS (SELECT child AS relid FROM edge WHERE parent = $2" \
+	" UNION SELECT e.child FROM down JOIN edge e ON e.parent = down.relid)," \
+	" circle AS (SELECT relid FROM up INTERSECT SELECT relid FROM down)"
+
+static const char circular_command[] =
+	CIRCLE " SELECT FROM circle LIMIT 1";
+
+static const char refused_command[] =
+	CIRCLE
+	" UPDATE payment_sync.batch SET whole = true, state = 'pending',"
+	" shape = NULL, cursor = NULL, chunks = 0, rows = 0"
+	" WHERE sync = $1 AND relid IN (SELECT relid FROM circle)"
+	" AND state IN ('pending', 'running') AND NOT whole AND ($3 OR initial)";
+
+static const char whole_command[] =
+	BATCH_COLUMNS
+	" WHERE sync = $1 AND state IN ('pending', 'running') AND whole"
+	" AND (swept OR NOT mirror) ORDER BY relid";
+
 /*
  * Of thousands of tables: no subquery refers to a row around it, and "IS TRUE"
  * keeps the planner from making a join of it, so that each is hashed and runs
  * once, not for each table that waits.
  */
 static const char load_command[] =
-	"SELECT relid, mirror, shape, cursor, chunks, request, mirror AND NOT swept"
-	" FROM payment_sync.batch"
+	BATCH_COLUMNS
 	" WHERE sync = $1 AND state IN ('pending', 'running')"
 	" ORDER BY (mirror AND NOT swept) DESC,"
 	" mirror AND NOT swept AND relid IN ("
@@ -73,7 +112,7 @@ static const char load_command[] =
 	"  WHERE contype = 'f' AND confrelid <> conrelid"
 	"  AND (conrelid IN (SELECT relid FROM payment_sync.batch"
 	"   WHERE sync = $1 AND state = 'pending' AND mirror AND NOT swept)) IS TRUE),"
-	" (state = 'running') DESC, requested,"
+	" whole DESC, (state = 'running') DESC, requested,"
 	" relid IN (SELECT conrelid FROM pg_constraint"
 	"  WHERE contype = 'f' AND confrelid <> conrelid"
 	"  AND (confrelid IN (SELECT relid FROM payment_sync.batch"
@@ -183,8 +222,7 @@ cursor_fits(PsyncDelivery *delivery, uint32 shape_id, const PsyncShape *now)
  * own below the delivery's; the rest is filled in by prepare_table().
  */
 static PsyncBatch *
-batch_from_row(PsyncDelivery *delivery, HeapTuple tuple, TupleDesc desc,
-			   uint32 *shape_id)
+batch_from_row(PsyncDelivery *delivery, HeapTuple tuple, TupleDesc desc)
 {
 	MemoryContext context = AllocSetContextCreate(delivery->context,
 												  "payment_sync batch",
@@ -199,7 +237,7 @@ batch_from_row(PsyncDelivery *delivery, HeapTuple tuple, TupleDesc desc,
 	batch->relid = DatumGetObjectId(SPI_getbinval(tuple, desc, 1, &isnull));
 	batch->mirror = DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull));
 	value = SPI_getbinval(tuple, desc, 3, &isnull);
-	*shape_id = isnull ? 0 : (uint32) DatumGetInt32(value);
+	batch->saved_shape = isnull ? 0 : (uint32) DatumGetInt32(value);
 	initStringInfo(&batch->after);
 	initStringInfo(&batch->upto);
 	initStringInfo(&batch->rows);
@@ -214,26 +252,73 @@ batch_from_row(PsyncDelivery *delivery, HeapTuple tuple, TupleDesc desc,
 	batch->first = DatumGetInt64(SPI_getbinval(tuple, desc, 5, &isnull)) == 0;
 	batch->request = *DatumGetUUIDP(SPI_getbinval(tuple, desc, 6, &isnull));
 	batch->sweep = DatumGetBool(SPI_getbinval(tuple, desc, 7, &isnull));
+	batch->whole = DatumGetBool(SPI_getbinval(tuple, desc, 8, &isnull)) && !batch->sweep;
 	MemoryContextSwitchTo(old);
 	return batch;
 }
 
-/*
- * The batch that is under way, else the one asked for first; NULL if none.
- */
+/* All batches that the command finds, one behind the other; NULL if none. */
 static PsyncBatch *
-load_one(PsyncDelivery *delivery, uint32 *shape_id)
+load_all(PsyncDelivery *delivery, const char *command)
 {
 	Oid			types[1] = {UUIDOID};
 	Datum		values[1];
-	PsyncBatch *batch = NULL;
+	PsyncBatch *first = NULL;
+	PsyncBatch **last = &first;
 
 	values[0] = UUIDPGetDatum(&delivery->sync->id);
-	if (psync_owner_execute(load_command, 1, types, values, NULL) > 0)
-		batch = batch_from_row(delivery, SPI_tuptable->vals[0],
-							   SPI_tuptable->tupdesc, shape_id);
+	(void) psync_owner_execute(command, 1, types, values, NULL);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		*last = batch_from_row(delivery, SPI_tuptable->vals[i],
+							   SPI_tuptable->tupdesc);
+		last = &(*last)->next;
+	}
 	SPI_finish();
-	return batch;
+	return first;
+}
+
+/*
+ * The batch that is under way, else the one asked for first, or several that
+ * are to be made as a whole; NULL if none.
+ */
+static PsyncBatch *
+load_next(PsyncDelivery *delivery)
+{
+	PsyncBatch *batch = load_all(delivery, load_command);
+
+	if (batch == NULL || !batch->whole)
+		return batch;
+	psync_batch_free(batch);
+	return load_all(delivery, whole_command);
+}
+
+static bool
+is_circular(PsyncDelivery *delivery, Oid relid)
+{
+	Oid			types[2] = {UUIDOID, OIDOID};
+	Datum		values[2];
+	bool		circular;
+
+	values[0] = UUIDPGetDatum(&delivery->sync->id);
+	values[1] = ObjectIdGetDatum(relid);
+	circular = psync_owner_execute(circular_command, 2, types, values, NULL) > 0;
+	SPI_finish();
+	return circular;
+}
+
+/* The batch is to be made as a whole, with all that it is in a circle with. */
+static void
+make_whole(const pg_uuid_t *id, Oid relid, bool later_ones)
+{
+	Oid			types[3] = {UUIDOID, OIDOID, BOOLOID};
+	Datum		values[3];
+
+	values[0] = UUIDPGetDatum(id);
+	values[1] = ObjectIdGetDatum(relid);
+	values[2] = BoolGetDatum(later_ones);
+	(void) psync_owner_execute(refused_command, 3, types, values, NULL);
+	SPI_finish();
 }
 
 /*
@@ -252,6 +337,26 @@ forget(PsyncDelivery *delivery, const PsyncBatch *batch)
 	forgotten = psync_owner_execute(forget_command, 2, types, values, NULL);
 	SPI_finish();
 	return forgotten > 0;
+}
+
+/* Fill in what is not in the row; false as of prepare_table(). */
+static bool
+prepare(PsyncDelivery *delivery, PsyncBatch *batch)
+{
+	MemoryContext old = MemoryContextSwitchTo(batch->context);
+	bool		known = prepare_table(delivery, batch);
+
+	if (known)
+	{
+		if (batch->after.len > 0 &&
+			!cursor_fits(delivery, batch->saved_shape, batch->shape))
+			resetStringInfo(&batch->after);
+		batch->circular = !batch->sweep && !batch->whole &&
+			is_circular(delivery, batch->relid);
+		psync_batch_build_queries(batch);
+	}
+	MemoryContextSwitchTo(old);
+	return known;
 }
 
 void
@@ -282,8 +387,8 @@ psync_batch_load_uncopied(PsyncDelivery *delivery)
 /*
  * Will a first copy, still to come, bring what this change has made?  It will
  * be read under a later snapshot than the one that ends this window.  The table
- * whose first chunk of rows comes with this window has begun.  May leave a part
- * of the change.
+ * whose first chunk of rows comes with this window has begun; one that comes as a
+ * whole brings all of the window.  May leave a part of the change.
  */
 bool
 psync_batch_leaves_out(const PsyncDelivery *delivery, PsyncChange *change)
@@ -292,6 +397,7 @@ psync_batch_leaves_out(const PsyncDelivery *delivery, PsyncChange *change)
 	if (delivery->uncopied == NIL ||
 		!list_member_oid(delivery->uncopied, change->table->relid) ||
 		(delivery->batch != NULL && !delivery->batch->sweep &&
+		 !delivery->batch->whole &&
 		 delivery->batch->relid == change->table->relid))
 		return false;
 
@@ -317,26 +423,19 @@ psync_batch_leaves_out(const PsyncDelivery *delivery, PsyncChange *change)
 PsyncBatch *
 psync_batch_load(PsyncDelivery *delivery)
 {
-	PsyncBatch *batch;
-	uint32		shape_id = 0;
-	MemoryContext old;
+	PsyncBatch *batch = NULL;
 	bool		forgotten = true;
 
-	while (forgotten && (batch = load_one(delivery, &shape_id)) != NULL)
+	while (forgotten && (batch = load_next(delivery)) != NULL)
 	{
-		old = MemoryContextSwitchTo(batch->context);
-		if (prepare_table(delivery, batch))
-		{
-			if (batch->after.len > 0 &&
-				!cursor_fits(delivery, shape_id, batch->shape))
-				resetStringInfo(&batch->after);
-			psync_batch_build_queries(batch);
-			MemoryContextSwitchTo(old);
+		PsyncBatch *lost = batch;
+
+		while (lost != NULL && prepare(delivery, lost))
+			lost = lost->next;
+		if (lost == NULL)
 			break;
-		}
 		/* the table was dropped or released since */
-		MemoryContextSwitchTo(old);
-		forgotten = forget(delivery, batch);
+		forgotten = forget(delivery, lost);
 		psync_batch_free(batch);
 		batch = NULL;
 	}
@@ -358,9 +457,13 @@ psync_batch_load(PsyncDelivery *delivery)
 void
 psync_batch_free(PsyncBatch *batch)
 {
-	Assert(batch->context != NULL);
+	while (batch != NULL)
+	{
+		PsyncBatch *next = batch->next;
 
-	MemoryContextDelete(batch->context);
+		MemoryContextDelete(batch->context);
+		batch = next;
+	}
 }
 
 /* ----------------------------------------------------------------- saving */
@@ -383,12 +486,42 @@ sweep_delivered(PsyncDelivery *delivery, PsyncBatch *batch)
 	delivery->batch = NULL;
 }
 
-/*
- * The chunk is at the target: save how far the batch has come, and forget
- * the batch if that was the last one.
- */
+/* The chunk is not at the target, but the window is. */
 void
-psync_batch_delivered(PsyncDelivery *delivery, PsyncBatch *batch)
+psync_batch_refused(PsyncDelivery *delivery, PsyncBatch *batch)
+{
+	Assert(batch->circular);
+	make_whole(&delivery->sync->id, batch->relid, true);
+	psync_batch_free(batch);
+	delivery->batch = NULL;
+}
+
+/* deliver.h has the contract. */
+void
+psync_batch_note_failure(const pg_uuid_t *id, int sqlerrcode)
+{
+	Oid			types[1] = {UUIDOID};
+	Datum		values[1];
+	Oid			relid = InvalidOid;
+
+	if (sqlerrcode != ERRCODE_FOREIGN_KEY_VIOLATION)
+		return;
+	values[0] = UUIDPGetDatum(id);
+	if (psync_owner_execute(load_command, 1, types, values, NULL) > 0)
+	{
+		bool		isnull;
+
+		relid = DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[0],
+											   SPI_tuptable->tupdesc, 1, &isnull));
+	}
+	SPI_finish();
+	if (OidIsValid(relid))
+		make_whole(id, relid, false);
+}
+
+/* Save that a chunk is at the target; false if the batch is no longer wanted. */
+static bool
+save_chunk(PsyncDelivery *delivery, const PsyncBatch *batch)
 {
 	Oid			types[6] = {UUIDOID, UUIDOID, BOOLOID, INT4OID, BYTEAOID, INT8OID};
 	Datum		values[6];
@@ -396,12 +529,6 @@ psync_batch_delivered(PsyncDelivery *delivery, PsyncBatch *batch)
 	bytea	   *cursor = palloc(VARHDRSZ + batch->upto.len);
 	uint64		updated;
 
-	Assert(!delivery->window_begun);
-	if (batch->sweep)
-	{
-		sweep_delivered(delivery, batch);
-		return;
-	}
 	Assert(!batch->full || batch->upto.len > 0);
 
 	SET_VARSIZE(cursor, VARHDRSZ + batch->upto.len);
@@ -415,16 +542,36 @@ psync_batch_delivered(PsyncDelivery *delivery, PsyncBatch *batch)
 	values[5] = Int64GetDatum(batch->nrows);
 	updated = psync_owner_execute(save_command, 6, types, values, nulls);
 	SPI_finish();
+	Assert(updated <= 1);
+	return updated > 0;
+}
 
-	delivery->unsaved.rows_read += batch->nrows;
+/*
+ * The chunk is at the target: save how far the batch has come, and forget
+ * the batch if that was the last one.
+ */
+void
+psync_batch_delivered(PsyncDelivery *delivery, PsyncBatch *batch)
+{
+	bool		wanted = true;
+
+	Assert(!delivery->window_begun);
+	if (batch->sweep)
+	{
+		sweep_delivered(delivery, batch);
+		return;
+	}
+	for (PsyncBatch *b = batch; b != NULL; b = b->next)
+	{
+		wanted = save_chunk(delivery, b);
+		delivery->unsaved.rows_read += b->nrows;
+	}
 	batch->first = false;
 	resetStringInfo(&batch->after);
 	appendBinaryStringInfo(&batch->after, batch->upto.data, batch->upto.len);
 
-	Assert(updated <= 1);
-
 	/* cancelled, asked for anew, or done: see what is next */
-	if (updated == 0 || !batch->full)
+	if (!wanted || !batch->full)
 	{
 		psync_batch_free(batch);
 		delivery->batch = NULL;

@@ -5,8 +5,8 @@
  * A chunk is read under the snapshot that ends the window, and sent when that
  * snapshot is gone: nothing is held while the target is waited for.  In between
  * it is kept here.  Rows are kept in memory, for which they are few enough; the
- * keys of a whole table are kept in a temporary file, which lives as long as
- * the batch, across transactions.
+ * keys, or rows, of a whole table are kept in a temporary file, which lives as
+ * long as the batch, across transactions.
  */
 #include "postgres.h"
 
@@ -27,8 +27,8 @@
 #include "deliver/delivery.h"
 #include "transport/payment_sync_transport.h"
 
-/* How many keys go between looks at the clock. */
-#define PSYNC_KEYS_PER_CLOCK	1024
+/* How many rows of a file go between looks at the clock. */
+#define PSYNC_ROWS_PER_CLOCK	1024
 
 /* ------------------------------------------------------------- the queries */
 
@@ -97,14 +97,14 @@ build_rows_query(const PsyncBatch *batch, bool bounded)
 	return buf.data;
 }
 
-/* All keys, in any order. */
+/* All keys, or all rows, in any order. */
 static char *
-build_keys_query(const PsyncBatch *batch)
+build_all_query(const PsyncBatch *batch)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	append_select(&buf, batch, true);
+	append_select(&buf, batch, batch->sweep);
 	return buf.data;
 }
 
@@ -114,7 +114,7 @@ psync_batch_build_queries(PsyncBatch *batch)
 {
 	batch->query_first = build_rows_query(batch, false);
 	batch->query_next = build_rows_query(batch, true);
-	batch->query_keys = build_keys_query(batch);
+	batch->query_all = build_all_query(batch);
 }
 
 /* ---------------------------------------------------------------- reading */
@@ -125,7 +125,7 @@ typedef struct PsyncRowReceiver
 	DestReceiver pub;
 	PsyncBatch *batch;
 	bool	   *key_columns;
-	MemoryContext row_context;	/* reset for each key */
+	MemoryContext row_context;	/* reset for each row of a file */
 } PsyncRowReceiver;
 
 /*
@@ -142,19 +142,22 @@ spool(PsyncBatch *batch, const StringInfo data)
 }
 
 /*
- * Encode the key of a row.  There may be any number of them, so what that
- * allocates is not left to the query's end.
+ * Encode a row, or its key, for the file.  There may be any number of them, so
+ * what that allocates is not left to the query's end.
  */
 static bool
-receive_key(TupleTableSlot *slot, DestReceiver *self)
+receive_any(TupleTableSlot *slot, DestReceiver *self)
 {
 	PsyncRowReceiver *receiver = (PsyncRowReceiver *) self;
 	PsyncBatch *batch = receiver->batch;
 	MemoryContext old = MemoryContextSwitchTo(receiver->row_context);
 
 	resetStringInfo(&batch->rows);
-	psync_old_part_append(&batch->rows, batch->encoder, slot,
-						  receiver->key_columns);
+	if (batch->sweep)
+		psync_old_part_append(&batch->rows, batch->encoder, slot,
+							  receiver->key_columns);
+	else
+		psync_image_append(&batch->rows, batch->encoder, slot);
 	spool(batch, &batch->rows);
 	batch->nrows++;
 	MemoryContextSwitchTo(old);
@@ -284,11 +287,12 @@ cursor_params(const PsyncBatch *batch)
 static void
 run_query(PsyncBatch *batch, DestReceiver *dest)
 {
-	bool		bounded = batch->after.len > 0 && !batch->sweep;
+	bool		all = batch->sweep || batch->whole;
+	bool		bounded = batch->after.len > 0 && !all;
 	ParamListInfo params = bounded ? cursor_params(batch) : NULL;
 	SPIExecuteOptions options = {0};
 	SPIPlanPtr	plan;
-	const char *query = batch->sweep ? batch->query_keys :
+	const char *query = all ? batch->query_all :
 		bounded ? batch->query_next : batch->query_first;
 	Oid		   *types = NULL;
 	int			nargs = bounded ? batch->shape->nkeys : 0;
@@ -345,18 +349,16 @@ open_spool(PsyncBatch *batch)
 }
 
 /*
- * Read the next chunk under the active snapshot, which ends the window, as the
- * sync's owner.  Called back from psync_reader_open().
+ * Read the next chunk under the active snapshot, as the sync's owner.
  *
  * SECURITY_RESTRICTED_OPERATION: the table's owner may have put functions of
  * their own into views, policies and types, and must not get at the worker's
  * session through them.  An error leaves the identity to the transaction's
  * abort, as usual.
  */
-void
-psync_batch_read(void *arg)
+static void
+read_one(PsyncBatch *batch)
 {
-	PsyncBatch *batch = arg;
 	PsyncRowReceiver receiver = {{receive_row, receive_startup, receive_nothing, receive_nothing, DestTuplestore}};
 	PsyncRole	role;
 
@@ -368,11 +370,11 @@ psync_batch_read(void *arg)
 	batch->full = false;
 
 	receiver.batch = batch;
-	if (batch->sweep)
+	if (batch->sweep || batch->whole)
 	{
-		receiver.pub.receiveSlot = receive_key;
+		receiver.pub.receiveSlot = receive_any;
 		receiver.row_context = AllocSetContextCreate(CurrentMemoryContext,
-													 "payment_sync key",
+													 "payment_sync row",
 													 ALLOCSET_DEFAULT_SIZES);
 		open_spool(batch);
 	}
@@ -385,6 +387,17 @@ psync_batch_read(void *arg)
 	run_query(batch, &receiver.pub);
 	SPI_finish();
 	psync_role_return(&role);
+}
+
+/*
+ * Under the active snapshot, which ends the window.  Called back from
+ * psync_reader_open().
+ */
+void
+psync_batch_read(void *arg)
+{
+	for (PsyncBatch *batch = arg; batch != NULL; batch = batch->next)
+		read_one(batch);
 }
 
 /* ---------------------------------------------------------------- sending */
@@ -416,26 +429,26 @@ read_spool(PsyncBatch *batch, void *data, size_t size)
 	if (BufFileRead(batch->spool, data, size) != size)
 		ereport(ERROR,
 				(errcode_for_file_access(),
-				 errmsg("could not read keys of table \"%s\" from temporary file",
+				 errmsg("could not read rows of table \"%s\" from temporary file",
 						batch->table->source_name)));
 }
 
 /*
- * The keys at hand, which are in the file.  There may be many, and the target
- * slow: the local transaction is not kept for all of them.
+ * What is in the file.  There may be much, and the target slow: the local
+ * transaction is not kept for all of it.
  */
 static void
-send_keys(PsyncDelivery *delivery, PsyncBatch *batch)
+send_spool(PsyncDelivery *delivery, PsyncBatch *batch)
 {
 	if (BufFileSeek(batch->spool, 0, 0, SEEK_SET) != 0)
 		ereport(ERROR,
 				(errcode_for_file_access(),
-				 errmsg("could not rewind temporary file of keys")));
+				 errmsg("could not rewind temporary file")));
 	for (int64 i = 0; i < batch->nrows; i++)
 	{
 		uint32		size;
 
-		if (i % PSYNC_KEYS_PER_CLOCK == 0)
+		if (i % PSYNC_ROWS_PER_CLOCK == 0)
 			psync_delivery_cycle_transaction(delivery);
 		read_spool(batch, &size, sizeof(size));
 		resetStringInfo(&batch->rows);
@@ -446,10 +459,11 @@ send_keys(PsyncDelivery *delivery, PsyncBatch *batch)
 }
 
 /*
- * Hand the chunk over, between its begin and its end.
+ * Hand one chunk over, between its begin and its end.  False if the target has
+ * left it out.
  */
-void
-psync_batch_send(PsyncDelivery *delivery, PsyncBatch *batch)
+static bool
+send_one(PsyncDelivery *delivery, PsyncBatch *batch)
 {
 	const PsyncTransport *transport = delivery->transport;
 	PsyncChunk	chunk = {0};
@@ -466,11 +480,25 @@ psync_batch_send(PsyncDelivery *delivery, PsyncBatch *batch)
 	chunk.shape = batch->shape;
 	chunk.keys = batch->sweep;
 	chunk.first = batch->first && !batch->sweep;
+	chunk.circular = batch->circular;
+	chunk.whole = batch->whole;
+	chunk.last = batch->next == NULL;
 
 	transport->begin_chunk(delivery->target, &chunk);
-	if (batch->sweep)
-		send_keys(delivery, batch);
+	if (batch->spool != NULL)
+		send_spool(delivery, batch);
 	else
 		send_rows(delivery, batch);
-	transport->end_chunk(delivery->target, &chunk);
+	return transport->end_chunk(delivery->target, &chunk);
+}
+
+/* False if the target has left the chunk out, which it may if it is circular. */
+bool
+psync_batch_send(PsyncDelivery *delivery, PsyncBatch *batch)
+{
+	bool		taken = true;
+
+	for (; batch != NULL; batch = batch->next)
+		taken = send_one(delivery, batch) && taken;
+	return taken;
 }

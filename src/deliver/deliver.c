@@ -720,12 +720,13 @@ static void
 deliver_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 {
 	bool		commit;
+	bool		taken = true;
 
 	send_changes(delivery, size);
 	if (delivery->batch != NULL)
 	{
 		ensure_window(delivery, size);
-		psync_batch_send(delivery, delivery->batch);
+		taken = psync_batch_send(delivery, delivery->batch);
 	}
 	if (delivery->window_begun)
 	{
@@ -741,7 +742,10 @@ deliver_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 	if (delivery->batch != NULL)
 	{
 		flush_target(delivery);
-		psync_batch_delivered(delivery, delivery->batch);
+		if (taken)
+			psync_batch_delivered(delivery, delivery->batch);
+		else
+			psync_batch_refused(delivery, delivery->batch);
 		commit = true;
 	}
 	psync_figures_publish(delivery);

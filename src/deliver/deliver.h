@@ -70,6 +70,13 @@ extern void psync_delivery_await_standby(PsyncDelivery *delivery);
 /* Does the target, if it is open, take windows (rather than messages)? */
 extern bool psync_delivery_takes_windows(PsyncDelivery *delivery);
 
+/*
+ * After a failure, in a transaction of its own: if it was a foreign key's, and
+ * a first copy is under way of tables that refer to each other, those are copied
+ * as a whole.
+ */
+extern void psync_batch_note_failure(const pg_uuid_t *id, int sqlerrcode);
+
 /* Definitions may have changed: the next step looks. */
 extern void psync_delivery_recheck(PsyncDelivery *delivery);
 

@@ -35,14 +35,19 @@ typedef struct PsyncBatch
 								 * keys of all rows */
 	bool		plain;			/* not partitioned: read ONLY this table */
 	bool		first;			/* no chunk was delivered yet */
+	bool		circular;		/* its rows may refer to rows of later chunks */
+	bool		whole;			/* … and did: all rows are sent at once */
+	struct PsyncBatch *next;	/* … with those of the other tables of a circle */
+	uint32		saved_shape;	/* of the key in "after", as it was loaded */
 	char	   *query_first;	/* without a lower bound */
 	char	   *query_next;
-	char	   *query_keys;
+	char	   *query_all;		/* keys, or rows */
 	StringInfoData after;		/* last key delivered, as a sparse part */
 	/* the chunk at hand */
 	StringInfoData upto;		/* its last key */
 	StringInfoData rows;		/* uint32 size and image, each */
-	struct BufFile *spool;		/* instead, of a sweep: uint32 size and key */
+	struct BufFile *spool;		/* instead, of a sweep or whole table: the same,
+								 * of keys or images */
 	MemoryContextCallback spool_closer;
 	int64		nrows;
 	bool		full;			/* ended by its size: there may be more */
@@ -153,12 +158,13 @@ extern void psync_batch_load_uncopied(PsyncDelivery *delivery);
 extern bool psync_batch_leaves_out(const PsyncDelivery *delivery,
 								   PsyncChange *change);
 extern void psync_batch_delivered(PsyncDelivery *delivery, PsyncBatch *batch);
+extern void psync_batch_refused(PsyncDelivery *delivery, PsyncBatch *batch);
 extern void psync_batch_free(PsyncBatch *batch);
 
 /* batch_read.c */
 extern void psync_batch_build_queries(PsyncBatch *batch);
 extern void psync_batch_read(void *arg);	/* arg: the PsyncBatch */
-extern void psync_batch_send(PsyncDelivery *delivery, PsyncBatch *batch);
+extern bool psync_batch_send(PsyncDelivery *delivery, PsyncBatch *batch);
 
 /* deliver.c */
 extern void psync_delivery_next_transaction(PsyncDelivery *delivery);

@@ -189,7 +189,7 @@ request_batch(PsyncSync *sync, Oid relid, bool mirror)
 		" ON CONFLICT (sync, relid) DO UPDATE SET mirror = excluded.mirror,"
 		" initial = b.initial AND b.state <> 'done',"
 		" state = 'pending', shape = NULL, cursor = NULL, chunks = 0, rows = 0,"
-		" request = excluded.request, swept = false, rows_estimated = excluded.rows_estimated,"
+		" request = excluded.request, swept = false, whole = false, rows_estimated = excluded.rows_estimated,"
 		" requested = clock_timestamp(), started = NULL, finished = NULL";
 	Oid			types[3] = {UUIDOID, OIDOID, BOOLOID};
 	Datum		values[3];

@@ -39,7 +39,7 @@
  * Changed whenever a struct in this file changes, so that a stale library is
  * refused instead of crashing: "PS", then a counter.
  */
-#define PSYNC_TRANSPORT_MAGIC	0x5053000D
+#define PSYNC_TRANSPORT_MAGIC	0x5053000E
 
 #define PSYNC_TRANSPORT_INIT	"payment_sync_transport_init"
 
@@ -132,6 +132,11 @@ typedef struct PsyncChange
  * keys of all rows that the table has then, as sparse parts like old_part: the
  * target must lose its rows whose keys are not among them.  Neither comes in an
  * order that would mean anything to the target.
+ *
+ * Rows of a circular table may refer to rows of a later chunk, of this table or
+ * of another one: then the target may refuse such a chunk.  It is followed by
+ * whole tables, all those of the circle in one window, whose rows are to be
+ * applied at once when the last of them has come.
  */
 typedef struct PsyncChunk
 {
@@ -139,6 +144,9 @@ typedef struct PsyncChunk
 	const PsyncShape *shape;
 	bool		keys;			/* of all rows, not rows */
 	bool		first;			/* first chunk of the table's batch */
+	bool		circular;		/* end_chunk() may refuse it */
+	bool		whole;			/* all rows of the table … */
+	bool		last;			/* … and of its circle, with this one */
 } PsyncChunk;
 
 /* What the core knows of the window before it sends it. */
@@ -458,12 +466,14 @@ typedef struct PsyncTransport
 
 	/*
 	 * Optional (no batch without them).  A chunk's begin; its rows or keys;
-	 * its end.  They follow all changes of the window.
+	 * its end.  They follow all changes of the window.  The end returns false
+	 * if the chunk's rows refer to rows that are not there and were therefore
+	 * left out of the window; for circular ones only.
 	 */
 	void		(*begin_chunk) (PsyncTarget *target, const PsyncChunk *chunk);
 	void		(*chunk_row) (PsyncTarget *target, const char *image,
 							  uint32 size);
-	void		(*end_chunk) (PsyncTarget *target, const PsyncChunk *chunk);
+	bool		(*end_chunk) (PsyncTarget *target, const PsyncChunk *chunk);
 
 	/*
 	 * Required.  Commit the window, together with "position" if the target

@@ -371,14 +371,15 @@ psync_turn_record_failure(void *arg)
 	psync_turn_close(served);
 	failure->void_now = !psync_extension_present() ||
 		psync_turn_load_runnable(served) == NULL;
-	if (!failure->void_now)
-		psync_sync_save_failure(&served->id,
-								unpack_sql_state(failure->error->sqlerrcode),
-								failure->error->message,
-								failure->error->detail,
-								served->not_before);
-	if (!failure->void_now)
-		psync_turn_limit_crashes(failure);
+	if (failure->void_now)
+		return;
+	psync_sync_save_failure(&served->id,
+							unpack_sql_state(failure->error->sqlerrcode),
+							failure->error->message,
+							failure->error->detail,
+							served->not_before);
+	psync_turn_limit_crashes(failure);
+	psync_batch_note_failure(&served->id, failure->error->sqlerrcode);
 }
 
 /* Once per failure, in the server log; the text holds no secret (P9). */

@@ -307,6 +307,17 @@ keep_growing(PsyncPgSession *session, const PsyncPgFailure *failure)
 }
 
 /*
+ * Does the failure concern a chunk whose rows may refer to later ones?  It is
+ * taken back as a whole then (apply_batch.c).
+ */
+static bool
+is_refused_chunk(const PsyncPgSession *session, const PsyncPgFailure *failure)
+{
+	return session->chunk_circular &&
+		failure->error.sqlstate == ERRCODE_FOREIGN_KEY_VIOLATION;
+}
+
+/*
  * Wait until nothing is under way at the target.  If the group that was is
  * refused by a foreign key, and more changes may follow, it is kept.  Raises
  * what cannot be resolved.
@@ -320,9 +331,15 @@ finish_group(PsyncPgSession *session, bool more_may_follow)
 		return;
 	session->applying = false;
 	if (!psync_pg_set_finish(session, &failure) &&
-		!resolve(session, session->spare, false, &failure))
+		(is_refused_chunk(session, &failure) ||
+		 !resolve(session, session->spare, false, &failure)))
 	{
-		if (!more_may_follow || !keep_growing(session, &failure))
+		if (is_refused_chunk(session, &failure))
+		{
+			session->chunk_refused = true;
+			psync_pg_group_reset(session->spare);
+		}
+		else if (!more_may_follow || !keep_growing(session, &failure))
 			psync_pg_failure_raise(session, session->spare, &failure);
 	}
 	else
@@ -363,6 +380,19 @@ ensure_savepoint(PsyncPgSession *session)
 	session->in_transaction = true;
 	session->in_savepoint = true;
 	Assert(!session->applying && session->run == NULL);
+}
+
+/*
+ * A savepoint for a chunk as a whole, which may have several groups; to be
+ * called when nothing is under way.
+ */
+void
+psync_pg_apply_protect(PsyncPgSession *session)
+{
+	ensure_savepoint(session);
+	psync_pg_execute(session, "RELEASE SAVEPOINT " PSYNC_PG_SAVEPOINT
+					 "; SAVEPOINT " PSYNC_PG_CHUNK_SAVEPOINT);
+	session->in_savepoint = false;
 }
 
 /*
@@ -442,11 +472,14 @@ submit_before(const PsyncPgSession *session, const PsyncChange *change,
 }
 
 /* The window changes the table: see HOOK_MADE in position.c. */
-static void
-touch(PsyncPgSession *session, PsyncPgTable *table)
+void
+psync_pg_apply_touch(PsyncPgSession *session, PsyncPgTable *table)
 {
-	MemoryContext old = MemoryContextSwitchTo(session->context);
+	MemoryContext old;
 
+	if (table->touched || table->hooked)
+		return;
+	old = MemoryContextSwitchTo(session->context);
 	session->touched = lappend(session->touched, table);
 	table->touched = true;
 	MemoryContextSwitchTo(old);
@@ -472,8 +505,7 @@ psync_pg_apply_change(PsyncPgSession *session, const PsyncChange *change)
 		if (map->shape != map->from)
 			psync_pg_convert_change(session, map, &converted);
 	}
-	if (!table->touched && !table->hooked)
-		touch(session, table);
+	psync_pg_apply_touch(session, table);
 	if (submit_before(session, &converted, map))
 		psync_pg_apply_submit(session);
 	psync_pg_group_add(session->growing, &converted, map, table);

@@ -382,19 +382,30 @@ plan(PsyncPgSetRun *run, PsyncPgSession *session)
 }
 
 /*
- * Only load the keys of all rows, behind those loaded before, for what
- * apply_batch.c does with them.
+ * Only load the rows, or the keys, of all entries behind those loaded before,
+ * for what apply_batch.c does with them.
  */
 static void
-plan_keys(PsyncPgSetRun *run, PsyncPgSession *session, PsyncPgMap *map)
+plan_load(PsyncPgSetRun *run, PsyncPgSession *session, PsyncPgMap *map)
 {
+	const PsyncPgGroup *group = run->group;
 	PsyncPgNet	none = {.map = map};	/* which makes for temporary tables */
+	bool		rows = group->nentries > 0 && group->entries[0].op == PSYNC_READ;
 
-	Assert(map != NULL && run->mode == PSYNC_PG_SET_KEYS);
+	Assert(map != NULL && run->mode == PSYNC_PG_SET_LOAD);
 
-	add_preparation(run, session, &none, session->keys_loaded ? 0 : 1);
+	add_preparation(run, session, &none, session->chunk_loaded ? 0 : 1);
 	add_join_methods(run, true);
-	add_copy(run, map, psync_pg_sql_copy_keys(map), NULL, run->group->nentries, true);
+	if (rows)
+	{
+		none.ninserts = group->nentries;
+		none.inserts = palloc(group->nentries * sizeof(int));
+		for (int i = 0; i < group->nentries; i++)
+			none.inserts[i] = i;
+		add_copy_all(run, &none);
+	}
+	else
+		add_copy(run, map, psync_pg_sql_copy_keys(map), NULL, group->nentries, true);
 }
 
 /* ---------------------------------------------------------------- feeding */
@@ -670,8 +681,8 @@ psync_pg_set_start(PsyncPgSession *session, PsyncPgGroup *group,
 	initStringInfo(&run->sql);
 	run->steps_size = 16;
 	run->steps = palloc(run->steps_size * sizeof(Step));
-	if (mode == PSYNC_PG_SET_KEYS)
-		plan_keys(run, session, linitial(group->maps));
+	if (mode == PSYNC_PG_SET_LOAD)
+		plan_load(run, session, linitial(group->maps));
 	else
 		plan(run, session);
 

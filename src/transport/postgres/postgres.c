@@ -171,10 +171,10 @@ pg_chunk_row(PsyncTarget *target, const char *image, uint32 size)
  * Rows that are to go are gone when this returns; those that came may still be
  * on their way.
  */
-static void
+static bool
 pg_end_chunk(PsyncTarget *target, const PsyncChunk *chunk)
 {
-	psync_pg_chunk_end(get_session(target), chunk);
+	return psync_pg_chunk_end(get_session(target), chunk);
 }
 
 /*

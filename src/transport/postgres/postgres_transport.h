@@ -338,8 +338,13 @@ typedef struct PsyncPgSession
 
 	/* apply_batch.c */
 	PsyncPgMap *chunk_map;		/* of the chunk that is being received */
-	bool		chunk_keys;		/* it brings keys, not rows … */
-	bool		keys_loaded;	/* … some of which are at the target */
+	bool		chunk_keys;		/* it brings keys, not rows */
+	bool		chunk_loads;	/* it goes into a temporary table … */
+	bool		chunk_loaded;	/* … and some of it is there */
+	bool		chunk_temp;		/* its temporary tables were there before it */
+	bool		chunk_circular; /* it may be refused … */
+	bool		chunk_refused;	/* … and is */
+	List	   *whole_maps;		/* of tables that are loaded as a whole */
 } PsyncPgSession;
 
 /* connection.c */
@@ -444,6 +449,7 @@ extern char *psync_pg_sql_delete_others(const PsyncPgMap *map);
 extern char *psync_pg_sql_replace(const List *maps);
 extern char *psync_pg_sql_analyze_keys(const PsyncPgMap *map);
 extern char *psync_pg_sql_delete_unsent(const PsyncPgMap *map, bool check);
+extern char *psync_pg_sql_upsert_together(const List *maps);
 
 /* image.c */
 extern void psync_pg_image_fields(const PsyncShape *shape, const char *image,
@@ -513,7 +519,7 @@ typedef enum PsyncPgSetMode
 	PSYNC_PG_SET_FAST,			/* new rows straight into the table */
 	PSYNC_PG_SET_UPSERT,		/* all rows by way of a temporary table */
 	PSYNC_PG_SET_REPLACE,		/* rows leave before they come back */
-	PSYNC_PG_SET_KEYS			/* only load the keys of all rows */
+	PSYNC_PG_SET_LOAD			/* only load the rows, or keys, of all entries */
 } PsyncPgSetMode;
 
 extern void psync_pg_set_start(PsyncPgSession *session, PsyncPgGroup *group,
@@ -525,16 +531,19 @@ extern bool psync_pg_set_finish(PsyncPgSession *session, PsyncPgFailure *failure
 extern void psync_pg_chunk_begin(PsyncPgSession *session, const PsyncChunk *chunk);
 extern void psync_pg_chunk_row(PsyncPgSession *session, const char *image,
 							   uint32 size);
-extern void psync_pg_chunk_end(PsyncPgSession *session, const PsyncChunk *chunk);
+extern bool psync_pg_chunk_end(PsyncPgSession *session, const PsyncChunk *chunk);
 
 /* apply.c */
 #define PSYNC_PG_SAVEPOINT	"psync_group"
+#define PSYNC_PG_CHUNK_SAVEPOINT	"psync_chunk"
 
 extern void psync_pg_apply_init(PsyncPgSession *session);
 extern void psync_pg_apply_change(PsyncPgSession *session,
 								  const PsyncChange *change);
+extern void psync_pg_apply_touch(PsyncPgSession *session, PsyncPgTable *table);
 extern void psync_pg_apply_submit(PsyncPgSession *session);
 extern void psync_pg_apply_wait(PsyncPgSession *session);
+extern void psync_pg_apply_protect(PsyncPgSession *session);
 extern void psync_pg_apply_commit(PsyncPgSession *session, const char *position);
 extern void psync_pg_apply_flush(PsyncPgSession *session);
 

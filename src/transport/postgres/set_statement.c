@@ -450,3 +450,27 @@ psync_pg_sql_delete_unsent(const PsyncPgMap *map, bool check)
 	appendStringInfo(&sql, ")%s", check ? PSYNC_PG_ERROR_END : "");
 	return check ? sql.data : unless_ruled(map, sql.data);
 }
+
+/*
+ * The upserts of several tables as one statement, at whose end foreign keys are
+ * checked: rows may refer to each other in circles.
+ */
+char *
+psync_pg_sql_upsert_together(const List *maps)
+{
+	StringInfoData sql;
+	ListCell   *lc;
+
+	Assert(maps != NIL);
+	initStringInfo(&sql);
+	foreach(lc, maps)
+	{
+		const PsyncPgMap *map = lfirst(lc);
+
+		appendStringInfo(&sql, "%supserted_%u AS (%s)",
+						 sql.len > 0 ? ", " : "WITH ", map->id,
+						 psync_pg_sql_upsert(map, true));
+	}
+	appendStringInfoString(&sql, " SELECT");
+	return sql.data;
+}
