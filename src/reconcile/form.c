@@ -138,6 +138,11 @@ set_common(PsyncSideColumn *column, Oid peer, bool sync)
 		/* a sync's text that ends in blanks is not what a char(n) keeps of it */
 		if (sync && base == BPCHAROID && psync_type_is_text(peer))
 			set_text(column);
+		/* files write booleans as PostgreSQL does, in either of its ways */
+		if (!sync && peer == BOOLOID)
+			set_value(column,
+					  psprintf("CASE t.%s::text WHEN 't' THEN 'true' WHEN 'f' THEN 'false'"
+							   " ELSE t.%s::text END", column->name, column->name), TEXTOID);
 		/* numbers without trailing zeros, see trim_number_in_text() */
 		if (!psync_type_is_text(base) && base != NUMERICOID)
 			set_text(column);

@@ -117,6 +117,7 @@ my %odd = (
 	'an infinite amount' => "UPDATE odd SET amount = 'Infinity' WHERE id = '42'",
 	'an exponent in an amount' => "UPDATE odd SET amount = '1e9999999' WHERE id = '42'",
 	'trailing zeros' => "UPDATE odd SET amount = amount || '000' WHERE id = '42'",
+	'a boolean as psql shows it' => "UPDATE odd SET ok = left(ok, 1) WHERE id IN ('41', '42')",
 	'a word for a boolean' => "UPDATE odd SET ok = 'yes, please' WHERE id = '42'",
 	'a word that begins like a boolean' => "UPDATE odd SET ok = 'truly' WHERE id = '41'");
 for my $name (sort keys %odd)
