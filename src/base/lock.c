@@ -64,7 +64,7 @@ sentinel_is_held(void)
 static bool
 in_own_worker(void)
 {
-	return IsBackgroundWorker &&
+	return MyBgworkerEntry != NULL &&
 		strcmp(MyBgworkerEntry->bgw_library_name, "payment_sync") == 0;
 }
 
