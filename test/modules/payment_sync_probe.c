@@ -121,7 +121,7 @@ is_poisoned(Probe *probe, const PsyncMessage *message)
 	if (fscanf(file, "%63s", word) != 1)
 		word[0] = '\0';
 	fclose(file);
-	return word[0] != '\0' && strstr(message->body, word) != NULL;
+	return word[0] != '\0' && memmem(message->body, message->size, word, strlen(word)) != NULL;
 }
 
 static void
