@@ -79,6 +79,17 @@ SELECT pg_catalog.pg_extension_config_dump('payment_sync.sync',
 SELECT pg_catalog.pg_extension_config_dump('payment_sync.sync_table',
 	'WHERE EXISTS (SELECT FROM payment_sync.sync s JOIN pg_catalog.pg_roles r ON r.oid = s.owner WHERE s.id = sync_table.sync)');
 
+-- Where a backlog can be cut: snapshots taken while the log grew.  Not dumped: they
+-- speak of this server's transactions.
+CREATE TABLE payment_sync.log_waypoint (
+	bytes bigint PRIMARY KEY,
+	snapshot pg_snapshot NOT NULL,
+	filenode oid[] NOT NULL,
+	block bigint[] NOT NULL,
+	noted timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+COMMENT ON TABLE payment_sync.log_waypoint IS 'snapshots taken while the change log grew, at which a backlog can be cut: how many bytes had been logged, and each log table''s file and blocks then';
+
 CREATE VIEW payment_sync.log_holders WITH (security_barrier = true) AS
 	SELECT 'sync' AS kind, s.name AS sync, NULL::integer AS pid, NULL::text AS gid,
 		CASE
@@ -176,6 +187,9 @@ ALTER TABLE payment_sync.log_2 ENABLE REPLICA TRIGGER skip_replicated;
 CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.log_rotation
 	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
 ALTER TABLE payment_sync.log_rotation ENABLE REPLICA TRIGGER skip_replicated;
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.log_waypoint
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.log_waypoint ENABLE REPLICA TRIGGER skip_replicated;
 CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.shape
 	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
 ALTER TABLE payment_sync.shape ENABLE REPLICA TRIGGER skip_replicated;

@@ -68,6 +68,17 @@ COMMENT ON TABLE payment_sync.log_rotation IS 'one row: which log table is activ
 COMMENT ON COLUMN payment_sync.log_rotation.database IS
 	'the database that this log was made in; elsewhere, in a copy of it, the syncs have no position';
 
+-- Where a backlog can be cut: snapshots taken while the log grew.  Not dumped: they
+-- speak of this server's transactions.
+CREATE TABLE payment_sync.log_waypoint (
+	bytes bigint PRIMARY KEY,
+	snapshot pg_snapshot NOT NULL,
+	filenode oid[] NOT NULL,
+	block bigint[] NOT NULL,
+	noted timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+COMMENT ON TABLE payment_sync.log_waypoint IS 'snapshots taken while the change log grew, at which a backlog can be cut: how many bytes had been logged, and each log table''s file and blocks then';
+
 -- Shapes: versions of captured tables' column lists.  Not dumped: they speak
 -- of attribute numbers and type oids of this database.
 CREATE SEQUENCE payment_sync.shape_id AS integer;
@@ -1318,6 +1329,9 @@ ALTER TABLE payment_sync.log_2 ENABLE REPLICA TRIGGER skip_replicated;
 CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.log_rotation
 	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
 ALTER TABLE payment_sync.log_rotation ENABLE REPLICA TRIGGER skip_replicated;
+CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.log_waypoint
+	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
+ALTER TABLE payment_sync.log_waypoint ENABLE REPLICA TRIGGER skip_replicated;
 CREATE TRIGGER skip_replicated BEFORE INSERT OR UPDATE OR DELETE ON payment_sync.shape
 	FOR EACH ROW EXECUTE FUNCTION payment_sync.skip_replicated();
 ALTER TABLE payment_sync.shape ENABLE REPLICA TRIGGER skip_replicated;

@@ -387,8 +387,8 @@ psync_batch_load_uncopied(PsyncDelivery *delivery)
 /*
  * Will a first copy, still to come, bring what this change has made?  It will
  * be read under a later snapshot than the one that ends this window.  The table
- * whose first chunk of rows comes with this window has begun; one that comes as a
- * whole brings all of the window.  May leave a part of the change.
+ * whose first chunk of rows has come, or comes with this window, has begun; one
+ * that comes as a whole brings all of the window.  May leave a part of the change.
  */
 bool
 psync_batch_leaves_out(const PsyncDelivery *delivery, PsyncChange *change)
@@ -398,7 +398,8 @@ psync_batch_leaves_out(const PsyncDelivery *delivery, PsyncChange *change)
 		!list_member_oid(delivery->uncopied, change->table->relid) ||
 		(delivery->batch != NULL && !delivery->batch->sweep &&
 		 !delivery->batch->whole &&
-		 delivery->batch->relid == change->table->relid))
+		 delivery->batch->relid == change->table->relid &&
+		 (delivery->chunk != NULL || !delivery->batch->first)))
 		return false;
 
 	if (change->op == PSYNC_UPDATE && change->key_changed)

@@ -5,7 +5,9 @@
  * A step:
  *
  *	1	find the next window, A to B (log/window.c); under B's snapshot, read
- *		the next chunk of a batch if one is under way
+ *		the next chunk of a batch if one is under way.  B is the snapshot of
+ *		this moment, or, if that is far ahead of A, one that was taken on the
+ *		way (sync/waypoint.c); chunks wait until A has caught up
  *	2	unless synchronous standbys lack it still: open the target if it is not
  *		open, and compare its position with ours
  *	3	hand over the window's changes that concern this sync, then the chunk
@@ -311,7 +313,7 @@ ensure_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 		return;
 	info.changes = size->changes;
 	info.bytes = size->bytes;
-	info.batch = delivery->batch != NULL;
+	info.batch = delivery->chunk != NULL;
 	delivery->window_begun = true;
 	delivery->transport->begin_window(delivery->target, &info);
 }
@@ -449,12 +451,6 @@ send_changes(PsyncDelivery *delivery, const PsyncWindowSize *size)
 
 /* ------------------------------------------------------------ progress */
 
-static List *
-positions_as_owner(void)
-{
-	return psync_sync_list_positions();
-}
-
 /*
  * What the target has confirmed must be on its disk before we forget it: the
  * log is truncated by saved positions, and a batch goes on at its saved key.
@@ -470,11 +466,7 @@ flush_target(PsyncDelivery *delivery)
 void
 psync_delivery_rotate(PsyncDelivery *delivery)
 {
-	PsyncRole	save;
-
-	psync_owner_become(&save);
-	psync_log_rotate(positions_as_owner);
-	psync_role_return(&save);
+	(void) psync_log_tidy();
 	psync_delivery_next_transaction(delivery);
 }
 
@@ -723,10 +715,10 @@ deliver_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 	bool		taken = true;
 
 	send_changes(delivery, size);
-	if (delivery->batch != NULL)
+	if (delivery->chunk != NULL)
 	{
 		ensure_window(delivery, size);
-		taken = psync_batch_send(delivery, delivery->batch);
+		taken = psync_batch_send(delivery, delivery->chunk);
 	}
 	if (delivery->window_begun)
 	{
@@ -739,13 +731,13 @@ deliver_window(PsyncDelivery *delivery, const PsyncWindowSize *size)
 	commit = TimestampDifferenceExceeds(delivery->transaction_start,
 										GetCurrentTimestamp(),
 										PSYNC_TRANSACTION_MS);
-	if (delivery->batch != NULL)
+	if (delivery->chunk != NULL)
 	{
 		flush_target(delivery);
 		if (taken)
-			psync_batch_delivered(delivery, delivery->batch);
+			psync_batch_delivered(delivery, delivery->chunk);
 		else
-			psync_batch_refused(delivery, delivery->batch);
+			psync_batch_refused(delivery, delivery->chunk);
 		commit = true;
 	}
 	psync_figures_publish(delivery);
@@ -767,23 +759,33 @@ messages_pending(const PsyncDelivery *delivery)
 }
 
 /*
- * Find the next window, with a chunk of a batch if one is under way.  The
- * window that a synchronous standby has kept from being sent is open still.
- * False: there is nothing to deliver.
+ * Find the window that is due, up to the waypoint or to one behind it, if any;
+ * else up to now, with the next chunk of a batch.  A window up to a waypoint
+ * carries no chunk, which would be a state of another moment.  The window that a
+ * synchronous standby has kept from being sent is open still.  False: there is
+ * nothing to deliver.  What is still to be copied first is known since the batch
+ * at hand was loaded, unless that one has just ended.
  */
 static bool
-find_window(PsyncDelivery *delivery)
+find_window(PsyncDelivery *delivery, PsyncWaypoint *waypoint)
 {
-	bool		found;
-
 	if (psync_reader_upto(delivery->reader) != NULL)
 		return true;
+	delivery->chunk = NULL;
+	if (waypoint != NULL && delivery->batch == NULL && delivery->sync->batch_pending)
+		psync_batch_load_uncopied(delivery);
+	while (waypoint != NULL)
+	{
+		if (psync_reader_open_waypoint(delivery->reader, waypoint, &delivery->size))
+			return true;
+		waypoint = psync_waypoint_next(delivery->reader);
+	}
 	if (delivery->batch == NULL && delivery->sync->batch_pending)
 		delivery->batch = psync_batch_load(delivery);
-	found = psync_reader_open(delivery->reader, &delivery->size,
-							  delivery->batch ? psync_batch_read : NULL,
-							  delivery->batch);
-	return found || delivery->batch != NULL;
+	delivery->chunk = delivery->batch;
+	return psync_reader_open(delivery->reader, &delivery->size,
+							 delivery->chunk ? psync_batch_read : NULL,
+							 delivery->chunk) || delivery->chunk != NULL;
 }
 
 /*
@@ -794,18 +796,25 @@ find_window(PsyncDelivery *delivery)
 static PsyncDeliverResult
 step_window(PsyncDelivery *delivery)
 {
+	PsyncWaypoint *waypoint = NULL;
+
 	Assert(!delivery->window_begun);
 	Assert(!ActiveSnapshotSet());
 
 	if (psync_delivery_changed(delivery))
 		return PSYNC_DELIVER_GONE;
-	if (messages_pending(delivery))
+	if (psync_reader_upto(delivery->reader) == NULL)
+		waypoint = psync_waypoint_next(delivery->reader);
+
+	/* what the target takes decides whether a backlog is cut; and it may be away */
+	if (messages_pending(delivery) || (waypoint != NULL && delivery->target == NULL))
 	{
-		(void) open_target(delivery);
+		if (open_target(delivery))
+			return PSYNC_DELIVER_DONE;
 		if (delivery->engine != &window_engine)
 			return delivery->engine->step(delivery);
 	}
-	if (!find_window(delivery))
+	if (!find_window(delivery, waypoint))
 	{
 		/*
 		 * All may have been at the target already, and only its answer was
@@ -855,6 +864,8 @@ psync_delivery_step(PsyncDelivery *delivery)
 	/* after an error, psync_delivery_close() tidies this up */
 	stepping = delivery;
 	MemoryContextSwitchTo(delivery->window_context);
+	if (psync_waypoint_note())
+		psync_delivery_next_transaction(delivery);
 	result = delivery->engine->step(delivery);
 	stepping = NULL;
 	leave_context(caller);

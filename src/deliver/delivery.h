@@ -112,6 +112,8 @@ struct PsyncDelivery
 	PsyncTarget *target;		/* NULL: not open */
 	bool		window_begun;	/* at the target */
 	PsyncBatch *batch;			/* NULL: none under way */
+	PsyncBatch *chunk;			/* the same, if its chunk comes with the window
+								 * at hand; of targets that take windows */
 	List	   *uncopied;		/* Oids: tables whose first copy is to come */
 	bool		recheck;		/* compare whether there were any or not */
 	uint64		looks;			/* times that the definition was compared */

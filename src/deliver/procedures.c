@@ -256,11 +256,7 @@ payment_sync_tidy_log(PG_FUNCTION_ARGS)
 	SPI_commit();
 	for (int i = 0; i < PSYNC_LOG_TABLES && more; i++)
 	{
-		PsyncRole	save;
-
-		psync_owner_become(&save);
-		more = psync_log_rotate(psync_sync_list_positions);
-		psync_role_return(&save);
+		more = psync_log_tidy();
 		SPI_commit();
 	}
 	SPI_finish();

@@ -126,6 +126,17 @@ typedef struct PsyncReadHint
 	BlockNumber block[PSYNC_LOG_TABLES];
 } PsyncReadHint;
 
+/*
+ * A snapshot that was taken on the way, and how far the log reached then: per
+ * log table its file and how many blocks it had.  Whatever the snapshot sees
+ * lies within these, or was in a file that has been emptied since.
+ */
+typedef struct PsyncWaypoint
+{
+	PsyncSnapshot *snapshot;
+	PsyncReadHint end;
+} PsyncWaypoint;
+
 typedef struct PsyncReader PsyncReader;
 
 /* What the reader found to be in the window. */
@@ -162,6 +173,14 @@ extern bool psync_reader_open_upto(PsyncReader *reader,
 								   const PsyncSnapshot *upto);
 
 /*
+ * The same up to a waypoint, without looking at what was logged after it.  As
+ * psync_reader_open(): false if the window is empty, and A has moved on.
+ */
+extern bool psync_reader_open_waypoint(PsyncReader *reader,
+									   const PsyncWaypoint *waypoint,
+									   PsyncWindowSize *size);
+
+/*
  * The next change of the window, in order of position; false at its end.  The
  * change is valid until the next call.  shape and table are left NULL:
  * shape_id names the shape (of T: the relation).  Holds no snapshot between
@@ -176,7 +195,10 @@ extern void psync_reader_rewind(PsyncReader *reader);
 
 extern const PsyncSnapshot *psync_reader_after(PsyncReader *reader);	/* A */
 extern const PsyncSnapshot *psync_reader_upto(PsyncReader *reader); /* B */
+
+/* Where reading would go on: to be stored; and for this reader, which knows more. */
 extern void psync_reader_hint(PsyncReader *reader, PsyncReadHint *hint);
+extern const PsyncReadHint *psync_reader_tail(PsyncReader *reader);
 
 /* ----------------------------------------------------------- durable.c */
 
@@ -244,9 +266,18 @@ extern Oid	psync_log_relid(int n); /* oid of log_n; error if missing */
 extern int	psync_log_active(void); /* number of the active table, cached */
 extern int64 psync_log_size(void);	/* bytes of all log tables */
 
+/*
+ * Where the log ends now; and how many bytes of it lie between two places, of
+ * which the first may be where a reader stands: the block that it is at is as
+ * good as read.
+ */
+extern void psync_log_measure(PsyncReadHint *end);
+extern int64 psync_log_between(const PsyncReadHint *from, const PsyncReadHint *to);
+
 /* GUCs */
 extern int	psync_log_segment_size; /* MB */
 extern int	psync_log_size_max; /* payment_sync.max_log_size, MB; 0: none */
+extern int	psync_backlog_step; /* MB; 0: a backlog is one window */
 
 /*
  * Switch the active table if it is large and another one is empty, and

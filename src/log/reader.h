@@ -17,7 +17,7 @@
  * at most, whatever the size of a window (P7).
  */
 #define PSYNC_REFS_MAX			(192 * 1024)
-/* More held-out ranges than this are exchanged for walking blocks again. */
+/* Held-out ranges are exchanged for walking blocks again when there are as many. */
 #define PSYNC_HOLDOUTS_MAX		4096
 /* How many of the newest ranges to look at for one to extend. */
 #define PSYNC_HOLDOUT_LOOKBACK	16
@@ -119,6 +119,8 @@ struct PsyncReader
 	PsyncHoldout *holdouts;
 	int			nholdouts;
 	int			holdouts_capacity;
+	BlockNumber floor[PSYNC_LOG_TABLES];	/* first block of holdouts that were
+											 * too many; else InvalidBlockNumber */
 	PsyncBlockRange *ranges;	/* walked for this window */
 	int			nranges;
 	int			ranges_capacity;
@@ -127,6 +129,7 @@ struct PsyncReader
 	PsyncWindowSize size;
 	XLogRecPtr	flushed_upto;	/* all of the window is in WAL before this */
 	bool		durable;		/* and synchronous standbys have that, too */
+	bool		found[PSYNC_LOG_TABLES];	/* in this table */
 	PsyncChunkRef *refs;
 	int			nrefs;
 	int			next_ref;

@@ -73,6 +73,7 @@ StaticAssertDecl(PSYNC_LOG_TABLES >= 3,
 
 int			psync_log_segment_size = 64;
 int			psync_log_size_max = 0;
+int			psync_backlog_step = 32;
 
 /* Cached; InvalidOid and -1 when unknown. */
 static Oid	rotation_relid = InvalidOid;
@@ -245,6 +246,41 @@ psync_log_size(void)
 
 	for (int i = 0; i < PSYNC_LOG_TABLES; i++)
 		blocks += table_blocks(i);
+	return blocks * BLCKSZ;
+}
+
+/*
+ * Likewise three lookups.  Whoever wants to find all that a snapshot sees within
+ * the result takes the snapshot first.
+ */
+void
+psync_log_measure(PsyncReadHint *end)
+{
+	for (int i = 0; i < PSYNC_LOG_TABLES; i++)
+	{
+		Relation	rel = table_open(psync_log_relid(i), AccessShareLock);
+
+		end->filenode[i] = rel->rd_rel->relfilenode;
+		end->block[i] = RelationGetNumberOfBlocks(rel);
+		table_close(rel, AccessShareLock);
+	}
+}
+
+/*
+ * log.h has the contract.  A file that "from" does not know began after it.
+ */
+int64
+psync_log_between(const PsyncReadHint *from, const PsyncReadHint *to)
+{
+	int64		blocks = 0;
+
+	for (int i = 0; i < PSYNC_LOG_TABLES; i++)
+	{
+		if (from->filenode[i] != to->filenode[i])
+			blocks += to->block[i];
+		else if (from->block[i] + 1 < to->block[i])
+			blocks += to->block[i] - from->block[i] - 1;
+	}
 	return blocks * BLCKSZ;
 }
 
@@ -473,6 +509,11 @@ psync_rotate_init(void)
 							"Sets the size of the change log beyond which its syncs' on_log_full applies.",
 							"Writers are never stopped. Zero means no limit.",
 							&psync_log_size_max, 0, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL, NULL);
+	DefineCustomIntVariable("payment_sync.backlog_step",
+							"Sets how much of a backlog a database is sent in one transaction.",
+							"Zero sends all of it in one.",
+							&psync_backlog_step, 32, 0, 1024 * 1024,
 							PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL, NULL);
 	psync_invalidation_subscribe(forget_cached);
 }

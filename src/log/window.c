@@ -23,7 +23,16 @@
  * heap of open chunks.  If a window has more chunks than PSYNC_REFS_MAX, the
  * references with the lowest positions are kept and the blocks are walked
  * again for the rest later: whether a chunk belongs to the window depends on
- * A, B and its own commit status only, all of which stay.
+ * A, B and its own commit status only, all of which stay.  A table in which
+ * nothing of the window was found is left out then: others may have passed it
+ * as well, and it may be emptied meanwhile.  One in which something was found
+ * is not, since this sync has not passed it.
+ *
+ * B may be a snapshot that was taken before, a waypoint.  What was logged since
+ * is not seen by it, and would be held out block by block; so with it comes how
+ * far the tables reached then, and the walk ends there.  Such a window leaves
+ * the reader as one that was read then: with a tail, which is not the table's
+ * last page any more, and with holdouts of those that were unfinished then.
  *
  * Between two calls the reader holds neither snapshot, buffer nor memory of
  * the transaction, so that its caller may end the transaction at any time.
@@ -133,6 +142,35 @@ drop_high_references(PsyncReader *reader)
 }
 
 /*
+ * Holdouts are a shortcut, not a duty: when there are too many the next window
+ * walks from the first of them, and finds them again.  The walk at hand has its
+ * ranges already, hence not in the hint (P7).
+ */
+static void
+fold_holdouts(PsyncReader *reader)
+{
+	for (int i = 0; i < reader->nholdouts; i++)
+	{
+		PsyncHoldout *holdout = &reader->holdouts[i];
+		BlockNumber *floor = &reader->floor[holdout->table];
+
+		*floor = Min(*floor, holdout->first);
+	}
+	reader->nholdouts = 0;
+}
+
+/* When a window is left: where the next one begins. */
+static void
+apply_floor(PsyncReader *reader)
+{
+	for (int t = 0; t < PSYNC_LOG_TABLES; t++)
+	{
+		reader->hint.block[t] = Min(reader->hint.block[t], reader->floor[t]);
+		reader->floor[t] = InvalidBlockNumber;
+	}
+}
+
+/*
  * Remember that an unfinished transaction has a chunk in this block.  Blocks
  * close to each other make one range: what lies between them is walked in vain
  * later, which is cheaper than remembering each block of a long transaction
@@ -157,6 +195,8 @@ hold_out(PsyncReader *reader, int table, BlockNumber block, uint64 xid)
 			return;
 		}
 	}
+	if (reader->nholdouts == PSYNC_HOLDOUTS_MAX)
+		fold_holdouts(reader);
 	if (reader->nholdouts == reader->holdouts_capacity)
 	{
 		int			capacity = Max(16, reader->holdouts_capacity * 2);
@@ -234,6 +274,7 @@ scan_page(PsyncReader *reader, PsyncScan *scan, BlockNumber block)
 			reader->size.bytes += tuple.t_len;
 			if (reader->size.oldest == 0 || chunk->at < reader->size.oldest)
 				reader->size.oldest = chunk->at;
+			reader->found[scan->table] = true;
 			reader->committed[scan->table] = Max(reader->committed[scan->table],
 												 block);
 		}
@@ -405,9 +446,14 @@ forget_table(PsyncReader *reader, int table)
  * than remembered was truncated since: chunks may lie anywhere in it.  One
  * that has lost its end to VACUUM (TRUNCATE) still has all up to the last
  * committed chunk that was seen.
+ *
+ * With "end", the size is what it was when B was taken, though no less than
+ * what was walked before: the two were measured by different processes.  If the
+ * table has had another file then, all of it is walked: a table that was
+ * emptied since holds nothing that B sees, one that was rewritten may.
  */
 static void
-measure_tables(PsyncReader *reader)
+measure_tables(PsyncReader *reader, const PsyncReadHint *end)
 {
 	for (int t = 0; t < PSYNC_LOG_TABLES; t++)
 	{
@@ -424,6 +470,8 @@ measure_tables(PsyncReader *reader)
 			if (reader->hint.block[t] >= blocks)
 				forget_table(reader, t);
 		}
+		if (end != NULL && end->filenode[t] == filenode)
+			blocks = Min(blocks, Max(end->block[t], reader->hint.block[t] + 1));
 		reader->hint.filenode[t] = filenode;
 		reader->nblocks[t] = blocks;
 		reader->anchor[t].block = InvalidBlockNumber;
@@ -480,6 +528,8 @@ collect(PsyncReader *reader, Snapshot snapshot, bool first_pass)
 	{
 		PsyncBlockRange *range = &reader->ranges[i];
 
+		if (!first_pass && !reader->found[range->table])
+			continue;
 		scan.table = range->table;
 		scan.rel = table_open(psync_log_relid(range->table), AccessShareLock);
 		psync_reader_check_file(reader, range->table, scan.rel);
@@ -554,7 +604,7 @@ psync_reader_create(MemoryContext parent, const PsyncSnapshot *after,
 		reader->hint = *hint;
 	memcpy(reader->committed, reader->hint.block, sizeof(reader->committed));
 	for (int t = 0; t < PSYNC_LOG_TABLES; t++)
-		reader->anchor[t].block = InvalidBlockNumber;
+		reader->anchor[t].block = reader->floor[t] = InvalidBlockNumber;
 	MemoryContextSwitchTo(old);
 	return reader;
 }
@@ -579,10 +629,12 @@ reset_window(PsyncReader *reader)
 	reader->pass_after = 0;
 	reader->pass_upto = PG_UINT64_MAX;
 	memset(&reader->size, 0, sizeof(reader->size));
+	memset(reader->found, 0, sizeof(reader->found));
 }
 
 /*
- * Find the window that ends at "upto", or now if that is NULL. True if it
+ * Find the window that ends at "upto", or now if that is NULL. With "end", the
+ * tables held all that it sees when they reached that far.  True if it
  * holds a chunk, or if the caller wants to read something else under the same
  * snapshot; then the window is open until psync_reader_done() or
  * psync_reader_rewind(). False: there was nothing, and A has moved to B.
@@ -595,7 +647,8 @@ reset_window(PsyncReader *reader)
  * comes behind whatever B saw.
  */
 static bool
-open_window(PsyncReader *reader, const PsyncSnapshot *upto, PsyncWindowSize *size,
+open_window(PsyncReader *reader, const PsyncSnapshot *upto,
+			const PsyncReadHint *end, PsyncWindowSize *size,
 			void (*under_snapshot) (void *arg), void *arg)
 {
 	MemoryContext old;
@@ -621,7 +674,7 @@ open_window(PsyncReader *reader, const PsyncSnapshot *upto, PsyncWindowSize *siz
 		return false;
 	}
 
-	measure_tables(reader);
+	measure_tables(reader, end);
 	choose_ranges(reader);
 	collect(reader, GetActiveSnapshot(), true);
 	if (under_snapshot != NULL)
@@ -649,7 +702,7 @@ bool
 psync_reader_open(PsyncReader *reader, PsyncWindowSize *size,
 				  void (*under_snapshot) (void *arg), void *arg)
 {
-	return open_window(reader, NULL, size, under_snapshot, arg);
+	return open_window(reader, NULL, NULL, size, under_snapshot, arg);
 }
 
 /*
@@ -658,20 +711,17 @@ psync_reader_open(PsyncReader *reader, PsyncWindowSize *size,
 bool
 psync_reader_open_upto(PsyncReader *reader, const PsyncSnapshot *upto)
 {
-	return open_window(reader, upto, NULL, NULL, NULL);
+	return open_window(reader, upto, NULL, NULL, NULL, NULL);
 }
 
-/* Let the next walk begin at the first holdout, since they are forgotten. */
-static void
-include_holdouts(PsyncReader *reader)
+/*
+ * See log.h.
+ */
+bool
+psync_reader_open_waypoint(PsyncReader *reader, const PsyncWaypoint *waypoint,
+						   PsyncWindowSize *size)
 {
-	for (int i = 0; i < reader->nholdouts; i++)
-	{
-		PsyncHoldout *holdout = &reader->holdouts[i];
-		BlockNumber *block = &reader->hint.block[holdout->table];
-
-		*block = Min(*block, holdout->first);
-	}
+	return open_window(reader, waypoint->snapshot, &waypoint->end, size, NULL, NULL);
 }
 
 /*
@@ -689,13 +739,7 @@ psync_reader_done(PsyncReader *reader)
 	reader->upto = NULL;
 	for (int t = 0; t < PSYNC_LOG_TABLES; t++)
 		reader->hint.block[t] = reader->nblocks[t] > 0 ? reader->nblocks[t] - 1 : 0;
-
-	/* holdouts are a shortcut, not a duty: with too many, walk again instead */
-	if (reader->nholdouts > PSYNC_HOLDOUTS_MAX)
-	{
-		include_holdouts(reader);
-		reader->nholdouts = 0;
-	}
+	apply_floor(reader);
 	if (reader->refs_capacity > 4096)
 	{
 		pfree(reader->refs);
@@ -721,8 +765,8 @@ psync_reader_rewind(PsyncReader *reader)
 		reader->hint.block[range->table] = Min(reader->hint.block[range->table],
 											   range->first);
 	}
-	include_holdouts(reader);
-	reader->nholdouts = 0;
+	fold_holdouts(reader);
+	apply_floor(reader);
 	pfree(reader->upto);
 	reader->upto = NULL;
 }
@@ -764,7 +808,10 @@ psync_reader_hint(PsyncReader *reader, PsyncReadHint *hint)
 	PsyncReadHint result = reader->hint;
 
 	for (int t = 0; t < PSYNC_LOG_TABLES; t++)
+	{
 		result.block[t] = Min(result.block[t], reader->committed[t]);
+		result.block[t] = Min(result.block[t], reader->floor[t]);
+	}
 	for (int i = 0; i < reader->nholdouts; i++)
 	{
 		PsyncHoldout *holdout = &reader->holdouts[i];
@@ -773,4 +820,13 @@ psync_reader_hint(PsyncReader *reader, PsyncReadHint *hint)
 										   holdout->first);
 	}
 	*hint = result;
+}
+
+/*
+ * Where this reader goes on; holdouts apart.
+ */
+const PsyncReadHint *
+psync_reader_tail(PsyncReader *reader)
+{
+	return &reader->hint;
 }

@@ -17,6 +17,12 @@ extern void psync_definition_check(Oid relid, Oid without);
 /* state.c */
 extern void psync_sync_set_reason(const char *name, const char *reason);
 
+/* sync.c, state.c: a hint in two columns, or parameters */
+extern void psync_hint_read(HeapTuple row, TupleDesc desc, int column,
+							PsyncReadHint *hint);
+extern void psync_hint_write(Datum *values, char *nulls,
+							 const PsyncReadHint *hint);
+
 /* log_limit.c */
 extern int64 psync_log_held(const PsyncReadHint *hint);
 

@@ -37,23 +37,12 @@ PG_FUNCTION_INFO_V1(payment_sync_log_size_limit);
 int64
 psync_log_held(const PsyncReadHint *hint)
 {
-	int64		blocks = 0;
+	PsyncReadHint end;
 
 	Assert(hint != NULL);
 
-	for (int i = 0; i < PSYNC_LOG_TABLES; i++)
-	{
-		Relation	rel = table_open(psync_log_relid(i), AccessShareLock);
-		BlockNumber n = RelationGetNumberOfBlocks(rel);
-
-		/* the block that the reader is at is as good as read */
-		if (hint->filenode[i] != rel->rd_rel->relfilenode)
-			blocks += n;
-		else if (hint->block[i] + 1 < n)
-			blocks += n - hint->block[i] - 1;
-		table_close(rel, AccessShareLock);
-	}
-	return blocks * BLCKSZ;
+	psync_log_measure(&end);
+	return psync_log_between(hint, &end);
 }
 
 /*

@@ -87,8 +87,8 @@ set_numbers(Datum *value, char *null, const uint64 *numbers, int n)
  * Two parameters, arrays; both NULL without a hint.  The statement leaves what
  * is NULL as it is.
  */
-static void
-set_hint(Datum *values, char *nulls, const PsyncReadHint *hint)
+void
+psync_hint_write(Datum *values, char *nulls, const PsyncReadHint *hint)
 {
 	Datum		filenodes[PSYNC_LOG_TABLES];
 	Datum		blocks[PSYNC_LOG_TABLES];
@@ -138,7 +138,7 @@ psync_sync_save_progress(const pg_uuid_t *id, const PsyncSyncProgress *progress)
 	values[0] = UUIDPGetDatum(id);
 	set_text(&values[1], &nulls[1], progress->position);
 	set_text(&values[2], &nulls[2], progress->target_position);
-	set_hint(&values[3], &nulls[3], progress->hint);
+	psync_hint_write(&values[3], &nulls[3], progress->hint);
 	values[5] = Int64GetDatum(progress->windows);
 	values[6] = Int64GetDatum(progress->changes);
 	values[7] = Int64GetDatum(progress->rows_read);

@@ -21,7 +21,7 @@
 #include "utils/uuid.h"
 
 #include "compat.h"
-#include "sync/sync.h"
+#include "sync/admin.h"
 
 /*
  * Is the position of "st" one that counts?  Not if it was given up; and not in
@@ -78,17 +78,17 @@ get_datum(HeapTuple row, TupleDesc desc, int column, bool *isnull)
 }
 
 /*
- * The stored hint.  Whatever it says, reading from the start is right, too: so
- * one that is no hint is passed over.  Blocks beyond a table's end are seen to
- * when the table is measured (log/window.c).
+ * A hint stored in this column and the next.  Whatever it says, reading from the
+ * start is right, too: so one that is no hint is passed over.  Blocks beyond a
+ * table's end are seen to when the table is measured (log/window.c).
  */
-static void
-get_hint(HeapTuple row, TupleDesc desc, PsyncReadHint *hint)
+void
+psync_hint_read(HeapTuple row, TupleDesc desc, int column, PsyncReadHint *hint)
 {
 	bool		null1;
 	bool		null2;
-	Datum		filenodes = get_datum(row, desc, 11, &null1);
-	Datum		blocks = get_datum(row, desc, 12, &null2);
+	Datum		filenodes = get_datum(row, desc, column, &null1);
+	Datum		blocks = get_datum(row, desc, column + 1, &null2);
 	ArrayType  *f;
 	ArrayType  *b;
 
@@ -202,7 +202,7 @@ sync_from_row(HeapTuple row, TupleDesc desc)
 	Assert(sync->name != NULL && sync->id_text != NULL);
 	Assert(sync->log_size_max >= 0);
 	sync->target_position = get_string(row, desc, 10);
-	get_hint(row, desc, &sync->hint);
+	psync_hint_read(row, desc, 11, &sync->hint);
 	value = get_datum(row, desc, 13, &isnull);
 	sync->retry_at = isnull ? 0 : DatumGetTimestampTz(value);
 	value = get_datum(row, desc, 14, &isnull);

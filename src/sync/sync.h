@@ -127,6 +127,16 @@ extern void psync_sync_disable(const pg_uuid_t *id, const char *reason);
 extern void psync_sync_give_up(const pg_uuid_t *id, const char *reason);
 
 /*
+ * Where a backlog can be cut (waypoint.c).  note(): the caller's transaction
+ * should end soon if true.  next(): where the reader's next window should end,
+ * in the current memory context; NULL: now.  tidy(): what whoever passes by
+ * does for the log, see psync_log_rotate().
+ */
+extern bool psync_waypoint_note(void);
+extern PsyncWaypoint *psync_waypoint_next(PsyncReader *reader);
+extern bool psync_log_tidy(void);
+
+/*
  * Warn of syncs that hold back too much of the log, or disable them, as they
  * are set.  To be called now and then, in a transaction of its own.
  */

@@ -287,11 +287,7 @@ psync_worker_leave(PsyncLeave leave)
 static void
 psync_worker_tidy_work(void *arg)
 {
-	PsyncRole	save;
-
-	psync_owner_become(&save);
-	*(bool *) arg = psync_log_rotate(psync_sync_list_positions);
-	psync_role_return(&save);
+	*(bool *) arg = psync_log_tidy();
 }
 
 /*
@@ -343,11 +339,13 @@ psync_worker_tidy_alone(void)
 }
 
 /*
- * In a transaction of its own: it may disable a sync.
+ * In a transaction of its own: it may disable a sync.  While targets are away
+ * this is what looks at the log.
  */
 static void
 psync_worker_check_limit_work(void *arg)
 {
+	(void) psync_waypoint_note();
 	psync_log_limit_check();
 }
 
