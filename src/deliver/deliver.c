@@ -803,6 +803,15 @@ step_window(PsyncDelivery *delivery)
 
 	if (psync_delivery_changed(delivery))
 		return PSYNC_DELIVER_GONE;
+	if (psync_figures_taken_over(delivery))
+	{
+		/* the target knows how far its predecessor came */
+		if (open_target(delivery))
+			return PSYNC_DELIVER_DONE;
+		psync_figures_forget(delivery);
+		if (delivery->engine != &window_engine)
+			return delivery->engine->step(delivery);
+	}
 	if (psync_reader_upto(delivery->reader) == NULL)
 		waypoint = psync_waypoint_next(delivery->reader);
 

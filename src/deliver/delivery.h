@@ -141,6 +141,8 @@ typedef struct PsyncShapeEntry
 /* figures.c */
 extern void psync_figures_begin(PsyncDelivery *delivery);
 extern void psync_figures_note(PsyncDelivery *delivery);
+extern bool psync_figures_taken_over(const PsyncDelivery *delivery);
+extern void psync_figures_forget(PsyncDelivery *delivery);
 extern bool psync_figures_save(PsyncDelivery *delivery, PsyncSyncProgress *progress);
 extern void psync_figures_publish(PsyncDelivery *delivery);
 extern void psync_figures_publish_messages(PsyncDelivery *delivery,

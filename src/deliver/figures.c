@@ -36,8 +36,9 @@ psync_figures_note(PsyncDelivery *delivery)
 
 /*
  * A delivery begins.  What its predecessor had counted and could not save is
- * ours to save, if the target has it; with a target that takes messages it is
- * delivered, and counted, again.
+ * ours to save, once the target has said that it has it, see
+ * psync_figures_taken_over(); with a target that takes messages it is delivered,
+ * and counted, again.
  */
 void
 psync_figures_begin(PsyncDelivery *delivery)
@@ -54,10 +55,7 @@ psync_figures_begin(PsyncDelivery *delivery)
 		unsaved->rows_read = Max(live->total.rows_read - sync->saved.rows_read, 0);
 		unsaved->bytes = Max(live->total.bytes - sync->saved.bytes, 0);
 		if (unsaved->windows > 0)
-		{
 			unsaved->delivered_at = live->delivered_at;
-			psync_figures_note(delivery);
-		}
 	}
 	else
 	{
@@ -65,6 +63,25 @@ psync_figures_begin(PsyncDelivery *delivery)
 		set_saved(live, sync, psync_reader_after(delivery->reader));
 	}
 	live->standby = false;
+}
+
+/*
+ * Has a predecessor delivered windows whose position is not saved?  It is not ours
+ * to save either before the target was asked for it: the position here is an
+ * earlier one.
+ */
+bool
+psync_figures_taken_over(const PsyncDelivery *delivery)
+{
+	return delivery->target == NULL && delivery->unsaved.windows > 0;
+}
+
+/* The target does not have what a predecessor had counted. */
+void
+psync_figures_forget(PsyncDelivery *delivery)
+{
+	memset(&delivery->unsaved, 0, sizeof(delivery->unsaved));
+	delivery->live.total = delivery->saved;
 }
 
 /* False: the position was set by hand meanwhile, and ours is void. */

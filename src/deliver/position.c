@@ -169,7 +169,7 @@ bool
 psync_position_adopt(PsyncDelivery *delivery, const char *remote)
 {
 	const char *ours = delivery->target_position;
-	const PsyncSnapshot *after = psync_reader_after(delivery->reader);
+	PsyncSnapshot *after;
 	PsyncSnapshot *there;
 	PsyncLastChange	mark;
 	bool		past;
@@ -183,6 +183,12 @@ psync_position_adopt(PsyncDelivery *delivery, const char *remote)
 	if (remote == NULL || (ours != NULL && strcmp(ours, remote) == 0))
 		return false;
 
+	/*
+	 * From where this delivery began: since then the reader may have passed
+	 * windows that held nothing at all, which is later than the target's
+	 * last one, if a predecessor delivered that and could not save it.
+	 */
+	after = psync_snapshot_parse(delivery->sync->position);
 	there = psync_snapshot_parse(remote);
 	psync_last_change_parse(&mark, remote);
 	past = psync_snapshot_covers(present(), there);
