@@ -17,6 +17,9 @@
 /* … or this many rows. */
 #define PSYNC_CHUNK_ROWS_MAX	65536
 
+/* A local transaction is ended when it is older than this. */
+#define PSYNC_TRANSACTION_MS	1000
+
 /* Progress is kept in memory at most this long. */
 #define PSYNC_SAVE_INTERVAL_MS	1000
 
@@ -91,7 +94,8 @@ typedef struct PsyncEngine
 							PsyncDeliveryFailure *failure);
 } PsyncEngine;
 
-/* Set from above when the library is loaded. */
+/* window.c; and the other, set from above when the library is loaded. */
+extern const PsyncEngine psync_window_engine;
 extern const PsyncEngine *psync_message_engine;
 
 struct PsyncDelivery
@@ -171,6 +175,7 @@ extern void psync_batch_read(void *arg);	/* arg: the PsyncBatch */
 extern bool psync_batch_send(PsyncDelivery *delivery, PsyncBatch *batch);
 
 /* deliver.c */
+extern bool psync_delivery_open_target(PsyncDelivery *delivery);
 extern void psync_delivery_next_transaction(PsyncDelivery *delivery);
 extern void psync_delivery_cycle_transaction(PsyncDelivery *delivery);
 extern bool psync_delivery_locate(PsyncDelivery *delivery, PsyncChange *change,
