@@ -359,8 +359,12 @@ SELECT payment_sync.create_sync('many', '{many}', server => 'target');
 SQL
 wait_delivered($source, $_) for 'many', 'pay';
 $long = PaymentSyncSession->new($source, 'postgres');
-$long->query(q(BEGIN; INSERT INTO later VALUES (-1, 'rolled back')));
-my $first = $source->safe_psql('postgres', "SELECT 'payment_sync.log_' || active FROM payment_sync.log_rotation");
+$long->query(q(BEGIN; INSERT INTO later SELECT -i, repeat('r', 1000) FROM generate_series(1, 50) i));
+my $first = $source->safe_psql('postgres', <<SQL);
+SELECT relation::regclass FROM pg_locks
+WHERE pid = @{[$long->pid]} AND relation::regclass::text ~ '^payment_sync.log_\\d\$'
+SQL
+like($first, qr/^payment_sync\.log_\d$/, "an open transaction has written to $first");
 my $file = $source->safe_psql('postgres', "SELECT pg_relation_filenode('$first')");
 backlog(2);
 wait_delivered($source, $_) for 'many', 'pay';
@@ -381,6 +385,7 @@ SQL
 $target->poll_query_until('postgres',
 	q(SELECT count(*) > 0 FROM pg_locks WHERE relation = 'many'::regclass AND NOT granted))
   or die 'no window waits for the table';
+is($source->safe_psql('postgres', "SELECT pg_relation_filenode('$first')"), $file, 'it keeps that table');
 $long->query('ROLLBACK');
 my $errors = stat($source, 'many', 'errors');
 tidy_until("SELECT pg_relation_filenode('$first') <> $file");
