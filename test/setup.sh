@@ -98,11 +98,13 @@ uninstall()
 		make -s -C "$SCRATCH/src" uninstall PG_CONFIG="$PG_CONFIG" >/dev/null 2>&1 || true
 }
 
-# as_user command…: run as the unprivileged user, in the scratch directory
+# as_user command…: run as the unprivileged user, in the scratch directory.  LANG
+# as well, since PostgreSQL's test modules take LC_ALL away, and servers would get
+# the encoding of whatever LANG the caller has.
 as_user()
 {
 	(cd "$SCRATCH" && runuser -u "$PGUSER_OS" -- env PATH="$PGBIN:$PATH" \
-		TMPDIR="$SCRATCH" LC_ALL=C.UTF-8 "$@")
+		TMPDIR="$SCRATCH" LANG=C.UTF-8 LC_ALL=C.UTF-8 "$@")
 }
 
 free_port()
