@@ -128,7 +128,7 @@ pass_fence(PsyncMessages *messages)
 
 /*
  * The next row of the batch's chunk, as an event.  It bears a position before
- * any change that the batch did not see (message_event.c).
+ * any change that the batch did not see (event.c).
  */
 static void
 feed_row(PsyncMessages *messages)
@@ -198,7 +198,7 @@ begin_chunk(PsyncMessages *messages)
 }
 
 /*
- * See message_event.c for what this is about.  A transaction that this window
+ * See event.c for what this is about.  A transaction that this window
  * does not see began after the mark was made, if the mark's xmax is not
  * above the window's xmin; so its positions are behind the mark's.
  */

@@ -67,7 +67,7 @@ run_on_letters(FunctionCallInfo fcinfo, const char *command)
  * retry_dead_letters(name, ids): they become parked events, due at once, with
  * their old ids and bodies.  At most ten thousand at a time, so that the
  * statement does not take long.  However many are asked for, the process that
- * delivers takes them in portions (message_park.c); a held one is known to it,
+ * delivers takes them in portions (park.c); a held one is known to it,
  * and goes on holding its keys.
  */
 Datum

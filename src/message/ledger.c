@@ -5,7 +5,7 @@
  * Of a target that cannot be read, nobody can say what it has; but how many
  * changes were captured for it, and where each of them is, can be said to the
  * last one.  The counts belong to the saved progress: they are written in its
- * transaction (message_save.c), so whatever a crash takes back, it takes back
+ * transaction (save.c), so whatever a crash takes back, it takes back
  * from both, and an event that is sent once more is counted once.
  *
  * Which changes are counted at any moment:
@@ -14,7 +14,7 @@
  *		of the window at hand up to its saved place
  *	2	those ahead of it whose events have a row in payment_sync.unsettled
  *
- * All others are pending; they are counted in the log (message_books.c).
+ * All others are pending; they are counted in the log (ledger_view.c).
  *
  * "captured" is counted as the reader hands the change over, the fates by what
  * happens to its event; that the two agree is no tautology, but what the view

@@ -5,7 +5,7 @@
  * The view's figures come from four places, all read under one snapshot, so
  * that they add up at any moment, however much is going on:
  *
- *		ledger_count	what the saved position has passed (message_ledger.c)
+ *		ledger_count	what the saved position has passed (ledger.c)
  *		unsettled		events that are parked, held or dead, row by row
  *		ledger_manual	what people have discarded, or had sent again
  *		the log			changes that nobody has counted yet: pending

@@ -1,24 +1,24 @@
 /*
  * message.h
- *		Delivery to targets that take messages; shared by message*.c only.
+ *		Delivery to targets that take messages; shared by the files of this folder only.
  *
  * doc/internals/messages.md explains the whole.  The files:
  *
- *	message.c			open, step, close; feeding the line from the log
- *	message_settings.c	the options that all such targets share
- *	message_event.c		events of changes (what formats look like)
- *	message_body.c		bodies of events: messages
- *	unmade.c			changes of which no event can be made
- *	message_transform.c	the subscriber's SQL expression
- *	message_keys.c		a hash table of keys
- *	message_line.c		the line: order, and how far all is settled
- *	message_send.c		attempts and their outcomes
- *	message_retry.c		delays, breaker, rate limit
- *	message_park.c		parked events and dead letters
- *	message_rows.c		their rows
- *	message_ledger.c	counts: what became of each change
- *	message_books.c		the view on those
- *	message_save.c		progress and statistics, made durable
+ *	engine.c		open, step, close; feeding the line from the log
+ *	settings.c		the options that all such targets share
+ *	event.c			events of changes (what formats look like)
+ *	body.c			bodies of events: messages
+ *	unmade.c		changes of which no event can be made
+ *	transform.c		the subscriber's SQL expression
+ *	keys.c			a hash table of keys
+ *	queue.c			the line: order, and how far all is settled
+ *	send.c			attempts and their outcomes
+ *	retry.c			delays, breaker, rate limit
+ *	park.c			parked events and dead letters
+ *	rows.c			their rows
+ *	ledger.c		counts: what became of each change
+ *	ledger_view.c	the view on those
+ *	save.c			progress and statistics, made durable
  *
  * Units of work, from small to large:
  *

@@ -4,10 +4,10 @@
  *
  * Both are rows of payment_sync.unsettled, body and all.  A row is written in
  * the transaction that lets the settled position pass its events
- * (message_save.c) or before, so an event is in the log or in a row or at the
+ * (save.c) or before, so an event is in the log or in a row or at the
  * target, never nowhere.  Until that transaction has committed the events keep
  * their places in the line.  Places of rows that the position has not passed
- * yet are saved as well (message_ledger.c), so none gets a second row.
+ * yet are saved as well (ledger.c), so none gets a second row.
  *
  * Of a parked message only what order needs is kept in memory: the hashes of
  * its keys and the tables it is about.  Its body is read when its time has

@@ -2,7 +2,7 @@
  * rows.c
  *		Writing the rows of payment_sync.unsettled.
  *
- * What parking and burying decide (message_park.c) is noted in memory, and
+ * What parking and burying decide (park.c) is noted in memory, and
  * written here within the transaction of a save.
  */
 #include "postgres.h"

@@ -4,7 +4,7 @@
  *
  * One transaction holds: how far all is settled, the parked events and dead
  * letters that were passed, what became of earlier ones, how the target fares,
- * the counters, and the books (message_ledger.c).  It need not wait for its own WAL to be flushed: if it is
+ * the counters, and the books (ledger.c).  It need not wait for its own WAL to be flushed: if it is
  * lost it is lost as a whole, and its events are sent again with the same ids
  * (P6); and no truncation of the log that relies on it can be on disk before
  * it, since that comes later in the WAL.

@@ -11,7 +11,7 @@
  * read tables; it should depend on nothing but the event, or the same event
  * sent again after a crash might look different.
  *
- * Its time is limited (message_event.c).
+ * Its time is limited (event.c).
  */
 #include "postgres.h"
 

@@ -2,7 +2,7 @@
  * message_options.h
  *		Options that servers of all transports for messages have in common.
  *
- * What they mean is the core's business (deliver/message*.c), which reads
+ * What they mean is the core's business (message/), which reads
  * them through its own services; a transport only lists them among its own:
  *
  *		const PsyncOption psync_NAME_options[] = {
@@ -12,7 +12,7 @@
  *		};
  *
  * Times are in milliseconds unless the meaning says otherwise.  Defaults are
- * in message_settings.c, which checks that they agree with each other.
+ * in message/settings.c, which checks that they agree with each other.
  */
 #ifndef PSYNC_MESSAGE_OPTIONS_H
 #define PSYNC_MESSAGE_OPTIONS_H
